@@ -1,0 +1,499 @@
+"""Reads the competition's files, checks them, decides the folds and caches the images.
+
+    python 00_prepare.py                                   # input/ → output/prepared/
+    python 00_prepare.py --size 384                        # adds a cache of another size; the folds stay
+    python 00_prepare.py --train-images train_images --image-column image_id --sample-submit sample_submission.csv
+
+Reads INPUT/train.csv, INPUT/sample_submit.csv, and the images straight out of INPUT/train.zip and INPUT/test.zip, or
+out of the folders INPUT/train and INPUT/test. Writes OUTPUT/prepared: folds.csv, test.csv, train_448.npy,
+test_448.npy, samples.png, prepared.json.
+"""
+
+from common import (
+    Parser,
+    UserError,
+    cpu_count,
+    file_hash,
+    listing,
+    number,
+    prepared_folder,
+    read_json,
+    replacing,
+    run,
+    say,
+    write_csv,
+    write_json,
+)
+
+
+def parse_args():
+    parser = Parser(__doc__)
+    add = parser.add_argument_group("images").add_argument
+    add("--size", type=number(int, 1), default=448, help="side in px of the cached images (thesis 3.1.1)")
+    add("--train-images", metavar="NAME", help="zip or folder in --input; by itself train.zip, else train")
+    add("--test-images", metavar="NAME", help="zip or folder in --input; by itself test.zip, else test")
+
+    add = parser.add_argument_group("tables").add_argument
+    add("--train-csv", default="train.csv", help="the table of images and labels")
+    add("--image-column", default="image_name", help="its column of image names")
+    add("--label-column", default="label", help="its column of labels")
+    add("--sample-submit", default="sample_submit.csv", help="the sample submission: the test images and the format")
+    add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether the sample has a header line")
+    add("--submit-value", choices=("auto", "probability", "label"), default="auto",
+        help="what its one value column wants; auto: the label where there are several classes or the sample shows "
+        "class names, else the probability of the second class")  # fmt: skip
+
+    add = parser.add_argument_group("folds (thesis 3.1.2)").add_argument
+    add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
+    add("--seed", type=number(int, 0), default=777, help="decides the folds (listing)")
+    add("--overwrite", action="store_true", help="make everything anew; models of the earlier folds are then refused")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
+
+import csv
+import hashlib
+import io
+import os
+import shutil
+import unicodedata
+import zipfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.model_selection import StratifiedKFold
+from tqdm import tqdm
+
+from data import augmentation, read_table
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+# ---------------------------------------------------------------- where the images are
+
+
+class ImageSource:
+    """A zip or a folder of images, found by the names that the competition's tables use.
+
+    A name is looked up as it stands, then without the archive's top folder, then without its ending (Kaggle's tables
+    often leave it out), wherever that leaves one file. Nothing is unpacked: archives are read where they lie, and a
+    name can only find a file that the archive or the folder lists.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        if path.is_dir():
+            self.zip = None
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            self.files = {file.relative_to(path).as_posix(): file for file in files}
+            identity = [(name, file.stat().st_size) for name, file in self.files.items()]
+        else:
+            try:
+                self.zip = zipfile.ZipFile(path)
+            except zipfile.BadZipFile as error:
+                raise UserError(f"{path} is no zip archive, or a damaged one ({error}): download it again") from None
+            entries = [entry for entry in self.zip.infolist() if not entry.is_dir()]
+            self.files = {entry_name(entry): entry for entry in entries}
+            identity = [(name, entry.file_size, entry.CRC) for name, entry in self.files.items()]
+        self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
+        self.files = {plain(name): file for name, file in self.files.items() if is_image(name)}
+        self.aliases = aliases(self.files)
+
+    def find(self, name):
+        """→ the key of the file that `name` means, or None."""
+        name = plain(name)
+        return name if name in self.files else self.aliases.get(name)
+
+    def read(self, key):
+        """→ the file's bytes."""
+        file = self.files[key]
+        return file.read_bytes() if self.zip is None else self.zip.read(file)
+
+
+def entry_name(entry):
+    """A zip entry's name. Without the UTF-8 mark it is UTF-8 all the same (macOS) or cp932 (Windows in Japan)."""
+    if entry.flag_bits & 0x800:
+        return entry.filename
+    raw = entry.filename.encode("cp437")  # what zipfile decoded it from
+    for encoding in ("utf-8", "cp932"):
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+    return entry.filename
+
+
+def plain(name):
+    """One spelling for a name: forward slashes, composed accents and kana (macOS decomposes them)."""
+    return unicodedata.normalize("NFC", name).replace("\\", "/")
+
+
+def is_image(name):
+    parts = name.split("/")
+    return "__MACOSX" not in parts and not parts[-1].startswith(".") and name.lower().endswith(IMAGE_ENDINGS)
+
+
+def aliases(files):
+    """Other names by which exactly one file can be meant: without the top folder, without the ending, or both."""
+    found = {}
+    for key in files:
+        _, slash, below = key.partition("/")
+        for name in {key, below if slash else key}:
+            for alias in {name, os.path.splitext(name)[0]} - {key}:
+                found.setdefault(alias, set()).add(key)
+    return {alias: keys.pop() for alias, keys in found.items() if len(keys) == 1}
+
+
+def image_source(args, part, given):
+    """The zip or folder of `part`: the one given by flag, else INPUT/part.zip, else INPUT/part."""
+    names = [given] if given else [f"{part}.zip", part]
+    for name in names:
+        path = args.input / name
+        if path.exists():
+            return ImageSource(path)
+    raise UserError(
+        f"{args.input / names[0]} is missing: put the competition's images there, or name them with --{part}-images"
+    )
+
+
+# ---------------------------------------------------------------- tables
+
+
+def read_rows(path, remedy):
+    """→ the rows of a CSV file, as lists of strings, without blank lines. UTF-8 (with or without BOM) or cp932."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        try:
+            text = raw.decode("cp932")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is neither UTF-8 nor cp932 text: save it as UTF-8") from None
+    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+    if not rows:
+        raise UserError(f"{path} is empty: {remedy}")
+    ragged = [str(i + 1) for i, row in enumerate(rows) if len(row) != len(rows[0])]
+    if ragged:
+        raise UserError(f"{path}: row {listing(ragged)} hasn't as many cells as the first ({len(rows[0])}): mend it")
+    return rows
+
+
+def read_labels(args):
+    """Reads the training table. → (image names, labels as given, the classes in order)."""
+    path = args.input / args.train_csv
+    header, *rows = read_rows(path, "put the competition's table there, or name it with --train-csv")
+    header = [cell.strip() for cell in header]
+    for flag, column in (("--image-column", args.image_column), ("--label-column", args.label_column)):
+        if header.count(column) != 1:
+            raise UserError(f"{path} has no single column {column!r} but {listing(header)}: name it with {flag}")
+    if not rows:
+        raise UserError(f"{path} has a header and no rows: download it again")
+    names = [row[header.index(args.image_column)] for row in rows]
+    labels = [row[header.index(args.label_column)].strip() for row in rows]
+    check_unique(path, names)
+    unlabelled = [name for name, label in zip(names, labels, strict=True) if label.lower() in ("", "nan")]
+    if unlabelled:
+        raise UserError(f"{path} has no label for {listing(unlabelled)}: label or remove them")
+    counts = Counter(labels)
+    if len(counts) < 2:
+        raise UserError(f"{path} has one class only ({labels[0]}): a classifier needs two")
+    small = [f"{label} ({count})" for label, count in counts.items() if count < args.folds]
+    if small:
+        raise UserError(f"{path} has fewer than {args.folds} images of {listing(small)}: add some, or lower --folds")
+    return names, labels, class_order(counts)
+
+
+def class_order(labels):
+    """Sorted as whole numbers where all are, else as strings. Of two classes, the second is the positive one."""
+    numeric = all(label.lstrip("-").isdecimal() for label in labels)
+    return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
+
+
+def check_unique(path, names):
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path} names {listing(repeated)} more than once: keep one row of each")
+
+
+def read_sample_submit(args, source, classes):
+    """Reads the sample submission. → (test image names in its order, the submission's format for prepared.json)."""
+    path = args.input / args.sample_submit
+    rows = read_rows(path, "put the competition's sample there, or name it with --sample-submit")
+    headed = {"yes": True, "no": False, "auto": source.find(rows[0][0]) is None}[args.submit_header]
+    header, rows = (rows[0], rows[1:]) if headed else (None, rows)
+    names = [row[0] for row in rows]
+    if not names:
+        raise UserError(f"{path} names no test image: download it again, or see --submit-header")
+    check_unique(path, names)
+    width = len(rows[0]) - 1
+    if width == 1:
+        value, columns = args.submit_value, None
+        if value == "auto":
+            shown = {row[1].strip() for row in rows}
+            value = "label" if len(classes) > 2 or (shown <= set(classes) and not is_number(classes)) else "probability"
+        if value == "probability" and len(classes) > 2:
+            raise UserError(f"{path} has one column for {len(classes)} classes: --submit-value label fills it")
+    else:
+        value, columns = "probability", [cell.strip() for cell in header[1:]] if header else classes
+        if sorted(columns) != sorted(classes) or width != len(classes):
+            raise UserError(
+                f"{path} has {width} value columns ({listing(columns)}), and the classes are {listing(classes)}: "
+                "there must be one column, or one for each class"
+            )
+    return names, dict(header=header, value=value, columns=columns)
+
+
+def is_number(texts):
+    return all(text.replace(".", "", 1).lstrip("-").isdecimal() for text in texts)
+
+
+# ---------------------------------------------------------------- one image
+
+
+def decode(data):
+    """The bytes of an image file → uint8 [H, W, 3] RGB, as a person sees it.
+
+    EXIF rotation is applied, palettes and CMYK are converted, 16 bits are scaled to 8, transparent parts stand on
+    white, an animation shows its first frame. Raises ValueError for what is no image, is truncated, or has no 8- or 16-bit
+    values. Pillow and not OpenCV, which gives a truncated JPEG back half grey, and drops transparency.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:
+        raise ValueError("no image" if data else "empty file") from None
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from None
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit values")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point values")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def resize(image, size):
+    """uint8 [H, W, 3] → [size, size, 3], bilinear, as albumentations' Resize in the thesis (3.1.1).
+
+    Where the image shrinks to less than half, bilinear would skip pixels and leave their noise; there the area's mean.
+    """
+    shrunk = min(image.shape[:2]) > 2 * size
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR)
+
+
+# ---------------------------------------------------------------- caches
+
+
+def find_all(source, names, table):
+    """→ the source's key for each name. Raises UserError naming what the source lacks."""
+    keys = [source.find(name) for name in names]
+    missing = [name for name, key in zip(names, keys, strict=True) if key is None]
+    if missing:
+        raise UserError(f"{source.path} lacks {len(missing)} of the images in {table}: {listing(missing)}")
+    check_unique(table, keys)  # two spellings of one file
+    return keys
+
+
+def check_disk(folder, needed):
+    """Raises UserError where `needed` bytes don't fit."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder} has {free / 2**30:.1f} GiB free and the caches need {needed / 2**30:.1f} GiB: "
+            "free some space, choose another --output, or a smaller --size"
+        )
+
+
+def cache(source, keys, size, path):
+    """Decodes every image once and writes uint8 [N, size, size, 3] to `path`. → the Counter of (width, height) seen.
+
+    Each thread writes its images to their place in the file, so memory doesn't grow with the data, and a disk that
+    fills up is an error and no bus error. All unreadable images are reported together.
+    """
+    header = io.BytesIO()
+    shape = (len(keys), size, size, 3)
+    np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
+    image_bytes, sizes, unreadable = size * size * 3, Counter(), []
+
+    def convert(task):
+        i, key = task
+        try:
+            image = decode(source.read(key))
+        except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zipfile.zlib.error) as error:
+            return f"{key} ({error})", None
+        os.pwrite(file.fileno(), resize(image, size).data, header.tell() + i * image_bytes)
+        return None, image.shape[1::-1]
+
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file, ThreadPoolExecutor(cpu_count()) as pool:
+            file.write(header.getvalue())
+            file.flush()
+            results = pool.map(convert, enumerate(keys))
+            for error, shape in tqdm(results, f"{path.name}", len(keys), unit="img", disable=None, leave=False):
+                if error:
+                    unreadable.append(error)
+                else:
+                    sizes[shape] += 1
+        if unreadable:
+            raise UserError(
+                f"{source.path} has {len(unreadable)} unreadable images: {listing(unreadable)}: replace them"
+            )
+    return sizes
+
+
+# ---------------------------------------------------------------- folds
+
+
+def make_folds(names, labels, classes, count, seed):
+    """Stratified folds, shuffled (thesis 3.1.2). → the table folds.csv."""
+    table = pd.DataFrame(dict(image_name=names, label=labels))
+    table["target"] = table.label.map({label: i for i, label in enumerate(classes)})
+    table["group"] = np.arange(len(table))
+    table["fold"] = -1
+    splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(table, table.target)
+    for fold, (_, held_out) in enumerate(splits):
+        table.loc[held_out, "fold"] = fold
+    return table
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def fold_table(folds, classes):
+    """Images of each class in each fold, with sums, as text."""
+    counts = pd.crosstab(folds.fold, folds.label)[classes]
+    counts.loc["all"] = counts.sum()
+    counts["all"] = counts.sum(axis=1)
+    counts.columns.name = None
+    return counts.rename_axis("fold").to_string()
+
+
+def size_line(sizes):
+    """'96 × 96 (12), 80 × 60 (3) and 4 more sizes, 40 to 900 px'"""
+    most = ", ".join(f"{w} × {h} ({n})" for (w, h), n in sizes.most_common(3))
+    sides = [side for size in sizes for side in size]
+    more = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
+    return f"{most}{more}; sides {min(sides)} to {max(sides)} px"
+
+
+def draw_samples(path, images, folds, classes, seed, columns=4):
+    """Images of each class before augmentation, and below each the same image after it (thesis figures 3.1 to 3.3)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rng, transform = np.random.default_rng(seed), augmentation("d4")
+    transform.set_random_seed(seed)
+    shown = classes[:10]
+    figure, axes = plt.subplots(
+        2 * len(shown), columns, figsize=(2 * columns + 1, 4.2 * len(shown)), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for row, label in enumerate(shown):
+        rows = np.flatnonzero(folds.label == label)
+        for column, i in enumerate(rng.choice(rows, min(columns, len(rows)), replace=False)):
+            before, after = axes[2 * row, column], axes[2 * row + 1, column]
+            before.imshow(images[i])
+            before.set_title(folds.image_name[i].replace("$", r"\$"), fontsize=8)
+            after.imshow(transform(image=np.array(images[i]))["image"])
+        axes[2 * row, 0].set_ylabel(f"label {label}".replace("$", r"\$"))
+        axes[2 * row + 1, 0].set_ylabel("augmented")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+    plt.close(figure)
+
+
+# ---------------------------------------------------------------- main
+
+
+def main():
+    args = ARGS
+    folder = prepared_folder(args)
+    names, labels, classes = read_labels(args)
+    train, test = image_source(args, "train", args.train_images), image_source(args, "test", args.test_images)
+    test_names, submission = read_sample_submit(args, test, classes)
+    train_keys = find_all(train, names, args.input / args.train_csv)
+    test_keys = find_all(test, test_names, args.input / args.sample_submit)
+    tables = hashlib.sha256(repr((names, labels, test_names)).encode()).hexdigest()
+    settings = dict(
+        made_from=dict(tables=tables, train_images=train.fingerprint, test_images=test.fingerprint),
+        classes=classes,
+        folds=args.folds,
+        seed=args.seed,
+        groups="none",
+        submission=submission,
+    )
+    earlier = earlier_prepared(folder, settings, args)
+    sizes = earlier["sizes"] if earlier else []
+    if args.size in sizes:
+        say(f"{folder} is up to date: {args.folds} folds, seed {args.seed}, sizes {listing(sizes)} px. Nothing to do.")
+        return
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not earlier:
+        remove_stale(folder)
+    check_disk(folder, (len(names) + len(test_names)) * args.size**2 * 3)
+    train_sizes = cache(train, train_keys, args.size, folder / f"train_{args.size}.npy")
+    test_sizes = cache(test, test_keys, args.size, folder / f"test_{args.size}.npy")
+    if not earlier:
+        write_csv(folder / "folds.csv", make_folds(names, labels, classes, args.folds, args.seed))
+        write_csv(folder / "test.csv", pd.DataFrame(dict(image_name=test_names)))
+    folds = read_table(folder / "folds.csv", "run it again")
+    draw_samples(
+        folder / "samples.png", np.load(folder / f"train_{args.size}.npy", mmap_mode="r"), folds, classes, args.seed
+    )
+    write_json(
+        folder / "prepared.json",
+        settings | dict(sizes=sorted([*sizes, args.size]), folds_hash=file_hash(folder / "folds.csv")),
+    )
+    say(f"train  {len(names)} images, {size_line(train_sizes)}; {len(train.files) - len(names)} that no row names")
+    say(
+        f"test   {len(test_names)} images, {size_line(test_sizes)}; {len(test.files) - len(test_names)} that no row names"
+    )
+    say(f"submission  {'with' if submission['header'] else 'no'} header, {submission['value']}")
+    say(f"\n{fold_table(folds, classes)}\n\nprepared {args.size} px → {folder} (look at samples.png)")
+
+
+def remove_stale(folder):
+    """Clears what an earlier or a broken run left, prepared.json first: without it nothing counts as prepared."""
+    for path in [folder / "prepared.json", *folder.glob("train_*.npy"), *folder.glob("test_*.npy")]:
+        path.unlink(missing_ok=True)
+
+
+def earlier_prepared(folder, settings, args):
+    """→ what an earlier run prepared from the same files with the same settings, or None where there is nothing yet.
+
+    Other folds under the same name would make every model trained so far look better or worse than it is: refused.
+    """
+    if args.overwrite or not (folder / "prepared.json").exists():
+        return None
+    earlier = read_json(folder / "prepared.json", "run python 00_prepare.py")
+    changed = [key for key, value in settings.items() if earlier.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{folder} was prepared with other {listing(changed)}: use another --output, or --overwrite to "
+            "prepare anew (models trained on the present folds are then refused)"
+        )
+    if file_hash(folder / "folds.csv") != earlier["folds_hash"]:
+        raise UserError(f"{folder / 'folds.csv'} was changed since: restore it, or --overwrite to make new folds")
+    return earlier
+
+
+if __name__ == "__main__":
+    run(main)

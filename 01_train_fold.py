@@ -1,0 +1,417 @@
+"""Trains one fold of an experiment and keeps its model and its out-of-fold predictions.
+
+    python 01_train_fold.py --fold 2
+    python 01_train_fold.py --fold 2 --exp nosampler --sampler shuffle
+    python 01_train_fold.py --fold 2 --exp convnext --model convnext_large.fb_in22k_ft_in1k \\
+        --epochs 3 --batch-size 8 --lr 7e-5
+
+Reads OUTPUT/prepared (made by 00_prepare.py). Writes OUTPUT/EXP/config.json, foldK.pt (the model), foldK.csv (the
+fold's predictions) and foldK_epochs.csv. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
+"""
+
+import ast
+
+from common import Parser, UserError, experiment_folder, number, read_json, replacing, run, say, write_csv, write_json
+
+
+def parse_args():
+    parser = Parser(__doc__)
+    add = parser.add_argument_group("what to run").add_argument
+    add("--fold", type=number(int, 0), required=True, help="the fold that is held out")
+    add("--exp", default="base", help="the experiment's name: its folder under --output")
+    add("--overwrite", action="store_true", help="train the fold again although it is finished")
+    add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
+    add("--workers", type=number(int, 0), help="image-loading processes; by itself up to 4 beside a GPU, else none")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+
+    add = parser.add_argument_group("model (thesis 3.4)").add_argument
+    add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", help="a timm name (thesis 3.4)")
+    add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="for timm.create_model: drop_path_rate=0.1")
+    add("--weights", default="hub", help="hub, none (from scratch), or a .safetensors or .pth file (thesis 3.4)")
+    add("--head", choices=("linear", "fresh"), default="linear", help="linear: the model's own outputs kept, and a "
+        "linear layer behind them (thesis 3.4); fresh: timm's classifier for these classes")  # fmt: skip
+    add("--tune", choices=("all", "head"), default="all", help="the listing trains all, the text the head (thesis 3.4)")
+    add("--norm", choices=("thesis", "model"), default="thesis",
+        help="mean and std 0.5 (listing), or what the weights were trained with")  # fmt: skip
+
+    add = parser.add_argument_group("images and batches (thesis 3.1, 3.2)").add_argument
+    add("--size", type=number(int, 1), default=448, help="side in px, prepared by 00_prepare.py (thesis 3.1.1)")
+    add("--augment", choices=("d4", "none"), default="d4", help="flips and quarter turns (thesis 3.1.1)")
+    add("--sampler", choices=("imbalanced", "shuffle"), default="imbalanced", help="imbalanced: classes drawn equally "
+        "often, with replacement; shuffle: each image once (thesis 3.2.1, 4.3)")  # fmt: skip
+    add("--batch-size", type=number(int, 1), default=17, help="images a batch (thesis 4.1)")
+    add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
+
+    add = parser.add_argument_group("training (thesis 3.3 to 3.6, 4.1)").add_argument
+    add("--epochs", type=number(int, 1), default=2, help="passes over the training folds (thesis 4.1)")
+    add("--loss", choices=("cce", "ce"), default="cce", help="complement cross entropy or cross entropy (thesis 3.6.1)")
+    add(
+        "--optimizer", default="ranger21", help="ranger21 (thesis 3.5.1) or the name of a timm optimiser, such as adamw"
+    )
+    add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate (thesis 4.1)")
+    add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down (thesis 4.1)")
+    add("--weight-decay", type=number(float, 0), default=1e-4, help="Ranger21's own default (thesis 3.5.1)")
+    add("--amp", choices=("auto", "fp16", "bf16", "none"), default="auto",
+        help="mixed precision (thesis 3.3.1); auto: fp16 on a GPU, none on the CPU")  # fmt: skip
+    add(
+        "--keep", choices=("best", "last"), default="best", help="the kept epoch: best validation AUC (listing) or last"
+    )
+    add("--seed", type=number(int, 0), default=777, help="decides all that is random (listing)")
+    args = parser.parse_args()
+    args.model_kwargs = dict(key_value(parser, text) for text in args.model_kwargs)
+    if args.lr < args.min_lr:
+        parser.error(f"--lr {args.lr} is below --min-lr {args.min_lr}, so the warm-down would raise it: lower --min-lr")
+    return args
+
+
+def key_value(parser, text):
+    """'drop_path_rate=0.1' → ('drop_path_rate', 0.1)"""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        parser.error(f"--model-kwargs {text}: write KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
+
+import contextlib
+import copy
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm.optim
+import torch
+import torch.nn.functional as F
+from ranger21 import Ranger21
+from torch.utils.data import DataLoader
+from torchsampler import ImbalancedDatasetSampler
+
+import model as models
+from data import Images, accuracy, auc, augmentation, logit_columns, open_images, read_prepared, softmax
+
+NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "input", "output")
+WINDOW = 1024  # images that the running scores of the bar look back on, so that they cost the same all epoch long
+
+# ---------------------------------------------------------------- settings
+
+
+def resolve(args):
+    """→ (config: the settings that make the experiment, device). `auto` is replaced by what it means here."""
+    config = {key: value for key, value in vars(args).items() if key not in NOT_SETTINGS}
+    device = models.pick_device(config.pop("device"))
+    config["amp"] = models.pick_amp(args.amp, device)
+    if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
+        raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
+    if args.optimizer != "ranger21" and args.optimizer not in timm.optim.list_optimizers():
+        raise UserError(f"--optimizer {args.optimizer} is neither ranger21 nor one of timm's: adamw, sgd, lamb, lion …")
+    return config, device
+
+
+def claim_config(folder, config):
+    """Writes config.json, or checks that the experiment's other folds were trained with the same settings."""
+    path = folder / "config.json"
+    if not path.exists() or not any(folder.glob("fold*.pt")):
+        write_json(path, config)
+        return
+    earlier = read_json(path, f"remove {folder}")
+    changed = [
+        f"{key} was {earlier.get(key)!r} and is now {config.get(key)!r}"
+        for key in sorted(earlier.keys() | config.keys())
+        if earlier.get(key) != config.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"experiment {folder.name} has folds trained with other settings: {'; '.join(changed)}. "
+            f"Give another --exp, or remove {folder}"
+        )
+
+
+# ---------------------------------------------------------------- loss
+
+
+def complement_cross_entropy(logits, targets):
+    """Complement cross entropy (Kim, Lee and Jeon 2021, arXiv 2009.02189; thesis 3.6.1), the mean over the batch.
+
+    logits float [B, K], targets int [B] → a float32 scalar: cross entropy minus 1 / (K - 1) times the entropy of the
+    softmax over the *other* classes, which is thereby made uniform. With two classes there is one other class, its
+    entropy is 0, and the loss is cross entropy.
+
+    The softmax without the target's logit is the paper's p_j / (1 - p_target), but needs no division by a number that
+    rounds to 0. The thesis' listing has K for K - 1 and the opposite sign, which sharpens what the paper levels; for
+    its two classes both are 0.
+    """
+    logits = logits.float()
+    is_target = F.one_hot(targets, logits.shape[1]).bool()
+    log_q = F.log_softmax(logits.masked_fill(is_target, -torch.inf), dim=1).masked_fill(is_target, 0)
+    q = log_q.exp().masked_fill(is_target, 0)
+    entropy = -(q * log_q).sum(dim=1).mean()
+    return F.cross_entropy(logits, targets) - entropy / (logits.shape[1] - 1)
+
+
+def cross_entropy(logits, targets):
+    return F.cross_entropy(logits.float(), targets)
+
+
+LOSSES = {"cce": complement_cross_entropy, "ce": cross_entropy}
+
+# ---------------------------------------------------------------- batches
+
+
+def draw_epoch(labels, config, fold, epoch):
+    """The training images of an epoch, in order: a list of (position in the training folds, augmentation seed).
+
+    "imbalanced" draws with replacement, each class equally often, through torchsampler (thesis 3.2.1). The draw depends
+    on the seed, the fold and the epoch alone.
+    """
+    seeds = np.random.SeedSequence([config["seed"], fold, epoch]).generate_state(len(labels) + 1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seeds[-1]))  # the global generator is the only one that torchsampler takes
+        if config["sampler"] == "imbalanced":
+            order = list(ImbalancedDatasetSampler(labels, labels=labels.tolist()))
+        else:
+            order = torch.randperm(len(labels)).tolist()
+    return list(zip(order, seeds[:-1].tolist(), strict=True))
+
+
+def training_batches(images, rows, targets, config, fold, epoch, workers, device):
+    """A DataLoader over one epoch's draw, the last incomplete batch dropped (listing, `drop_last`)."""
+    return DataLoader(
+        Images(images, rows, targets, augmentation(config["augment"])),
+        sampler=draw_epoch(targets, config, fold, epoch),
+        batch_size=config["batch_size"],
+        drop_last=True,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=models.ignore_ctrl_c,
+    )
+
+
+# ---------------------------------------------------------------- optimiser
+
+
+def learning_rate(step, steps, config):
+    """Ranger21's schedule, for the other optimisers: linear warm-up, flat, linear warm-down to --min-lr (thesis 3.5.1).
+
+    step counts from 1 to steps. The warm-up takes 2000 steps or, in short runs, 22 %; the warm-down begins at 72 %.
+    """
+    warm_up = 2000 if 0.45 * steps >= 2000 else int(0.22 * steps)
+    begin = int(0.72 * steps)
+    rate = config["lr"] * min(1.0, step / max(1, warm_up))
+    if step >= begin:
+        rate = config["lr"] - (config["lr"] - config["min_lr"]) * min(1.0, (step + 1 - begin) / (steps - begin + 1))
+    return rate
+
+
+def make_optimizer(module, config, steps_per_epoch):
+    """→ (optimiser, its learning-rate scheduler or None: Ranger21 has its own). Raises UserError where timm can't."""
+    if config["optimizer"] == "ranger21":
+        with quiet():
+            return Ranger21(
+                [p for p in module.parameters() if p.requires_grad],
+                lr=config["lr"],
+                weight_decay=config["weight_decay"],
+                num_batches_per_epoch=steps_per_epoch,
+                num_epochs=config["epochs"],
+                warmdown_min_lr=config["min_lr"],
+                logging_active=False,  # it would keep every step's variance, at a synchronisation each
+            ), None
+    try:
+        optimizer = timm.optim.create_optimizer_v2(
+            module, config["optimizer"], lr=config["lr"], weight_decay=config["weight_decay"]
+        )
+    except (ImportError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"--optimizer {config['optimizer']} can't be made here ({error}): try adamw") from None
+    steps = steps_per_epoch * config["epochs"]
+    factor = lambda done: learning_rate(min(done + 1, steps), steps, config) / config["lr"]  # noqa: E731
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def current_lr(optimizer):
+    """The learning rate that the next step uses; Ranger21's `param_groups` never move."""
+    return optimizer.current_lr if isinstance(optimizer, Ranger21) else optimizer.param_groups[0]["lr"]
+
+
+def quiet():
+    """Ranger21 prints two dozen lines of settings, and notes at every change of its schedule."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+# ---------------------------------------------------------------- one epoch
+
+
+def scores(criterion, logits, targets):
+    """Loss, accuracy and AUC of logits [N, K] and targets [N]; the AUC on probabilities, in training as well."""
+    probabilities = softmax(logits)
+    loss = criterion(torch.as_tensor(logits), torch.as_tensor(targets)).item()
+    return dict(loss=loss, accuracy=accuracy(targets, probabilities), auc=auc(targets, probabilities))
+
+
+def set_training_mode(classifier, tune):
+    """Dropout and batch statistics move only where weights are trained."""
+    classifier.eval()
+    classifier.tuned(tune).train()
+
+
+def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, description):
+    """One pass over the loader's batches. → the scores over all its images (in training mode, as they came)."""
+    set_training_mode(classifier, config["tune"])
+    seen_logits, seen_targets, last_shown = [], [], time.monotonic()
+    steps = len(loader)
+    look_back = -(-WINDOW // config["batch_size"])
+    with models.progress(steps * config["batch_size"], description) as bar:
+        for step, (images, targets) in enumerate(loader):
+            images, targets = models.to_device(images, device), targets.to(device, non_blocking=True)
+            with models.autocast(device, config["amp"]):
+                logits = classifier(images)
+            loss = criterion(logits, targets)
+            if not torch.isfinite(loss):
+                raise UserError(
+                    f"{description}: the loss is {loss.item()} at step {step + 1} of {steps}, "
+                    f"lr {current_lr(optimizer):.3g}: lower --lr, or train with --amp bf16 or none"
+                )
+            first = step - step % config["accumulate"]
+            scaler.scale(loss / min(config["accumulate"], steps - first)).backward()
+            if step + 1 - first == config["accumulate"] or step + 1 == steps:
+                update(optimizer, scheduler, scaler)
+            seen_logits.append(logits.detach())
+            seen_targets.append(targets)
+            bar.update(len(images))
+            if not bar.disable and time.monotonic() - last_shown > 0.5:
+                last_shown = time.monotonic()
+                window = numpy(seen_logits[-look_back:]), numpy(seen_targets[-look_back:])
+                shown = {key: f"{value:.4f}" for key, value in scores(criterion, *window).items()}
+                bar.set_postfix(shown | {"lr": f"{current_lr(optimizer):.2e}"})
+    return scores(criterion, numpy(seen_logits), numpy(seen_targets))
+
+
+def update(optimizer, scheduler, scaler):
+    """One step of the optimiser, unless the GradScaler skips it for gradients that overflowed."""
+    with quiet():
+        scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    if scheduler is not None:
+        scheduler.step()
+
+
+def numpy(tensors):
+    return torch.cat(tensors).cpu().numpy()
+
+
+# ---------------------------------------------------------------- one fold
+
+
+def train_fold(classifier, images, folds, fold, config, device, workers, folder):
+    """Trains all epochs (thesis 4.2). → {"best" and "last": dict(epoch, scores, logits, and weights of the kept one)}.
+
+    "best" is the epoch with the best validation AUC, the later of equals (listing, `>=`).
+    """
+    targets = folds.target.to_numpy(np.int64)
+    train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
+    steps = len(train_rows) // config["batch_size"]
+    if steps == 0:
+        raise UserError(
+            f"--batch-size {config['batch_size']} is more than the {len(train_rows)} training images: lower it"
+        )
+    criterion = LOSSES[config["loss"]]
+    classifier.requires_grad_(False)
+    classifier.tuned(config["tune"]).requires_grad_(True)
+    optimizer, scheduler = make_optimizer(classifier.tuned(config["tune"]), config, -(-steps // config["accumulate"]))
+    scaler = torch.amp.GradScaler(device.type, enabled=config["amp"] == "fp16")
+
+    rows, kept = [], {}
+    for epoch in range(1, config["epochs"] + 1):
+        began = time.perf_counter()
+        name = f"fold {fold} epoch {epoch}/{config['epochs']}"
+        loader = training_batches(images, train_rows, targets[train_rows], config, fold, epoch, workers, device)
+        train = train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, name)
+        seconds = time.perf_counter() - began
+        logits = models.predict(
+            classifier, images, valid_rows, config["batch_size"], device, config["amp"], workers, f"{name} valid"
+        )
+        valid = scores(criterion, logits, targets[valid_rows])
+        rows.append(
+            {"epoch": epoch}
+            | {f"train_{key}": value for key, value in train.items()}
+            | {f"valid_{key}": value for key, value in valid.items()}
+            | {"lr": current_lr(optimizer), "seconds": time.perf_counter() - began}
+            | {"images_per_second": steps * config["batch_size"] / seconds}
+        )
+        say(epoch_line(name, rows[-1]))
+        write_csv(folder / f"fold{fold}_epochs.csv", pd.DataFrame(rows))
+        kept["last"] = dict(epoch=epoch, scores=valid, logits=logits)
+        if "best" not in kept or not valid["auc"] < kept["best"]["scores"]["auc"]:
+            kept["best"] = kept["last"] | weights_if(classifier, config["keep"] == "best")
+    kept["last"] |= weights_if(classifier, config["keep"] == "last")
+    return kept
+
+
+def weights_if(classifier, wanted):
+    return {"weights": copy.deepcopy({k: v.cpu() for k, v in classifier.state_dict().items()})} if wanted else {}
+
+
+def epoch_line(name, row):
+    return (
+        f"{name}  train loss {row['train_loss']:.4f} acc {row['train_accuracy']:.4f} auc {row['train_auc']:.4f}  "
+        f"valid loss {row['valid_loss']:.4f} acc {row['valid_accuracy']:.4f} auc {row['valid_auc']:.4f}  "
+        f"lr {row['lr']:.2e}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s"
+    )
+
+
+def save_fold(folder, fold, kept, config, prepared, folds):
+    """Writes foldK.csv, then foldK.pt, whose presence says that the fold is finished."""
+    table = folds.loc[folds.fold == fold, ["image_name", "target"]].reset_index(drop=True)
+    for kind in ("best", "last"):
+        table[logit_columns(kind, prepared["classes"])] = kept[kind]["logits"]
+    write_csv(folder / f"fold{fold}.csv", table)
+    chosen = kept[config["keep"]]
+    saved = dict(
+        model=chosen["weights"],
+        config=config,
+        classes=prepared["classes"],
+        fold=fold,
+        folds_hash=prepared["folds_hash"],
+        epoch=chosen["epoch"],
+        scores=chosen["scores"],
+    )
+    with replacing(folder / f"fold{fold}.pt") as temporary, open(temporary, "wb") as file:
+        torch.save(saved, file)  # to a file object: given a path, torch writes its name into the archive
+
+
+def main():
+    args = ARGS
+    config, device = resolve(args)
+    workers = models.pick_workers(args.workers, device)
+    if args.print_config:
+        print(json.dumps(config | dict(fold=args.fold, exp=args.exp, device=str(device), workers=workers), indent=1))
+        return
+    folder = experiment_folder(args, args.exp)
+    prepared, folds = read_prepared(args)
+    if args.fold >= prepared["folds"]:
+        raise UserError(f"--fold {args.fold}: there are folds 0 to {prepared['folds'] - 1}")
+    images = open_images(args, prepared, "train", args.size, len(folds))
+    config["folds_hash"] = prepared["folds_hash"]
+    claim_config(folder, config)
+    if (folder / f"fold{args.fold}.pt").exists() and not args.overwrite:
+        say(f"fold {args.fold} of {args.exp} is finished (--overwrite trains it again)")
+        return
+
+    torch.manual_seed(np.random.SeedSequence([args.seed, args.fold]).generate_state(1).item())
+    classifier = models.build_model(config, len(prepared["classes"])).to(device)
+    kept = train_fold(classifier, images, folds, args.fold, config, device, workers, folder)
+    save_fold(folder, args.fold, kept, config, prepared, folds)
+    chosen = kept[args.keep]
+    score = f"epoch {chosen['epoch']}, valid AUC {chosen['scores']['auc']:.4f}"
+    say(f"fold {args.fold} of {args.exp}: kept {score} → {folder / f'fold{args.fold}.pt'}")
+
+
+if __name__ == "__main__":
+    run(main)

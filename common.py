@@ -1,0 +1,157 @@
+"""What the four scripts share and what must answer at once: flags, one-line errors, files written whole.
+
+Imports the standard library only, so that a wrong flag or --help answers before torch is loaded. Reading and scoring
+is in data.py, everything that needs torch is in model.py.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+# ---------------------------------------------------------------- errors
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its message names the file, the row or the flag, and says what to do."""
+
+
+def run(main):
+    """Calls `main()`. A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(fail(error))
+
+
+def fail(message):
+    """Prints the one line of a user's mistake. → the exit code, 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    return 2
+
+
+def listing(items, most=10):
+    """'a, b, c and 4 more': the first ten of many culprits, the rest counted."""
+    items = [str(item) for item in items]
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + rest
+
+
+def _one_line_for_ctrl_c(kind, error, trace, default=sys.excepthook):
+    """Ctrl-C needs no traceback. The process still dies of SIGINT, so that a shell loop around it stops as well."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C; files are whole, run it again to go on", file=sys.stderr)
+    else:
+        default(kind, error, trace)
+
+
+sys.excepthook = _one_line_for_ctrl_c
+
+# ---------------------------------------------------------------- flags
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, defaults in the help, no abbreviated flags, and --input and --output."""
+
+    def __init__(self, doc):
+        super().__init__(description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
+        folders = self.add_argument_group("folders")
+        folders.add_argument("--input", type=Path, default=Path("input"), help="the competition's files, only read")
+        folders.add_argument("--output", type=Path, default=Path("output"), help="everything that the kit writes")
+
+    def error(self, message):
+        sys.exit(fail(f"{message} (--help lists the flags)"))
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands, and every default."""
+
+
+def number(kind, minimum=None, above=None):
+    """An argparse type: an int or float with a lower bound, so that 0 epochs or a NaN rate is refused by name."""
+
+    def parse(text):
+        value = kind(text)
+        if (minimum is not None and not value >= minimum) or (above is not None and not value > above):
+            bound = f"at least {minimum}" if minimum is not None else f"above {above}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        return value
+
+    parse.__name__ = "whole number" if kind is int else "number"  # argparse: "invalid whole number value: 'x'"
+    return parse
+
+
+# ---------------------------------------------------------------- files
+
+
+def prepared_folder(args):
+    return args.output / "prepared"
+
+
+def experiment_folder(args, name):
+    """OUTPUT/EXP. A name is one plain folder name, and not that of the prepared data."""
+    if not name or name != Path(name).name or name in (".", "..", "prepared"):
+        raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
+    return args.output / name
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+
+    The data is on disk before the name is: a reader, a crash or a power cut sees the old file or the new one, never
+    half of it. A disk that is full or can't be written is the user's to mend, so it ends as a UserError.
+    """
+    temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror or error}): mend that, or use another --output"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path, table):
+    """Writes a pandas table without its index; floats in the 9 digits that give a float32 back exactly."""
+    with replacing(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
+
+
+def read_json(path, remedy):
+    """Reads a file that another script wrote; `remedy` says which command makes it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, then {remedy}") from None
+
+
+def file_hash(path):
+    """SHA-256 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cpu_count():
+    """The cores that this process may use, which in a container or under Slurm are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(*words):
+    """Prints at once, also into a pipe or a log file."""
+    print(*words, flush=True)
