@@ -70,7 +70,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import StratifiedKFold
 from tqdm import tqdm
 
-from data import augmentation, read_table
+from data import Augmentation, read_table
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -262,8 +262,8 @@ def decode(data):
     """The bytes of an image file → uint8 [H, W, 3] RGB, as a person sees it.
 
     EXIF rotation is applied, palettes and CMYK are converted, 16 bits are scaled to 8, transparent parts stand on
-    white, an animation shows its first frame. Raises ValueError for what is no image, is truncated, or has no 8- or 16-bit
-    values. Pillow and not OpenCV, which gives a truncated JPEG back half grey, and drops transparency.
+    white, an animation shows its first frame. Raises ValueError for what is no image, is truncated, or has no 8- or
+    16-bit values. Pillow and not OpenCV, which gives a truncated JPEG back half grey, and drops transparency.
     """
     try:
         with Image.open(io.BytesIO(data)) as opened:
@@ -397,8 +397,7 @@ def draw_samples(path, images, folds, classes, seed, columns=4):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rng, transform = np.random.default_rng(seed), augmentation("d4")
-    transform.set_random_seed(seed)
+    rng, augment = np.random.default_rng(seed), Augmentation("d4")
     shown = classes[:10]
     figure, axes = plt.subplots(
         2 * len(shown), columns, figsize=(2 * columns + 1, 4.2 * len(shown)), squeeze=False, layout="constrained"
@@ -411,7 +410,7 @@ def draw_samples(path, images, folds, classes, seed, columns=4):
             before, after = axes[2 * row, column], axes[2 * row + 1, column]
             before.imshow(images[i])
             before.set_title(folds.image_name[i].replace("$", r"\$"), fontsize=8)
-            after.imshow(transform(image=np.array(images[i]))["image"])
+            after.imshow(augment(images[i], seed=int(i)))
         axes[2 * row, 0].set_ylabel(f"label {label}".replace("$", r"\$"))
         axes[2 * row + 1, 0].set_ylabel("augmented")
     with replacing(path) as temporary:
@@ -462,10 +461,8 @@ def main():
         folder / "prepared.json",
         settings | dict(sizes=sorted([*sizes, args.size]), folds_hash=file_hash(folder / "folds.csv")),
     )
-    say(f"train  {len(names)} images, {size_line(train_sizes)}; {len(train.files) - len(names)} that no row names")
-    say(
-        f"test   {len(test_names)} images, {size_line(test_sizes)}; {len(test.files) - len(test_names)} that no row names"
-    )
+    for part, source, used, seen in (("train", train, names, train_sizes), ("test", test, test_names, test_sizes)):
+        say(f"{part:5}  {len(used)} images, {size_line(seen)}; {len(source.files) - len(used)} more that no row names")
     say(f"submission  {'with' if submission['header'] else 'no'} header, {submission['value']}")
     say(f"\n{fold_table(folds, classes)}\n\nprepared {args.size} px → {folder} (look at samples.png)")
 

@@ -95,7 +95,7 @@ from torch.utils.data import DataLoader
 from torchsampler import ImbalancedDatasetSampler
 
 import model as models
-from data import Images, accuracy, auc, augmentation, logit_columns, open_images, read_prepared, softmax
+from data import Augmentation, Images, accuracy, auc, logit_columns, open_images, read_prepared, softmax
 
 NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "input", "output")
 WINDOW = 1024  # images that the running scores of the bar look back on, so that they cost the same all epoch long
@@ -184,7 +184,7 @@ def draw_epoch(labels, config, fold, epoch):
 def training_batches(images, rows, targets, config, fold, epoch, workers, device):
     """A DataLoader over one epoch's draw, the last incomplete batch dropped (listing, `drop_last`)."""
     return DataLoader(
-        Images(images, rows, targets, augmentation(config["augment"])),
+        Images(images, rows, targets, Augmentation(config["augment"])),
         sampler=draw_epoch(targets, config, fold, epoch),
         batch_size=config["batch_size"],
         drop_last=True,

@@ -31,6 +31,7 @@ from data import accuracy, auc, read_oof, read_table, softmax
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+MOST_EPOCHS = 5  # shown in the table
 MOST_CURVES = 10  # classes drawn in roc.png; more would be a tangle
 
 # ---------------------------------------------------------------- tables
@@ -47,11 +48,13 @@ def read_epochs(folder, folds):
 
 
 def epoch_table(epochs):
-    """The thesis' table 4.2: train and valid AUC per fold and epoch, as text."""
-    table = epochs.pivot(index="fold", columns="epoch", values=["train_auc", "valid_auc"])
+    """The thesis' table 4.2 as text: train and valid AUC per fold and epoch. Of many epochs, some."""
+    last = epochs.epoch.max()
+    shown = sorted({round(x) for x in np.linspace(1, last, min(last, MOST_EPOCHS))})
+    table = epochs[epochs.epoch.isin(shown)].pivot(index="fold", columns="epoch", values=["train_auc", "valid_auc"])
     table.loc["mean"] = table.mean()
     table.columns = [f"{kind.replace('_auc', '')} {epoch}" for kind, epoch in table.columns]
-    return table.rename_axis("AUC").to_string(float_format="{:.4f}".format, line_width=118)
+    return table.rename_axis("fold").to_string(float_format="{:.4f}".format)
 
 
 def confusion_text(matrix, classes):
@@ -91,7 +94,7 @@ def draw_confusion(path, matrix, classes):
 
 
 def draw_roc(path, targets, probabilities, folds, classes):
-    """Two classes: the curve of every fold and the pooled one (thesis figure 2.1). More: each class against the rest."""
+    """Two classes: each fold's curve and the pooled one (thesis figure 2.1). More: each class against the rest."""
     figure, axis = plt.subplots(figsize=(5.5, 5.5), layout="constrained")
     if len(classes) == 2:
         for fold in sorted(folds.unique()):
@@ -144,7 +147,7 @@ def main():
     draw_roc(folder / "roc.png", targets, probabilities, folds.fold, classes)
     draw_curves(folder / "curves.png", epochs)
 
-    say(f"{epoch_table(epochs)}\n\n{confusion_text(matrix, classes)}\n")
+    say(f"AUC by epoch\n{epoch_table(epochs)}\n\n{confusion_text(matrix, classes)}\n")
     say(f"kept epoch: {config['keep']}, AUC of the folds {', '.join(f'{score:.4f}' for score in by_fold)}")
     say(f"mean of the folds' AUC {np.mean(by_fold):.4f}   accuracy {accuracy(targets, probabilities):.4f}")
     say(f"CV (pooled out-of-fold AUC) {auc(targets, probabilities):.4f}   → {folder / 'oof.csv'} and pictures")

@@ -97,7 +97,8 @@ def check_submission(path, names, classes, submission):
         assert set(cells) <= set(classes), "a predicted label is none of the training labels"
     else:
         values = np.array(cells, np.float64)
-        assert np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1, "a probability isn't in [0, 1]"
+        assert np.isfinite(values).all(), "a probability is no number"
+        assert 0 <= values.min() <= values.max() <= 1, "a probability isn't in [0, 1]"
 
 
 # ---------------------------------------------------------------- scores of a competition that has ended
@@ -107,9 +108,7 @@ def read_solution(path, names, classes):
     """→ (targets [N] in the order of `names`, {"public": mask, "private": mask})."""
     table = read_table(path, "it was there a moment ago")
     if not {"image_name", "label", "usage"} <= set(table.columns) or not set(names) <= set(table.image_name):
-        raise UserError(
-            f"{path} needs the columns image_name, label, usage and a row per test image: mend or remove it"
-        )
+        raise UserError(f"{path} needs columns image_name, label, usage and a row per test image: mend or remove it")
     table = table.set_index("image_name").loc[names]
     if not set(table.label) <= set(classes):
         raise UserError(f"{path} has labels that the training set hasn't: mend or remove it")

@@ -25,6 +25,9 @@ def run(main):
         main()
     except UserError as error:
         sys.exit(fail(error))
+    except BrokenPipeError:  # the reader of our output, `| head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def fail(message):

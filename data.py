@@ -54,18 +54,27 @@ def open_images(args, prepared, part, size, count):
 # ---------------------------------------------------------------- augmentation
 
 
-def augmentation(name):
-    """The random transform of the training images: uint8 [H, W, 3] in and out (thesis 3.1.1). None for "none".
+class Augmentation:
+    """The random transform of the training images (thesis 3.1.1): (uint8 [H, W, 3], seed) → the same shape.
 
     "d4" is the thesis': horizontal flip, quarter turns and vertical flip, each with probability one half. Geometry
     only, on bytes: resizing is done once, in 00_prepare.py, and normalisation on the device, in model.py.
     """
-    if name == "none":
-        return None
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the import asks the network for a newer version
-    import albumentations as A  # imported here: it takes a second that 02_oof.py needn't wait for
 
-    return A.Compose([A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5)])
+    def __init__(self, name):
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the import asks the network for a newer version
+        import albumentations as A  # imported here: it takes a second that 02_oof.py needn't wait for
+
+        d4 = (A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5))
+        self.transforms = {"d4": d4, "none": ()}[name]
+
+    def __call__(self, image, seed):
+        # Seeded one by one: A.Compose gives all its transforms the same seed, and then both flips happen or neither,
+        # so that no image is ever mirrored (albumentations 2.0.8).
+        for k, transform in enumerate(self.transforms):
+            transform.set_random_seed(seed + k)
+            image = transform(image=image)["image"]
+        return image
 
 
 class Images:
@@ -86,8 +95,7 @@ class Images:
         i, seed = index
         image = self.images[self.rows[i]]
         if self.transform is not None:
-            self.transform.set_random_seed(int(seed))
-            image = self.transform(image=image)["image"]
+            image = self.transform(image, seed)
         return np.array(image), self.targets[i]  # a contiguous copy: flips are views, the memory map is read-only
 
 

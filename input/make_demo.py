@@ -29,6 +29,10 @@ import numpy as np
 SIDE = 320  # px of a product's photo, before the copies are cut from it
 SHARE_OF_DRINKS = 0.46
 PUBLIC_SHARE = 0.5
+WIDTHS = {
+    0: (0.9, 1.25),
+    1: (0.75, 1.0),
+}  # so that stout drinks and slim foods overlap: the outline decides, not the width
 SYLLABLES = [
     "ka",
     "ri",
@@ -64,8 +68,8 @@ GOODS = {
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "demo", help="where the files go")
-    parser.add_argument("--products", type=int, default=360, help="products in the training set (default 360)")
-    parser.add_argument("--test-products", type=int, default=200, help="other products, in the test set (default 200)")
+    parser.add_argument("--products", type=int, default=250, help="products in the training set (default 250)")
+    parser.add_argument("--test-products", type=int, default=150, help="other products, in the test set (default 150)")
     parser.add_argument("--copies", type=int, default=3, help="most images of one product; at least 1 (default 3)")
     parser.add_argument("--side", type=int, default=160, help="side of a typical image in px (default 160)")
     parser.add_argument("--seed", type=int, default=777, help="decides every pixel (default 777)")
@@ -124,6 +128,13 @@ class Canvas:
     def ellipse(self, x, y, rx, ry, fill, outline=True):
         angles = np.linspace(0, 2 * np.pi, 49)[:-1]
         self.polygon(np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1), fill, outline)
+
+    def stretch(self, across, down):
+        """Scales the layer about its centre: a slim jar, a stout bottle."""
+        middle = SIDE / 2
+        matrix = np.float32([[across, 0, middle * (1 - across)], [0, down, middle * (1 - down)]])
+        self.rgb = cv2.warpAffine(self.rgb, matrix, (SIDE, SIDE), flags=cv2.INTER_AREA)
+        self.mask = cv2.warpAffine(self.mask, matrix, (SIDE, SIDE), flags=cv2.INTER_AREA)
 
     def shade(self, strength):
         """Darkens the layer towards its left and right edges, as a round body does."""
@@ -285,6 +296,8 @@ def photo(rng, label):
     brand = "".join(rng.choice(SYLLABLES, rng.integers(2, 4))).upper()
     canvas = Canvas()
     KINDS[label][rng.integers(4)](canvas, rng, brand, str(rng.choice(GOODS[label])))
+    across = rng.uniform(*WIDTHS[label])
+    canvas.stretch(across, rng.uniform(0.75, 1.0))
     mask = canvas.mask.astype(np.float32)[..., None] / 255
     shift = np.float32([[1, 0, rng.integers(4, 12)], [0, 1, rng.integers(4, 12)]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(canvas.mask, shift, (SIDE, SIDE)), (0, 0), 7)[..., None] / 255.0
@@ -293,10 +306,10 @@ def photo(rng, label):
 
 
 def copy_of(rng, source, side):
-    """One image made from a photo: turned (half of them by quarter turns), mirrored at times, cropped to 70 to 100 %
+    """One image made from a photo: turned (most of them by quarter turns), mirrored at times, cropped to 60 to 100 %
     of the side, scaled, blurred and relit."""
-    angle = 90.0 * rng.integers(4) if rng.random() < 0.5 else rng.uniform(0, 360)
-    zoom = rng.uniform(1.0, 1.0 / 0.7)
+    angle = 90.0 * rng.integers(4) if rng.random() < 0.7 else rng.uniform(0, 360)
+    zoom = rng.uniform(1.0, 1.0 / 0.6)
     size = int(side * rng.uniform(0.75, 1.25))
     matrix = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), angle, zoom * size / SIDE)
     slack = (zoom - 1) * size / 2 * 0.6

@@ -1,0 +1,34 @@
+# Each goal makes .venv first if it isn't there. `make demo` needs no more than Python 3.11 or newer.
+
+PYTHON ?= python3
+RUN = PYTHON=.venv/bin/python bash run.sh
+# A model of 0.4 million weights, from scratch.
+DEMO = --input input/demo --output output/demo --exp demo --model test_resnet --weights none --size 64 \
+       --epochs 11 --batch-size 32 --lr 5e-3 --min-lr 3e-4
+
+.PHONY: demo test install lint lock
+
+demo: .venv/installed
+	.venv/bin/python input/make_demo.py
+	$(RUN) $(DEMO)
+
+test: .venv/installed
+	.venv/bin/python -m pytest
+
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+install: .venv/installed
+
+# --compile-bytecode: without it, the first start of every script compiles torch for half a minute.
+.venv/installed: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --upgrade uv
+	.venv/bin/uv pip install --python .venv/bin/python --quiet --compile-bytecode --require-hashes -r requirements.lock
+	touch $@
+
+lock: .venv/installed
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+	    --custom-compile-command "make lock" requirements-dev.txt -o requirements.lock
