@@ -14,13 +14,13 @@ python=${PYTHON:-python}
 exp=base output=output folders=() size=()
 flags=("$@")
 while (($#)); do
+    if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
     case $1 in
-    --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;&
     --input) folders+=(--input "${2:?--input needs a folder}") && shift ;;
     --output) output=${2:?--output needs a folder} && folders+=(--output "$2") && shift ;;
     --exp) exp=${2:?--exp needs a name} && shift ;;
     --size) size=(--size "${2:?--size needs a number}") && shift ;;
-    --fold | --fold=*) echo "run.sh: error: it trains every fold; for one, python 01_train_fold.py --fold K" >&2 && exit 2 ;;
+    --fold) echo "run.sh: error: it trains every fold; for one, python 01_train_fold.py --fold K" >&2 && exit 2 ;;
     esac
     shift
 done

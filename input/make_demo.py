@@ -33,35 +33,10 @@ WIDTHS = {
     0: (0.9, 1.25),
     1: (0.75, 1.0),
 }  # so that stout drinks and slim foods overlap: the outline decides, not the width
-SYLLABLES = [
-    "ka",
-    "ri",
-    "mo",
-    "to",
-    "su",
-    "na",
-    "fu",
-    "lo",
-    "bel",
-    "da",
-    "vi",
-    "go",
-    "mi",
-    "ra",
-    "chi",
-    "pon",
-    "ze",
-    "ya",
-    "ten",
-    "oka",
-    "nor",
-    "lux",
-    "sol",
-    "cre",
-]
+SYLLABLES = "ka ri mo to su na fu lo bel da vi go mi ra chi pon ze ya ten oka nor lux sol cre".split()
 GOODS = {
-    0: ["TEA", "COLA", "MILK", "SODA", "JUICE", "WATER", "COFFEE", "LEMON"],
-    1: ["CHIPS", "RICE", "SOUP", "CURRY", "BEANS", "SNACK", "JAM", "PASTA"],
+    0: "TEA COLA MILK SODA JUICE WATER COFFEE LEMON".split(),
+    1: "CHIPS RICE SOUP CURRY BEANS SNACK JAM PASTA".split(),
 }
 
 

@@ -83,7 +83,7 @@ def write_csv(path, rows, **options):
 
 
 def toy_image(rng, label, side=24):
-    """A noisy picture with a bright bar, upright (label 0) or none (label 1): easy, and the same at any quarter turn."""
+    """A noisy picture with a bright bar (label 0) or without (label 1): easy, at any quarter turn."""
     image = rng.integers(0, 90, (side, side, 3))
     if label == 0:
         image[:, side // 2 - 3 : side // 2 + 3] += 140

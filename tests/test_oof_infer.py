@@ -1,0 +1,171 @@
+"""02_oof.py and 03_infer.py: out-of-fold honesty, TTA, the submission, and whatever must be refused."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, done, refused
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+import model as models
+from data import softmax
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the trained experiment, to be damaged. → flags, output folder."""
+    shutil.copytree(trained.output, tmp_path / "output")
+    return ["--input", trained.input, "--output", tmp_path / "output"], tmp_path / "output"
+
+
+# ---------------------------------------------------------------- 02
+
+
+def test_oof_rows_come_from_models_that_did_not_see_them(trained):
+    folds = pd.read_csv(trained.output / "prepared" / "folds.csv")
+    images = np.load(trained.output / "prepared" / "train_32.npy", mmap_mode="r")
+    done("02_oof.py", *trained.flags)
+    oof = pd.read_csv(trained.base / "oof.csv")
+    assert oof.image_name.tolist() == folds.image_name.tolist()
+    for fold in range(3):
+        saved, classifier = models.load_fold(trained.base / f"fold{fold}.pt", CPU)
+        assert saved["fold"] == fold
+        held_out = np.flatnonzero(folds.fold == fold)
+        expected = softmax(models.predict(classifier, images, held_out, 5, CPU))
+        assert oof.filter(like="probability_").to_numpy()[held_out] == pytest.approx(expected, abs=1e-5)
+
+
+def test_scores_of_the_oof_table_are_the_printed_ones(trained):
+    out = done("02_oof.py", *trained.flags)
+    oof = pd.read_csv(trained.base / "oof.csv")
+    pooled = roc_auc_score(oof.label, oof.probability_1)
+    by_fold = [roc_auc_score(part.label, part.probability_1) for _, part in oof.groupby("fold")]
+    assert f"CV (pooled out-of-fold AUC) {pooled:.4f}" in out
+    assert f"mean of the folds' AUC {np.mean(by_fold):.4f}" in out
+    assert f"accuracy {np.mean((oof.probability_1 > 0.5) == oof.label):.4f}" in out
+    epochs = pd.read_csv(trained.base / "fold2_epochs.csv")
+    row = next(line for line in out.splitlines() if line.startswith("2 "))
+    cells = [f"{value:.4f}" for value in [*epochs.train_auc, *epochs.valid_auc]]
+    assert row.split() == ["2", *cells], "table 4.2: train and valid AUC by epoch"
+    for name in ("confusion.png", "roc.png", "curves.png"):
+        assert min(Image.open(trained.base / name).size) > 300
+
+
+def test_missing_folds_are_named(copied):
+    flags, output = copied
+    (output / "base" / "fold1.pt").unlink()
+    for script in ("02_oof.py", "03_infer.py"):
+        assert "no finished fold 1" in refused(script, *flags)
+    assert "nowhere/config.json is missing" in refused("02_oof.py", "nowhere", *flags)
+
+
+def test_folds_edited_or_of_another_run_are_refused(copied):
+    flags, output = copied
+    folds = output / "prepared" / "folds.csv"
+    rows = folds.read_text().splitlines()
+    rows[1] = rows[1][:-1] + str((int(rows[1][-1]) + 1) % 3)
+    folds.write_text("\n".join(rows) + "\n")
+    for script in ("02_oof.py", "03_infer.py"):
+        assert "folds.csv" in refused(script, *flags)
+    done("00_prepare.py", *flags, "--size", 32, "--folds", 3, "--seed", 1, "--overwrite")
+    for script in ("02_oof.py", "03_infer.py"):
+        assert "other folds" in refused(script, *flags)
+    assert "folds_hash" in refused("01_train_fold.py", *flags, *TINY, "--fold", 0)
+
+
+def test_predictions_of_another_fold_or_without_numbers_are_refused(copied):
+    flags, output = copied
+    base = output / "base"
+    whole = (base / "fold0.csv").read_text()
+    shutil.copy(base / "fold1.csv", base / "fold0.csv")
+    assert "fold0.csv doesn't hold the images of fold 0" in refused("02_oof.py", *flags)
+    rows = whole.splitlines()
+    cells = rows[2].split(",")
+    rows[2] = ",".join([*cells[:2], "nan", *cells[3:]])
+    (base / "fold0.csv").write_text("\n".join(rows) + "\n")
+    assert cells[0] in refused("02_oof.py", *flags)
+
+
+# ---------------------------------------------------------------- 03
+
+
+def submission_of(output, exp="base"):
+    (path,) = (output / exp).glob("submission_*.csv")
+    with open(path, newline="") as file:
+        return path, list(csv.reader(file))
+
+
+def test_tta_is_the_mean_of_eight_views():
+    torch.manual_seed(0)
+    config = dict(model="test_resnet", model_kwargs={}, size=32, norm="thesis", weights="none", head="linear")
+    classifier = models.build_model(config, 3).eval()
+    images = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3)).astype(np.uint8)
+    views = [np.rot90(mirrored, k, (1, 2)) for mirrored in (images, images[:, :, ::-1]) for k in range(4)]
+    assert len({view.tobytes() for view in views}) == 8
+    each = [models.predict(classifier, np.ascontiguousarray(view), np.arange(5), 2, CPU) for view in views]
+    together = models.predict(models.d4_views(classifier), images, np.arange(5), 2, CPU)
+    assert together == pytest.approx(np.mean(each, axis=0), abs=1e-5)
+    assert not np.allclose(together, each[0], atol=1e-3), "views of one model differ"
+
+
+def test_submission_is_the_mean_over_folds_in_the_samples_format(copied):
+    flags, output = copied
+    out = done("03_infer.py", *flags, "--tta", "none", "--competition-id", 1106)
+    path, rows = submission_of(output)
+    cv = out.split("CV ")[-1][:6]
+    assert path.name == f"submission_base_CV{cv}.csv"
+    assert f'signate submit --competition-id=1106 {path} --note "base CV {cv}"' in out
+    sample = (flags[1] / "sample_submit.csv").read_text().splitlines()
+    assert [row[0] for row in rows] == [line.split(",")[0] for line in sample]
+    images = np.load(output / "prepared" / "test_32.npy")
+    models_ = [models.load_fold(output / "base" / f"fold{k}.pt", CPU)[1] for k in range(3)]
+    each = [softmax(models.predict(m, images, np.arange(len(images)), 7, CPU))[:, 1] for m in models_]
+    assert [float(row[1]) for row in rows] == pytest.approx(np.mean(each, axis=0), abs=1e-5)
+    solution = pd.read_csv(flags[1] / "solution.csv")
+    public = solution.usage == "Public"
+    score = roc_auc_score(solution.label[public], np.mean(each, axis=0)[public])
+    assert f"public {score:.4f}" in out
+
+
+def test_a_model_of_other_folds_or_settings_is_refused(copied):
+    flags, output = copied
+    path = output / "base" / "fold1.pt"
+    saved = torch.load(path)
+    torch.save(saved | dict(folds_hash="0"), path)
+    assert "fold1.pt was trained on other folds" in refused("03_infer.py", *flags)
+    torch.save(saved | dict(config=saved["config"] | dict(lr=1.0)), path)
+    assert "fold1.pt was trained with other settings" in refused("03_infer.py", *flags)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "fold1.pt is damaged" in refused("03_infer.py", *flags)
+    saved["model"] = {key: torch.full_like(value, torch.nan) for key, value in saved["model"].items()}
+    torch.save(saved, path)
+    assert "no numbers" in refused("03_infer.py", *flags, "--tta", "none")
+    assert not list((output / "base").glob("submission*"))
+
+
+def test_a_labelled_or_headed_sample_is_followed(copied, tmp_path):
+    flags, output = copied
+    path = output / "prepared" / "prepared.json"
+    prepared = json.loads(path.read_text())
+    for submission, header in (
+        (dict(header=["id", "class"], value="label", columns=None), ["id", "class"]),
+        (dict(header=["id", "1", "0"], value="probability", columns=["1", "0"]), ["id", "1", "0"]),
+    ):
+        path.write_text(json.dumps(prepared | dict(submission=submission)))
+        done("03_infer.py", *flags, "--tta", "none")
+        _, rows = submission_of(output)
+        assert rows[0] == header
+        if submission["value"] == "label":
+            assert {row[1] for row in rows[1:]} <= {"0", "1"}
+            labels = [row[1] for row in rows[1:]]
+        else:
+            values = np.array([row[1:] for row in rows[1:]], float)
+            assert values.sum(axis=1) == pytest.approx(np.ones(len(values)))
+            assert labels == ["1" if one > zero else "0" for one, zero in values]

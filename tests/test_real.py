@@ -1,0 +1,145 @@
+"""The whole way on real images, scikit-learn's handwritten digits, and through run.sh as a user would go it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, TINY, done, load_path, png, run_main, write_csv, write_zip
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+NAMES = "zero one two three four five six seven eight nine".split()
+TRAIN, TEST = 750, 250
+LEARN = "--model test_resnet --weights none --size 32 --epochs 4 --batch-size 25 --lr 8e-3 --min-lr 1e-4".split()
+
+
+def digits(folder, label_of):
+    """Writes a competition of the first 1000 digits, except for its sample_submit.csv. → labels of the test images."""
+    folder.mkdir()
+    data = load_digits()
+    images = [png((image * 15.9).astype(np.uint8)) for image in data.images]
+    labels = [label_of(digit) for digit in data.target]
+    names = [f"{i:04}" for i in range(TRAIN + TEST)]  # as Kaggle has them: without the file's ending
+    for part, rows in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
+        write_zip(folder / f"{part}.zip", {f"{names[i]}.png": images[i] for i in rows})
+    write_csv(folder / "train.csv", [("image_name", "label"), *((names[i], labels[i]) for i in range(TRAIN))])
+    return names[TRAIN:], labels[TRAIN : TRAIN + TEST]
+
+
+def whole_way(flags):
+    done("00_prepare.py", *flags, "--size", 32, "--folds", 3)
+    for fold in range(3):
+        done("01_train_fold.py", *flags, *LEARN, "--fold", fold, "--augment", "none")
+    oof = done("02_oof.py", *flags)
+    done("03_infer.py", *flags, "--tta", "none")
+    (submission,) = (flags[3] / "base").glob("submission_base_CV*.csv")
+    return float(oof.split("out-of-fold AUC) ")[1][:6]), submission
+
+
+def test_ten_string_classes_with_a_header(tmp_path):
+    names, labels = digits(tmp_path / "input", lambda digit: NAMES[digit])
+    columns = sorted(NAMES, reverse=True)
+    write_csv(tmp_path / "input" / "sample_submit.csv", [("image_id", *columns), *((n, *[0.1] * 10) for n in names)])
+    cv, submission = whole_way(["--input", tmp_path / "input", "--output", tmp_path / "output"])
+    assert cv > 0.95
+    table = pd.read_csv(submission, dtype={"image_id": str})
+    assert list(table.columns) == ["image_id", *columns]
+    assert table.image_id.tolist() == names
+    assert accuracy_score(labels, table[columns].idxmax(axis=1)) > 0.75
+    oof = pd.read_csv(tmp_path / "output" / "base" / "oof.csv")
+    assert oof.label.iloc[0] == "zero"
+    assert oof.filter(like="probability_").sum(axis=1).to_numpy() == pytest.approx(np.ones(TRAIN))
+
+
+def test_two_classes_without_a_header(tmp_path):
+    names, labels = digits(tmp_path / "input", lambda digit: int(digit > 4))
+    write_csv(tmp_path / "input" / "sample_submit.csv", [(name, 0) for name in names])
+    cv, submission = whole_way(["--input", tmp_path / "input", "--output", tmp_path / "output"])
+    assert cv > 0.9
+    table = pd.read_csv(submission, header=None, dtype={0: str})
+    assert table[0].tolist() == names
+    assert roc_auc_score(labels, table[1]) > 0.9
+
+
+# ---------------------------------------------------------------- the demo and run.sh
+
+
+def draw(folder, *more):
+    run_main(load_path(ROOT / "input" / "make_demo.py"), "--folder", folder, "--products", 24, "--test-products", 8,
+             "--side", 40, *more)  # fmt: skip
+
+
+def test_demo_is_a_competition_whose_test_products_are_new(tmp_path):
+    draw(tmp_path / "a")
+    draw(tmp_path / "b")
+    draw(tmp_path / "c", "--seed", 1)
+    files = ["sample_submit.csv", "solution.csv", "sources.csv", "test.zip", "train.csv", "train.zip"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == files
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert (tmp_path / "a" / "train.zip").read_bytes() != (tmp_path / "c" / "train.zip").read_bytes()
+    sources = pd.read_csv(tmp_path / "a" / "sources.csv")
+    part = sources.image_name.str.split("/").str[0]
+    assert not set(sources.source[part == "train"]) & set(sources.source[part == "test"])
+    assert sources.source[part == "train"].value_counts().max() > 1
+    labels = pd.read_csv(tmp_path / "a" / "train.csv").set_index("image_name").label
+    train = sources[part == "train"]
+    by_source = labels.loc[train.image_name.str.split("/").str[1]].groupby(train.source.to_numpy()).nunique()
+    assert (by_source == 1).all()
+    assert set(pd.read_csv(tmp_path / "a" / "solution.csv").usage) == {"Public", "Private"}
+
+
+def run_sh(*flags, **options):
+    return subprocess.Popen(
+        ["bash", str(ROOT / "run.sh"), *map(str, flags)],
+        env={**os.environ, "PYTHON": sys.executable, "PREPARE": "--folds 2", "INFER": "--tta none"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def test_run_sh_goes_all_the_way_and_on_after_ctrl_c(tmp_path):
+    draw(tmp_path / "input")
+    flags = ["--input", tmp_path / "input", "--output", tmp_path / "output", "--exp=quick", *TINY]
+    process = run_sh(*flags)
+    while not (tmp_path / "output" / "quick" / "fold0.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob(".tmp*"))
+    assert not list((tmp_path / "output" / "quick").glob("submission*"))
+
+    process = run_sh(*flags)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "fold 0 of quick is finished" in out
+    assert "leaderboard by" in out
+    assert err == ""
+    assert list((tmp_path / "output" / "quick").glob("submission_quick_CV*.csv"))
+
+
+def test_run_sh_refuses_a_mistyped_flag_before_any_work(tmp_path):
+    process = run_sh("--input", tmp_path, "--output", tmp_path / "output", "--epohcs", "3")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.count("\n") == 1
+    assert "--epohcs" in err
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("script", ["00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"])
+def test_help_shows_commands_and_defaults(script):
+    out = done(script, "--help")
+    assert out.count(f"python {script}") == 3
+    assert "(default: output)" in out

@@ -1,0 +1,408 @@
+"""01_train_fold.py: the thesis' recipe and its switches, asserted on numbers and files."""
+
+import contextlib
+import io
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from conftest import TINY, done, load, refused
+from ranger21 import Ranger21
+from safetensors.torch import save_file
+
+import model as models
+from data import Augmentation, Images, auc
+
+train = load("01_train_fold.py")
+
+
+def train_fold(flags, *more):
+    return done("01_train_fold.py", *flags, "--fold", 0, *TINY, *more)
+
+
+def settings(*flags):
+    return json.loads(done("01_train_fold.py", "--fold", 0, "--print-config", "--device", "cpu", *flags))
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_defaults_are_tables_3_1_and_4_1():
+    expected = dict(
+        model="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", weights="hub", head="linear", tune="all", size=448,
+        norm="thesis", augment="d4", sampler="imbalanced", batch_size=17, epochs=2, optimizer="ranger21", lr=6e-5,
+        min_lr=3e-5, loss="cce", keep="best", seed=777, accumulate=1,
+    )  # fmt: skip
+    assert settings().items() >= expected.items()
+    assert models.THESIS_MEAN == models.THESIS_STD == (0.5, 0.5, 0.5)
+    assert models.pick_amp("auto", torch.device("cuda")) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--fold", "5"], "folds 0 to 4"),
+        (["--epochs", "0"], "at least 1"),
+        (["--lr", "0"], "above 0"),
+        (["--lr", "nan"], "above 0"),
+        (["--lr", "1e-5", "--min-lr", "3e-5"], "below --min-lr"),
+        (["--batch-size", "x"], "whole number"),
+        (["--bacth-size", "8"], "--bacth-size"),
+        (["--batch-size", "999"], "training images"),
+        (["--model", "eva02_large_patch14_44"], "did you mean eva02_large_patch14_448"),
+        (["--optimizer", "ranger22"], "ranger22"),
+        (["--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--size", "64"], "--size 64"),
+        (["--exp", "../x"], "--exp"),
+        (["--device", "cuda:9"], "cuda:9"),
+        (["--model-kwargs", "nonsense=1"], "nonsense=1"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_line(toy, flags, words):
+    folders = toy()
+    done("00_prepare.py", *folders, "--size", 32)
+    assert words in refused("01_train_fold.py", *folders, "--fold", 0, *TINY, *flags)
+    assert not list(folders[3].glob("base/fold*"))
+
+
+def test_without_network_the_error_names_weights(toy, monkeypatch):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    line = refused("01_train_fold.py", *flags, "--fold", 0, *TINY, "--weights", "hub")
+    assert "--weights FILE" in line
+
+
+# ---------------------------------------------------------------- loss
+
+
+def paper_cce(logits, targets):
+    """Kim, Lee and Jeon 2021 in float64, written as the paper's sums: H(y, p) - 1 / (K - 1) * C(p), C the mean over
+    the samples of -sum over j != g of p_j / (1 - p_g) * log(p_j / (1 - p_g))."""
+    total = 0.0
+    for row, g in zip(logits.astype(np.float64), targets, strict=True):
+        p = np.exp(row) / np.exp(row).sum()
+        q = np.delete(p, g) / (1 - p[g])
+        total += -np.log(p[g]) + (q * np.log(q)).sum() / (len(row) - 1)
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("classes", [3, 10])
+def test_cce_is_the_papers_formula(classes):
+    rng = np.random.default_rng(classes)
+    logits, targets = rng.normal(0, 2, (50, classes)), rng.integers(0, classes, 50)
+    ours = train.complement_cross_entropy(torch.tensor(logits), torch.tensor(targets)).item()
+    assert ours == pytest.approx(paper_cce(logits, targets), rel=1e-6)
+
+
+def test_cce_of_two_classes_is_exactly_cross_entropy():
+    logits = torch.randn(100, 2, requires_grad=True)
+    targets = torch.arange(100) % 2
+    loss = train.complement_cross_entropy(logits, targets)
+    assert loss.item() == F.cross_entropy(logits, targets).item()
+    gradient = torch.autograd.grad(loss, logits)[0]
+    assert torch.equal(gradient, torch.autograd.grad(F.cross_entropy(logits, targets), logits)[0])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("gap", [17, 100, 1e4, 1e30])
+def test_cce_is_finite_at_any_logit_gap(classes, gap):
+    logits = torch.zeros(2 * classes, classes)
+    logits[range(classes), range(classes)] = gap
+    logits[range(classes, 2 * classes), range(classes)] = -gap
+    logits.requires_grad_(True)
+    loss = train.complement_cross_entropy(logits, torch.arange(classes).repeat(2))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_augmentation_gives_all_eight_orientations_as_the_thesis_does():
+    corners = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    augment = Augmentation("d4")
+    seeds = np.random.default_rng(0).integers(0, 2**32, 4000).tolist()
+    seen = [tuple(augment(corners, seed)[..., 0].ravel()) for seed in seeds]
+    shares = sorted(seen.count(view) / len(seen) for view in set(seen))
+    # both flips and the half turn reach the four views that keep the axes: 3/4 of all; quarter turns the other four
+    assert shares == pytest.approx([1 / 16] * 4 + [3 / 16] * 4, abs=0.02)
+    assert (Augmentation("none")(corners, 1) == corners).all()
+
+
+def epoch_images(workers, epoch=1, seed=777, augment="d4"):
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3)).astype(np.uint8)
+    config = dict(seed=seed, sampler="shuffle", augment=augment, batch_size=8)
+    targets = np.arange(40) % 2
+    loader = train.training_batches(images, np.arange(40), targets, config, 0, epoch, workers, torch.device("cpu"))
+    return torch.cat([batch for batch, _ in loader])
+
+
+def test_workers_neither_change_nor_repeat_the_random_transforms():
+    alone = epoch_images(0)
+    assert torch.equal(alone, epoch_images(2))
+    assert torch.equal(alone, epoch_images(3))
+    assert not torch.equal(alone, epoch_images(2, epoch=2))
+    assert not torch.equal(alone, epoch_images(2, seed=1))
+    plain = epoch_images(0, augment="none")
+    turned = [not torch.equal(a, b) for a, b in zip(alone, plain, strict=True)]
+    by_worker = [turned[i : i + 8] for i in range(0, 40, 8)]
+    assert len({tuple(part) for part in by_worker}) > 1, "workers replay one random stream"
+
+
+def test_sampler_balances_and_shuffle_takes_each_image_once():
+    labels = (np.arange(1000) < 100).astype(int)
+    config = dict(seed=777, sampler="imbalanced")
+    drawn = [i for i, _ in train.draw_epoch(labels, config, 0, 1)]
+    assert np.mean(labels[drawn]) == pytest.approx(0.5, abs=0.05)
+    assert drawn != [i for i, _ in train.draw_epoch(labels, config, 0, 2)]
+    shuffled = [i for i, _ in train.draw_epoch(labels, config | dict(sampler="shuffle"), 0, 1)]
+    assert sorted(shuffled) == list(range(1000))
+    assert shuffled != sorted(shuffled)
+
+
+def test_validation_images_are_not_augmented():
+    images = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, batch):
+            seen.append(batch.permute(0, 2, 3, 1))
+            return batch.float().mean((2, 3))
+
+    logits = models.predict(Recorder(), images, np.array([3, 1, 5]), 2, torch.device("cpu"))
+    assert (torch.cat(seen).numpy() == images[[3, 1, 5]]).all()
+    assert logits == pytest.approx(images[[3, 1, 5]].mean((1, 2)), rel=1e-5)
+
+
+# ---------------------------------------------------------------- optimiser
+
+
+def quiet_ranger(lr, batches, epochs, min_lr, parameters):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Ranger21(parameters, lr=lr, num_batches_per_epoch=batches, num_epochs=epochs, warmdown_min_lr=min_lr)
+
+
+@pytest.mark.parametrize(("batches", "epochs"), [(50, 2), (1500, 3)])
+def test_other_optimisers_follow_rangers_schedule(batches, epochs):
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    ranger, steps = quiet_ranger(6e-5, batches, epochs, 3e-5, [weight]), batches * epochs
+    with contextlib.redirect_stdout(io.StringIO()):
+        for step in range(1, steps + 1):
+            weight.grad = torch.tensor([[0.1, -0.2], [0.3, 0.1]])
+            ranger.step()
+            ours = train.learning_rate(step, steps, dict(lr=6e-5, min_lr=3e-5))
+            assert ours == pytest.approx(ranger.current_lr, rel=1e-9), step
+
+
+def test_accumulated_batches_equal_one_large_batch():
+    config = dict(amp="none", tune="all", batch_size=4, accumulate=1)
+    torch.manual_seed(0)
+    images, targets = torch.randint(0, 255, (16, 16, 16, 3), dtype=torch.uint8), torch.arange(16) % 2
+    weights = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        torch.manual_seed(1)
+        backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
+        classifier = models.Classifier(backbone, torch.nn.Identity(), (0.5,) * 3, (0.5,) * 3)
+        batches = [(images[i : i + size], targets[i : i + size]) for i in range(0, 16, size)]
+        train.train_epoch(
+            classifier, batches, train.cross_entropy, torch.optim.SGD(classifier.parameters(), 0.1), None,
+            torch.amp.GradScaler("cpu", enabled=False), config | dict(batch_size=size, accumulate=accumulate),
+            torch.device("cpu"), None,
+        )  # fmt: skip
+        weights.append(backbone[1].weight.detach().clone())
+    assert torch.allclose(*weights, atol=1e-6)
+    assert not torch.allclose(weights[0], torch.zeros(()))
+
+
+def test_running_scores_look_back_on_a_bounded_window(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(train, "WINDOW", 8)
+    clock = iter(range(10**6))  # a second passes between any two looks, so the bar is refreshed at every step
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(train.models.common.sys.stdout, "isatty", lambda: True, raising=False)
+    plain_scores = train.scores
+    monkeypatch.setattr(train, "scores", lambda c, x, y: sizes.append(len(x)) or plain_scores(c, x, y))
+    classifier = models.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), (0.5,) * 3, (0.5,) * 3)
+    batches = [(torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))] * 10
+    config = dict(amp="none", tune="all", batch_size=4, accumulate=1)
+    train.train_epoch(
+        classifier, batches, train.cross_entropy, torch.optim.SGD(classifier.parameters(), 0.1), None,
+        torch.amp.GradScaler("cpu", enabled=False), config, torch.device("cpu"), "bar",
+    )  # fmt: skip
+    assert sizes == [4] + [8] * 9 + [40], "each refresh looks at 8 images, the epoch's end at all"
+
+
+def test_training_auc_is_of_probabilities():
+    logits = np.array([[5.0, 4.0], [-5.0, -3.0], [9.0, 5.0], [-9.0, -8.0]])
+    targets = np.array([0, 1, 0, 1])
+    assert auc(targets, logits) == 0.0, "raw second logits order these rows the other way round"
+    assert train.scores(train.cross_entropy, logits, targets)["auc"] == 1.0
+
+
+# ---------------------------------------------------------------- the model
+
+
+EVA = dict(
+    model="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", model_kwargs=dict(depth=2, embed_dim=64, num_heads=4),
+    size=56, norm="thesis", head="linear", weights="none",
+)  # fmt: skip
+EVA_FLAGS = "--model-kwargs depth=2 embed_dim=64 num_heads=4 --size 56 --epochs 1 --batch-size 8".split()
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+def test_eva02_trains_from_a_weights_file(toy, tmp_path, ending):
+    torch.manual_seed(3)
+    state = timm.create_model(EVA["model"], img_size=56, **EVA["model_kwargs"]).state_dict()
+    path = tmp_path / f"eva{ending}"
+    save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
+    loaded = models.build_model(EVA | dict(weights=str(path)), 2)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.backbone.state_dict().items())
+    assert loaded.head.weight.shape == (2, 1000), "the thesis keeps the 1000 outputs"
+
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 56)
+    done("01_train_fold.py", *flags, "--fold", 0, *EVA_FLAGS, "--weights", path)
+    saved, trained = models.load_fold(flags[3] / "base" / "fold0.pt", torch.device("cpu"))
+    assert saved["config"]["weights"] == str(path)
+    moved = (trained.backbone.blocks[0].mlp.fc1_g.weight - state["blocks.0.mlp.fc1_g.weight"]).abs().max()
+    assert 0 < moved < 0.01
+
+
+def test_a_wrong_or_hostile_weights_file_is_refused(toy, tmp_path):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    other = tmp_path / "other.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), other)
+    hostile = tmp_path / "hostile.pth"
+    hostile.write_bytes(b"cos\nsystem\n(S'touch " + bytes(tmp_path / "owned") + b"'\ntR.")
+    noise = tmp_path / "noise.safetensors"
+    noise.write_bytes(b"\xff" * 100)
+    for path in (other, hostile, noise):
+        line = refused("01_train_fold.py", *flags, "--fold", 0, *TINY, "--weights", path)
+        assert path.name in line
+    assert not (tmp_path / "owned").exists()
+
+
+def test_heads_and_norms():
+    base = dict(model="test_resnet", model_kwargs={}, size=32, norm="model", weights="none")
+    linear, fresh = (models.build_model(base | dict(head=head), 3) for head in ("linear", "fresh"))
+    batch = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
+    assert linear(batch).shape == fresh(batch).shape == (2, 3)
+    assert linear.backbone.num_classes == 1000
+    assert fresh.backbone.num_classes == 3
+    config = timm.data.resolve_model_data_config(linear.backbone)
+    assert (linear.mean.flatten() / 255).tolist() == pytest.approx(config["mean"])
+    fresh.eval()
+    normalised = (batch / 255 - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(config["std"]).view(3, 1, 1)
+    assert torch.allclose(fresh(batch), fresh.backbone(normalised), atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["linear", "fresh"])
+def test_tuning_the_head_leaves_the_rest_alone(toy, head):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    train_fold(flags, "--tune", "head", "--head", head, "--epochs", 1)
+    after = torch.load(flags[3] / "base" / "fold0.pt")["model"]
+    torch.manual_seed(np.random.SeedSequence([777, 0]).generate_state(1).item())
+    before = models.build_model(torch.load(flags[3] / "base" / "fold0.pt")["config"], 2).state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    last = "head." if head == "linear" else "backbone.fc."
+    assert changed == {last + "weight", last + "bias"}
+
+
+# ---------------------------------------------------------------- whole folds
+
+
+def test_fp16_with_a_grad_scaler_and_bf16_run_on_the_cpu(toy):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    for amp in ("fp16", "bf16"):
+        train_fold(flags, "--amp", amp, "--exp", amp, "--epochs", 1)
+        assert torch.load(flags[3] / amp / "fold0.pt")["config"]["amp"] == amp
+        logits = pd.read_csv(flags[3] / amp / "fold0.csv").filter(like="best_")
+        assert np.isfinite(logits.to_numpy()).all()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    weight = torch.nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler.scale(weight.half().sum() * 1e4).backward()
+    train.update(optimizer, None, scaler)
+    assert weight.item() == 1.0, "a step with overflowed gradients is skipped"
+
+
+def test_a_loss_that_is_no_number_stops_with_step_and_rate(toy):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    line = refused(
+        "01_train_fold.py", *flags, "--fold", 0, *TINY, "--optimizer", "sgd", "--lr", "1e30", "--augment", "none"
+    )
+    assert re.search(r"loss is (nan|inf) at step \d+ of 4, lr \d", line)
+    assert not list(flags[3].glob("base/fold0*"))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+def test_timm_optimisers_and_plain_shuffling(toy, optimizer):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    train_fold(flags, "--optimizer", optimizer, "--sampler", "shuffle", "--loss", "ce", "--epochs", 3)
+    epochs = pd.read_csv(flags[3] / "base" / "fold0_epochs.csv")
+    assert epochs.lr.iloc[-1] == pytest.approx(3e-4, rel=0.35)
+    assert epochs.train_loss.iloc[-1] < epochs.train_loss.iloc[0]
+
+
+def test_keep_chooses_the_epoch(trained, toy):
+    epochs = pd.read_csv(trained.base / "fold0_epochs.csv")
+    saved = torch.load(trained.base / "fold0.pt")
+    best = epochs.epoch[::-1][epochs.valid_auc[::-1].idxmax()] if len(epochs) else 0
+    assert saved["epoch"] == best
+    assert saved["scores"]["auc"] == pytest.approx(epochs.valid_auc.max(), rel=1e-6)
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    train_fold(flags, "--keep", "last", "--epochs", 3)
+    assert torch.load(flags[3] / "base" / "fold0.pt")["epoch"] == 3
+
+
+def test_epoch_table_and_lines(trained):
+    epochs = pd.read_csv(trained.base / "fold1_epochs.csv")
+    scores = [f"{part}_{score}" for part in ("train", "valid") for score in ("loss", "accuracy", "auc")]
+    assert list(epochs.columns) == ["epoch", *scores, "lr", "seconds", "images_per_second"]
+    assert epochs.epoch.tolist() == [1, 2]
+    assert epochs.lr.iloc[-1] == pytest.approx(3e-4, rel=0.2)
+    assert epochs.filter(like="auc").stack().between(0, 1).all()
+
+
+def test_a_finished_fold_is_left_alone_and_other_settings_are_refused(toy):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    assert len(re.findall(r"^fold 0 epoch \d/2 ", train_fold(flags), re.M)) == 2
+    files = {path.name: path.read_bytes() for path in (flags[3] / "base").iterdir()}
+    assert "is finished" in train_fold(flags)
+    line = refused("01_train_fold.py", *flags, "--fold", 1, *TINY, "--lr", "1e-3")
+    assert "lr was 0.003 and is now 0.001" in line
+    assert files == {path.name: path.read_bytes() for path in (flags[3] / "base").iterdir()}
+
+
+def test_the_same_command_gives_the_same_bytes_with_any_number_of_workers(toy):
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    for exp, workers in (("a", 0), ("b", 0), ("c", 2)):
+        train_fold(flags, "--exp", exp, "--workers", workers)
+    train_fold(flags, "--exp", "d", "--seed", 1)
+    read = lambda exp, name: (flags[3] / exp / name).read_bytes()  # noqa: E731
+    for name in ("fold0.csv", "fold0.pt"):
+        assert read("a", name) == read("b", name) == read("c", name)
+    assert read("a", "fold0.csv") != read("d", "fold0.csv")
+
+
+def test_images_are_copied_out_of_the_read_only_map():
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    images.flags.writeable = False
+    image, _ = Images(images, np.arange(3), None, Augmentation("d4"))[(1, 5)]
+    assert image.flags.writeable
+    assert image.flags.c_contiguous
