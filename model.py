@@ -143,7 +143,7 @@ def load_fold(path, device):
         model.load_state_dict(saved.pop("model"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: train that fold") from None
-    except (RuntimeError, KeyError, EOFError, ValueError, TypeError) as error:
+    except (*WEIGHT_ERRORS, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path} is damaged or not the kit's ({reason}): train that fold again, with --overwrite"

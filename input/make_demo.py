@@ -29,10 +29,8 @@ import numpy as np
 SIDE = 320  # px of a product's photo, before the copies are cut from it
 SHARE_OF_DRINKS = 0.46
 PUBLIC_SHARE = 0.5
-WIDTHS = {
-    0: (0.9, 1.25),
-    1: (0.75, 1.0),
-}  # so that stout drinks and slim foods overlap: the outline decides, not the width
+# how far a package is stretched: stout drinks and slim foods overlap, so that the outline decides and not the width
+WIDTHS = {0: (0.9, 1.25), 1: (0.75, 1.0)}
 SYLLABLES = "ka ri mo to su na fu lo bel da vi go mi ra chi pon ze ya ten oka nor lux sol cre".split()
 GOODS = {
     0: "TEA COLA MILK SODA JUICE WATER COFFEE LEMON".split(),
