@@ -144,7 +144,9 @@ def test_a_model_of_other_folds_or_settings_is_refused(copied):
     assert "fold1.pt was trained with other settings" in refused("03_infer.py", *flags)
     path.write_bytes(path.read_bytes()[:5000])
     assert "fold1.pt is damaged" in refused("03_infer.py", *flags)
-    saved["model"] = {key: value * torch.nan if value.is_floating_point() else value for key, value in saved["model"].items()}
+    saved["model"] = {
+        key: value * torch.nan if value.is_floating_point() else value for key, value in saved["model"].items()
+    }
     torch.save(saved, path)
     assert "no numbers" in refused("03_infer.py", *flags, "--tta", "none")
     assert not list((output / "base").glob("submission*"))
