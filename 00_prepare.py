@@ -17,6 +17,7 @@ from common import (
     listing,
     number,
     prepared_folder,
+    progress,
     read_json,
     replacing,
     run,
@@ -68,7 +69,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import StratifiedKFold
-from tqdm import tqdm
 
 from data import Augmentation, read_table
 
@@ -342,12 +342,13 @@ def cache(source, keys, size, path):
         with open(temporary, "wb") as file, ThreadPoolExecutor(cpu_count()) as pool:
             file.write(header.getvalue())
             file.flush()
-            results = pool.map(convert, enumerate(keys))
-            for error, shape in tqdm(results, f"{path.name}", len(keys), unit="img", disable=None, leave=False):
-                if error:
-                    unreadable.append(error)
-                else:
-                    sizes[shape] += 1
+            with progress(len(keys), path.name) as bar:
+                for error, shape in pool.map(convert, enumerate(keys)):
+                    if error:
+                        unreadable.append(error)
+                    else:
+                        sizes[shape] += 1
+                    bar.update()
         if unreadable:
             raise UserError(
                 f"{source.path} has {len(unreadable)} unreadable images: {listing(unreadable)}: replace them"

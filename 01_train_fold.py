@@ -11,7 +11,19 @@ fold's predictions) and foldK_epochs.csv. The defaults are the thesis' recipe (i
 
 import ast
 
-from common import Parser, UserError, experiment_folder, number, read_json, replacing, run, say, write_csv, write_json
+from common import (
+    Parser,
+    UserError,
+    experiment_folder,
+    number,
+    progress,
+    read_json,
+    replacing,
+    run,
+    say,
+    write_csv,
+    write_json,
+)
 
 
 def parse_args():
@@ -266,7 +278,7 @@ def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, con
     seen_logits, seen_targets, last_shown = [], [], time.monotonic()
     steps = len(loader)
     look_back = -(-WINDOW // config["batch_size"])
-    with models.progress(steps * config["batch_size"], description) as bar:
+    with progress(steps * config["batch_size"], description) as bar:
         for step, (images, targets) in enumerate(loader):
             images, targets = models.to_device(images, device), targets.to(device, non_blocking=True)
             with models.autocast(device, config["amp"]):

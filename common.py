@@ -155,6 +155,14 @@ def cpu_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def progress(total, description, unit="img"):
+    """A tqdm bar with a rate and the time left; silent where stdout is no terminal, or without a description."""
+    from tqdm import tqdm
+
+    silent = description is None or not sys.stdout.isatty()
+    return tqdm(total=total, desc=description, unit=unit, disable=silent, leave=False, dynamic_ncols=True)
+
+
 def say(*words):
     """Prints at once, also into a pipe or a log file."""
     print(*words, flush=True)

@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 import common
 from common import UserError
@@ -188,17 +187,11 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
         worker_init_fn=ignore_ctrl_c,
     )
     logits = []
-    with progress(len(rows), bar) as progress_bar, autocast(device, amp):
+    with common.progress(len(rows), bar) as progress_bar, autocast(device, amp):
         for batch, _ in loader:
             logits.append(model(to_device(batch, device)))
             progress_bar.update(len(batch))
         return torch.cat(logits).cpu().numpy().astype(np.float32)
-
-
-def progress(total, description):
-    """A tqdm bar with images/s and the time left; silent where stdout is no terminal, or without a description."""
-    silent = description is None or not common.sys.stdout.isatty()
-    return tqdm(total=total, desc=description, unit="img", disable=silent, leave=False, dynamic_ncols=True)
 
 
 def ignore_ctrl_c(worker_id):

@@ -1,0 +1,114 @@
+"""How many copies of one photo does groups.py find, and how many strangers does it join?
+
+    python tests/bench/copies.py                  # the table of README.md: 60 pieces of photos, 200 drawn products
+    python tests/bench/copies.py --pieces 20 --products 40
+
+Real photos: pieces of those that scikit-learn and matplotlib bring. Drawn: the demo's products. Of each, the piece and
+four copies: turned by a quarter or by any angle, mirrored at times, cropped to at least 60 % of the area, reduced to as
+little as half, blurred, relit, JPEG at times. Every pair of images is a candidate in the first columns, so that they
+judge `verify` alone; the last columns judge the whole way, with nearest-neighbour candidates and connected components.
+"""
+
+import argparse
+import importlib.util
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import groups
+
+
+def photos():
+    """uint8 [H, W, 3] RGB of every real photo that the dependencies bring."""
+    import matplotlib
+    import sklearn.datasets
+
+    for folder in (Path(sklearn.datasets.__file__).parent / "images", Path(matplotlib.get_data_path()) / "sample_data"):
+        for path in sorted(folder.glob("*.jpg")):
+            yield cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+
+
+def pieces(count, rng, side=150):
+    """`count` square pieces of the photos, no two overlapping, the side between `side` and what is left of the grid."""
+    found = []
+    for image in photos():
+        for y in range(0, image.shape[0] - side + 1, side):
+            for x in range(0, image.shape[1] - side + 1, side):
+                found.append(np.ascontiguousarray(image[y : y + side, x : x + side]))
+    order = rng.permutation(len(found))[:count]
+    return [cv2.resize(found[i], (320, 320), interpolation=cv2.INTER_CUBIC) for i in order]
+
+
+def drawn(count):
+    spec = importlib.util.spec_from_file_location("make_demo", ROOT / "input" / "make_demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    return [demo.photo(np.random.default_rng([1, i]), i % 2) for i in range(count)]
+
+
+def copy_of(image, rng):
+    """One copy of a square photo, as the module's docstring says."""
+    side = len(image)
+    angle = 90 * rng.integers(4) if rng.random() < 0.5 else rng.uniform(0, 360)
+    kept = np.sqrt(rng.uniform(0.6, 1.0))  # of the side, so 60 to 100 % of the area
+    size = int(side * kept * rng.uniform(0.5, 1.0))
+    matrix = cv2.getRotationMatrix2D((side / 2, side / 2), angle, size / side / kept)
+    slack = (1 - kept) * side / 2 * size / side / kept
+    matrix[:, 2] += size / 2 - side / 2 + rng.uniform(-slack, slack, 2)
+    out = cv2.warpAffine(image, matrix, (size, size), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT_101)
+    if rng.random() < 0.3:
+        out = out[:, ::-1]
+    if rng.random() < 0.5:
+        out = cv2.GaussianBlur(out, (0, 0), rng.uniform(0.5, 1.5))
+    out = out.astype(np.float32) * rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, 3) + rng.uniform(-15, 15)
+    out = np.clip(out, 0, 255).astype(np.uint8)
+    if rng.random() < 0.5:
+        jpeg = cv2.imencode(".jpg", out, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(50, 95))])[1]
+        out = cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
+    return np.ascontiguousarray(out)
+
+
+def measure(name, sources, copies, rng):
+    images = [image for source in sources for image in (source, *(copy_of(source, rng) for _ in range(copies)))]
+    truth = np.repeat(np.arange(len(sources)), copies + 1)
+    records = np.stack([groups.describe(image) for image in images])
+    rows = []
+    everything = np.array(list(combinations(range(len(images)), 2)))
+    for kind, pairs in (("every pair", everything), ("candidates", groups.candidates(records))):
+        same = truth[pairs[:, 0]] == truth[pairs[:, 1]]
+        found, _ = groups.relatives(records, pairs)
+        right = truth[found[:, 0]] == truth[found[:, 1]]
+        relatives = len(sources) * copies * (copies + 1) // 2
+        strangers = len(everything) - relatives
+        joined = groups.components(found, len(images))
+        together = joined[everything[:, 0]] == joined[everything[:, 1]]
+        kin = truth[everything[:, 0]] == truth[everything[:, 1]]
+        rows.append(
+            f"{name:8} {kind:11} {len(images):7} {same.sum() / relatives:10.3f} {right.sum() / relatives:9.3f} "
+            f"{(~right).sum():5} of {strangers:<8} {(together & kin).sum() / relatives:12.3f} "
+            f"{(together & ~kin).sum() / strangers * 1e4:10.2f}"
+        )
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pieces", type=int, default=60)
+    parser.add_argument("--products", type=int, default=200)
+    parser.add_argument("--copies", type=int, default=4)
+    args = parser.parse_args()
+    print("                                  proposed    pairs      strangers          grouped:   strangers")
+    print("source   judged       images    relatives    found      joined             pair recall  per 10,000")
+    for name, sources in (("photos", pieces(args.pieces, np.random.default_rng(1))), ("drawn", drawn(args.products))):
+        for row in measure(name, sources, args.copies, np.random.default_rng(2)):
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
