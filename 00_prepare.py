@@ -6,7 +6,8 @@
 
 Reads INPUT/train.csv, INPUT/sample_submit.csv, and the images straight out of INPUT/train.zip and INPUT/test.zip, or
 out of the folders INPUT/train and INPUT/test. Writes OUTPUT/prepared: folds.csv, test.csv, train_448.npy,
-test_448.npy, samples.png, prepared.json.
+test_448.npy, samples.png, prepared.json, duplicates.csv and duplicates.png: the images that show one source. Those stay
+in one fold (--groups), or the CV would be measured on images that the model has seen.
 """
 
 from common import (
@@ -48,105 +49,40 @@ def parse_args():
     add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
     add("--seed", type=number(int, 0), default=777, help="decides the folds (listing)")
     add("--overwrite", action="store_true", help="make everything anew; models of the earlier folds are then refused")
+
+    add = parser.add_argument_group("groups: images that must stay in one fold").add_argument
+    add("--groups", default="auto", help="auto: copies of one source, found by groups.py; none (the thesis); a column "
+        "of the training table; or a FILE.csv with image_name,group")  # fmt: skip
+    add("--embed", metavar="MODEL", help="find auto's candidates by the features of a timm model, not by SIFT words")
+    add("--weights", default="hub", help="of --embed: hub, none, or a .safetensors or .pth file")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
 
+import contextlib
 import csv
 import hashlib
 import io
 import os
 import shutil
-import unicodedata
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+import groups as grouping
+import shift
 from data import Augmentation, read_table
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+from images import ImageSource, decode, resize
 
 # ---------------------------------------------------------------- where the images are
-
-
-class ImageSource:
-    """A zip or a folder of images, found by the names that the competition's tables use.
-
-    A name is looked up as it stands, then without the archive's top folder, then without its ending (Kaggle's tables
-    often leave it out), wherever that leaves one file. Nothing is unpacked: archives are read where they lie, and a
-    name can only find a file that the archive or the folder lists.
-    """
-
-    def __init__(self, path):
-        self.path = path
-        if path.is_dir():
-            self.zip = None
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            self.files = {file.relative_to(path).as_posix(): file for file in files}
-            identity = [(name, file.stat().st_size) for name, file in self.files.items()]
-        else:
-            try:
-                self.zip = zipfile.ZipFile(path)
-            except zipfile.BadZipFile as error:
-                raise UserError(f"{path} is no zip archive, or a damaged one ({error}): download it again") from None
-            entries = [entry for entry in self.zip.infolist() if not entry.is_dir()]
-            self.files = {entry_name(entry): entry for entry in entries}
-            identity = [(name, entry.file_size, entry.CRC) for name, entry in self.files.items()]
-        self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
-        self.files = {plain(name): file for name, file in self.files.items() if is_image(name)}
-        self.aliases = aliases(self.files)
-
-    def find(self, name):
-        """→ the key of the file that `name` means, or None."""
-        name = plain(name)
-        return name if name in self.files else self.aliases.get(name)
-
-    def read(self, key):
-        """→ the file's bytes."""
-        file = self.files[key]
-        return file.read_bytes() if self.zip is None else self.zip.read(file)
-
-
-def entry_name(entry):
-    """A zip entry's name. Without the UTF-8 mark it is UTF-8 all the same (macOS) or cp932 (Windows in Japan)."""
-    if entry.flag_bits & 0x800:
-        return entry.filename
-    raw = entry.filename.encode("cp437")  # what zipfile decoded it from
-    for encoding in ("utf-8", "cp932"):
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return entry.filename
-
-
-def plain(name):
-    """One spelling for a name: forward slashes, composed accents and kana (macOS decomposes them)."""
-    return unicodedata.normalize("NFC", name).replace("\\", "/")
-
-
-def is_image(name):
-    parts = name.split("/")
-    return "__MACOSX" not in parts and not parts[-1].startswith(".") and name.lower().endswith(IMAGE_ENDINGS)
-
-
-def aliases(files):
-    """Other names by which exactly one file can be meant: without the top folder, without the ending, or both."""
-    found = {}
-    for key in files:
-        _, slash, below = key.partition("/")
-        for name in {key, below if slash else key}:
-            for alias in {name, os.path.splitext(name)[0]} - {key}:
-                found.setdefault(alias, set()).add(key)
-    return {alias: keys.pop() for alias, keys in found.items() if len(keys) == 1}
 
 
 def image_source(args, part, given):
@@ -255,46 +191,6 @@ def is_number(texts):
     return all(text.replace(".", "", 1).lstrip("-").isdecimal() for text in texts)
 
 
-# ---------------------------------------------------------------- one image
-
-
-def decode(data):
-    """The bytes of an image file → uint8 [H, W, 3] RGB, as a person sees it.
-
-    EXIF rotation is applied, palettes and CMYK are converted, 16 bits are scaled to 8, transparent parts stand on
-    white, an animation shows its first frame. Raises ValueError for what is no image, is truncated, or has no 8- or
-    16-bit values. Pillow and not OpenCV, which gives a truncated JPEG back half grey, and drops transparency.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:
-        raise ValueError("no image" if data else "empty file") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
-    if image.mode.startswith("I"):  # 16-bit grey
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit values")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point values")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
-
-
-def resize(image, size):
-    """uint8 [H, W, 3] → [size, size, 3], bilinear, as albumentations' Resize in the thesis (3.1.1).
-
-    Where the image shrinks to less than half, bilinear would skip pixels and leave their noise; there the area's mean.
-    """
-    shrunk = min(image.shape[:2]) > 2 * size
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR)
-
-
 # ---------------------------------------------------------------- caches
 
 
@@ -318,11 +214,12 @@ def check_disk(folder, needed):
         )
 
 
-def cache(source, keys, size, path):
+def cache(source, keys, size, path, rows, first):
     """Decodes every image once and writes uint8 [N, size, size, 3] to `path`. → the Counter of (width, height) seen.
 
     Each thread writes its images to their place in the file, so memory doesn't grow with the data, and a disk that
-    fills up is an error and no bus error. All unreadable images are reported together.
+    fills up is an error and no bus error. All unreadable images are reported together. `rows`, an array of
+    DESCRIPTION mapped to a file, is filled as well from row `first` on, unless it is None.
     """
     header = io.BytesIO()
     shape = (len(keys), size, size, 3)
@@ -336,6 +233,8 @@ def cache(source, keys, size, path):
         except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zipfile.zlib.error) as error:
             return f"{key} ({error})", None
         os.pwrite(file.fileno(), resize(image, size).data, header.tell() + i * image_bytes)
+        if rows is not None:
+            rows[first + i] = describe(image)
         return None, image.shape[1::-1]
 
     with replacing(path) as temporary:
@@ -350,25 +249,100 @@ def cache(source, keys, size, path):
                         sizes[shape] += 1
                     bar.update()
         if unreadable:
-            raise UserError(
-                f"{source.path} has {len(unreadable)} unreadable images: {listing(unreadable)}: replace them"
-            )
+            count = len(unreadable)
+            raise UserError(f"{source.path} has {count} unreadable images: {listing(unreadable)}: replace them")
     return sizes
+
+
+DESCRIPTION = np.dtype([("record", grouping.RECORD), ("statistics", np.float32, shift.STATISTICS)])
+
+
+def describe(image):
+    """uint8 [H, W, 3] → a DESCRIPTION: what finding relatives and comparing train with test need of an image."""
+    return np.array((grouping.describe(image), shift.statistics(image)), DESCRIPTION)
+
+
+@contextlib.contextmanager
+def description_file(folder, count):
+    """A DESCRIPTION array [count] that lies in a file, so that memory doesn't grow with the data; temporary."""
+    path = folder / f".tmp{os.getpid()}.descriptions"
+    try:
+        with open(path, "wb") as file:
+            if count:
+                os.posix_fallocate(file.fileno(), 0, count * DESCRIPTION.itemsize)  # a full disk is an error here
+        yield np.memmap(path, DESCRIPTION, "r+", shape=(count,)) if count else None
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written ({error.strerror}): free some space, or use another --output"
+        ) from error
+    finally:
+        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- folds
 
 
-def make_folds(names, labels, classes, count, seed):
-    """Stratified folds, shuffled (thesis 3.1.2). → the table folds.csv."""
+def make_folds(names, labels, classes, groups, count, seed):
+    """Stratified folds, shuffled (thesis 3.1.2), in which no group (int [N]) is split. → the table folds.csv.
+
+    Without groups of two or more these are the thesis' folds. Raises UserError where a class has too few groups to be
+    in every fold.
+    """
     table = pd.DataFrame(dict(image_name=names, label=labels))
     table["target"] = table.label.map({label: i for i, label in enumerate(classes)})
-    table["group"] = np.arange(len(table))
+    table["group"] = groups
     table["fold"] = -1
-    splits = StratifiedKFold(count, shuffle=True, random_state=seed).split(table, table.target)
-    for fold, (_, held_out) in enumerate(splits):
+    single = table.group.is_unique
+    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(table, table.target, None if single else table.group)):
         table.loc[held_out, "fold"] = fold
+    counts = pd.crosstab(table.label, table.fold).reindex(columns=range(count), fill_value=0)
+    lacking = counts.index[(counts == 0).any(axis=1)]
+    if len(lacking):
+        raise UserError(
+            f"classes {listing(lacking)} have too few groups of relatives for {count} folds: lower --folds, or see "
+            "--groups"
+        )
     return table
+
+
+def given_groups(args, names):
+    """The groups that the user names: a column of train.csv or a table image_name,group. → int [N]."""
+    if args.groups.endswith(".csv"):
+        path = Path(args.groups)
+        header, *rows = read_rows(path, "name a table with the columns image_name,group with --groups")
+        if header != ["image_name", "group"]:
+            raise UserError(f"{path} has the columns {listing(header)}: it needs image_name,group")
+        check_unique(path, [row[0] for row in rows])
+        found = dict(rows)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise UserError(f"{path} has no group for {listing(missing)}: add them")
+        values = [found[name] for name in names]
+    else:
+        path = args.input / args.train_csv
+        header, *rows = read_rows(path, "put the competition's table there")
+        header = [cell.strip() for cell in header]
+        if header.count(args.groups) != 1:
+            raise UserError(f"--groups {args.groups}: {path} has no such column but {listing(header)}")
+        values = [row[header.index(args.groups)].strip() for row in rows]
+    return pd.factorize(pd.Series(values))[0]
+
+
+def embed(args, folder):
+    """Features of a timm model, of the training images and then the test images: float32 [N, D]."""
+    import torch  # with timm it takes seconds to import; only --embed needs it
+
+    import model as models
+
+    device = models.pick_device("auto")
+    config = dict(model=args.embed, model_kwargs={}, weights=args.weights, head="fresh", size=args.size, norm="model")
+    torch.manual_seed(args.seed)
+    network = models.build_model(config, 0).to(device)
+    parts = [np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in ("train", "test")]
+    return np.concatenate(
+        [models.predict(network, images, np.arange(len(images)), 32, device, bar="features") for images in parts]
+    )
 
 
 # ---------------------------------------------------------------- what is shown
@@ -424,19 +398,21 @@ def draw_samples(path, images, folds, classes, seed, columns=4):
 
 def main():
     args = ARGS
+    cv2.setNumThreads(1)  # the threads of `cache` share the cores already
     folder = prepared_folder(args)
     names, labels, classes = read_labels(args)
     train, test = image_source(args, "train", args.train_images), image_source(args, "test", args.test_images)
     test_names, submission = read_sample_submit(args, test, classes)
     train_keys = find_all(train, names, args.input / args.train_csv)
     test_keys = find_all(test, test_names, args.input / args.sample_submit)
-    tables = hashlib.sha256(repr((names, labels, test_names)).encode()).hexdigest()
+    groups = given_groups(args, names) if args.groups not in ("auto", "none") else np.arange(len(names))
+    tables = hashlib.sha256(repr((names, labels, test_names, groups.tolist())).encode()).hexdigest()
     settings = dict(
         made_from=dict(tables=tables, train_images=train.fingerprint, test_images=test.fingerprint),
         classes=classes,
         folds=args.folds,
         seed=args.seed,
-        groups="none",
+        groups=args.groups + (f" by {args.embed} {args.weights}" if args.embed else ""),
         submission=submission,
     )
     earlier = earlier_prepared(folder, settings, args)
@@ -448,11 +424,17 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     if not earlier:
         remove_stale(folder)
-    check_disk(folder, (len(names) + len(test_names)) * args.size**2 * 3)
-    train_sizes = cache(train, train_keys, args.size, folder / f"train_{args.size}.npy")
-    test_sizes = cache(test, test_keys, args.size, folder / f"test_{args.size}.npy")
+    count = len(names) + len(test_names)
+    check_disk(folder, count * (args.size**2 * 3 + (0 if earlier else DESCRIPTION.itemsize)))
+    with description_file(folder, 0 if earlier else count) as rows:
+        train_sizes = cache(train, train_keys, args.size, folder / f"train_{args.size}.npy", rows, 0)
+        test_sizes = cache(test, test_keys, args.size, folder / f"test_{args.size}.npy", rows, len(names))
+        if earlier:
+            findings = {key: earlier[key] for key in ("relatives", "shift")}
+        else:
+            groups, findings = examine(args, folder, rows, names, labels, test_names, groups)
     if not earlier:
-        write_csv(folder / "folds.csv", make_folds(names, labels, classes, args.folds, args.seed))
+        write_csv(folder / "folds.csv", make_folds(names, labels, classes, groups, args.folds, args.seed))
         write_csv(folder / "test.csv", pd.DataFrame(dict(image_name=test_names)))
     folds = read_table(folder / "folds.csv", "run it again")
     draw_samples(
@@ -460,17 +442,40 @@ def main():
     )
     write_json(
         folder / "prepared.json",
-        settings | dict(sizes=sorted([*sizes, args.size]), folds_hash=file_hash(folder / "folds.csv")),
+        settings | findings | dict(sizes=sorted([*sizes, args.size]), folds_hash=file_hash(folder / "folds.csv")),
     )
     for part, source, used, seen in (("train", train, names, train_sizes), ("test", test, test_names, test_sizes)):
         say(f"{part:5}  {len(used)} images, {size_line(seen)}; {len(source.files) - len(used)} more that no row names")
     say(f"submission  {'with' if submission['header'] else 'no'} header, {submission['value']}")
+    for line in [*grouping.report_lines(findings["relatives"]), *shift.report_lines(findings["shift"])]:
+        say(line)
     say(f"\n{fold_table(folds, classes)}\n\nprepared {args.size} px → {folder} (look at samples.png)")
+
+
+def examine(args, folder, rows, names, labels, test_names, groups):
+    """Finds relatives (--groups auto) and compares the test set with the training set.
+
+    → (the training images' groups, {"relatives": …, "shift": …} for prepared.json). Writes duplicates.csv and .png.
+    """
+    relatives = None
+    everyone = np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))])
+    if args.groups == "auto":
+        embedding = embed(args, folder) if args.embed else None
+        pairs, evidence = grouping.relatives(rows["record"], grouping.candidates(rows["record"], embedding))
+        everyone = grouping.components(pairs, len(rows))
+        table = grouping.table(pairs, evidence, everyone, names, labels, test_names)
+        write_csv(folder / "duplicates.csv", table)
+        with replacing(folder / "duplicates.png") as temporary:
+            grouping.draw(temporary, rows["record"], pairs, evidence, everyone, names, labels, test_names)
+        relatives = grouping.summary(everyone, names, labels, test_names)
+    is_test = np.arange(len(rows)) >= len(names)
+    found = shift.adversarial_validation(np.array(rows["statistics"]), is_test, everyone, args.seed)
+    return everyone[: len(names)], dict(relatives=relatives, shift=found)
 
 
 def remove_stale(folder):
     """Clears what an earlier or a broken run left, prepared.json first: without it nothing counts as prepared."""
-    for path in [folder / "prepared.json", *folder.glob("train_*.npy"), *folder.glob("test_*.npy")]:
+    for path in [folder / "prepared.json", *folder.glob("*_*.npy"), *folder.glob("duplicates.*")]:
         path.unlink(missing_ok=True)
 
 

@@ -5,36 +5,34 @@ dearer one looks at:
 
 1. Each image is described once (`describe`): a small grey thumbnail; the low 8 × 8 block of its DCT; SIFT features,
    made blind to mirroring.
-2. Each image's likely relatives (`candidates`): its nearest neighbours in the DCT block and in a bag of SIFT words.
-   N × k pairs, not N².
-3. Each candidate pair is judged (`verify`): the best of the 8 orientations by the DCT hash, and the similarity transform
-   that RANSAC fits to the matched features, propose how one image lies on the other; the pair is accepted where the
-   pixels then agree as well.
+2. Each image's likely relatives (`candidates`): its nearest neighbours in the DCT block, and in a bag of SIFT words and
+   colours. N × k pairs, not N².
+3. Each candidate pair is judged (`verify`): the best of the 8 orientations by the DCT hash, and the similarity
+   transform that RANSAC fits to the matched features, propose how one image lies on the other; the pair is accepted
+   where the pixels then agree as well.
 
 Connected components of the accepted pairs are the groups.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-
 import cv2
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
 from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
 
 from common import cpu_count, progress
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 THUMB = 64  # px, the long side of the thumbnail on which pixels are compared: too small to show blur or JPEG noise
-FEATURES = 300  # SIFT features kept, the strongest
+FEATURES = 200  # SIFT features kept, the strongest
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features
-WORDS = 2048  # size of the SIFT vocabulary
-NEIGHBOURS = 20  # candidates per image and kind of descriptor
+WORDS = 1024  # size of the SIFT vocabulary
+COLOUR_WEIGHT = 0.8  # of the colours beside the words; of 0.5, 0.8 and 1.2 the best on the demo
+NEIGHBOURS = 12  # candidates per image and kind of descriptor
 
 # Accepting a pair. Measured by tests/bench/copies.py, whose table is in README.md.
 MIN_INLIERS = 5  # matched features that one similarity transform explains …
-MIN_CORRELATION = 0.85  # … when the pixels that it lays on each other correlate so well, colour by colour
-SURE_INLIERS = 20  # so many need less support from the pixels:
-SURE_CORRELATION = 0.4
+MIN_CORRELATION = 0.88  # … when the pixels that it lays on each other correlate so well, colour by colour
 MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
 SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
 MAX_BITS = 12  # of 63 by which the DCT hashes of a pair may differ in the best orientation …
@@ -46,7 +44,9 @@ RECORD = np.dtype(
         ("shape", np.int32, 2),  # height, width of the thumbnail
         ("thumb", np.uint8, (THUMB, THUMB, 3)),
         ("dct", np.float32, (8, 8)),
+        ("hashes", bool, (8, 63)),  # of the 8 orientations
         ("points", np.float32, (FEATURES, 2)),  # x, y in thumbnail px from the middle
+        ("turned", bool, FEATURES),  # by mirror_blind
         ("descriptors", np.uint8, (FEATURES, 128)),
     ]
 )
@@ -62,6 +62,7 @@ def describe(image):
     size = [max(8, round(side * scale)) for side in grey.shape[::-1]]
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     record["dct"] = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
+    record["hashes"] = hash_bits(d4_dcts(record["dct"]))
     ratio = THUMB / LONG_SIDE
     height, width = (max(2, round(side * ratio)) for side in grey.shape)
     record["shape"] = height, width
@@ -74,13 +75,13 @@ def describe(image):
     if count:
         points = np.array([keypoint.pt for keypoint in keypoints[:count]], np.float32)
         record["points"][:count] = (points - np.array(size, np.float32) / 2) * ratio
-        record["descriptors"][:count] = mirror_blind(descriptors[:count])
+        record["descriptors"][:count], record["turned"][:count] = mirror_blind(descriptors[:count])
     return record
 
 
 def mirror_blind(descriptors):
-    """SIFT descriptors float32 [F, 128] → RootSIFT uint8 [F, 128] (Arandjelović and Zisserman 2012), the same for a
-    mirrored patch.
+    """SIFT descriptors float32 [F, 128] → (RootSIFT uint8 [F, 128], the same for a mirrored patch; bool [F],
+    whether the descriptor was mirrored for that). RootSIFT: Arandjelović and Zisserman 2012.
 
     A mirrored patch has the rows of the 4 × 4 cells and the sense of the 8 directions reversed. Of both readings, the
     one with more weight in the first half of the directions is taken, as mirror-invariant SIFT does (Ma et al. 2010).
@@ -90,7 +91,7 @@ def mirror_blind(descriptors):
     turn = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))
     cells = np.where(turn[:, None, None, None], mirrored, cells).reshape(len(cells), 128)
     root = np.sqrt(cells / np.maximum(1e-9, cells.sum(axis=1, keepdims=True)))
-    return np.minimum(255, root * 512).astype(np.uint8)
+    return np.minimum(255, root * 512).astype(np.uint8), turn
 
 
 def d4_dcts(dct):
@@ -116,14 +117,15 @@ def hash_bits(dct):
 
 
 def candidates(records, embedding=None):
-    """→ int [P, 2], pairs i < j of images that may be relatives: the nearest neighbours by DCT and by bag of words, or
-    by `embedding` [N, D] in place of the words."""
+    """→ int [P, 2], pairs i < j of images that may be relatives: the nearest neighbours by DCT, and by bag of words and
+    colours, or by `embedding` [N, D] in place of these."""
     from sklearn.neighbors import NearestNeighbors
 
     count = min(NEIGHBOURS + 1, len(records))
-    words = bag_of_words(records) if embedding is None else embedding
+    if embedding is None:
+        embedding = hstack([bag_of_words(records), COLOUR_WEIGHT * colours(records)]).tocsr()
     pairs = []
-    for vectors, metric in ((d4_blind(records["dct"]), "euclidean"), (words, "cosine")):
+    for vectors, metric in ((d4_blind(records["dct"]), "euclidean"), (embedding, "cosine")):
         near = NearestNeighbors(n_neighbors=count, metric=metric, n_jobs=-1).fit(vectors)
         found = near.kneighbors(vectors, return_distance=False)
         pairs.append(np.stack([np.repeat(np.arange(len(records)), count), found.ravel()], axis=1))
@@ -142,31 +144,40 @@ def d4_blind(dct):
     return both / np.maximum(1e-6, np.linalg.norm(both, axis=1, keepdims=True))
 
 
-def bag_of_words(records, sample=60_000, block=512):
+def bag_of_words(records, block=256):
     """RECORDs [N] → sparse [N, WORDS], each image's SIFT features counted by visual word, rare words weighted up
-    (Sivic and Zisserman 2003), unit length."""
-    from sklearn.cluster import MiniBatchKMeans
+    (Sivic and Zisserman 2003), unit length. The words are features drawn at random: cheaper than clusters and, for the
+    few dozen candidates wanted here, as good."""
     from sklearn.feature_extraction.text import TfidfTransformer
 
+    def features(part):
+        return part["descriptors"][np.arange(FEATURES) < part["count"][:, None]].astype(np.float32)
+
     rng = np.random.default_rng(0)
-    counts = records["count"]
-    chosen = rng.permutation(len(records))[: max(1, 4 * sample // FEATURES)]
-    some = np.concatenate([records["descriptors"][i][: counts[i]] for i in chosen] or [np.zeros((1, 128))])
-    some = rng.permutation(some)[:sample].astype(np.float32)
-    if len(some) < 2:
-        return csr_matrix((len(records), WORDS))
-    words = min(WORDS, max(1, len(some) // 8))
-    codebook = MiniBatchKMeans(words, batch_size=4096, n_init=1, max_iter=20, random_state=0).fit(some)
-    bags = []
+    some = features(records[np.sort(rng.permutation(len(records))[:WORDS])])
+    words = some[rng.permutation(len(some))[:WORDS]]
+    if not len(words):
+        return csr_matrix((len(records), 1))
+    half_squares, bags = (words**2).sum(axis=1) / 2, []
     for start in range(0, len(records), block):
         part = records[start : start + block]
-        mask = np.arange(FEATURES) < part["count"][:, None]
-        found = codebook.predict(part["descriptors"][mask].astype(np.float32)) if mask.any() else []
+        nearest = (features(part) @ words.T - half_squares).argmax(axis=1)
         rows = np.repeat(np.arange(len(part)), part["count"])
-        bags.append(csr_matrix((np.ones(len(rows)), (rows, found)), (len(part), words)))
-    from scipy.sparse import vstack
-
+        bags.append(csr_matrix((np.ones(len(rows)), (rows, nearest)), (len(part), len(words))))
     return TfidfTransformer(sublinear_tf=True).fit_transform(vstack(bags))
+
+
+def colours(records, bins=6):
+    """RECORDs [N] → sparse [N, bins³], unit length: the joint histogram of the thumbnail's colours, each channel at
+    mean 0 and deviation 1, so that light and tint don't matter, and square-rooted, as RootSIFT is."""
+    rows = np.zeros((len(records), bins**3), np.float32)
+    for row, record in zip(rows, records, strict=True):
+        height, width = record["shape"]
+        pixels = record["thumb"][:height, :width].reshape(-1, 3).astype(np.float32)
+        pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
+        counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), bins, [(-2.4, 2.4)] * 3)[0].ravel()
+        row[:] = np.sqrt(counts / counts.sum())
+    return csr_matrix(rows)
 
 
 # ---------------------------------------------------------------- 3. a pair
@@ -176,10 +187,9 @@ def verify(a, b):
     """Two RECORDs → (bits of 63 by which their hashes differ, matched features that agree, correlation of the pixels),
     or None where they are no relatives."""
     inliers, correlation = by_features(a, b)
-    if inliers and correlation >= (SURE_CORRELATION if inliers >= SURE_INLIERS else MIN_CORRELATION):
+    if inliers and correlation >= MIN_CORRELATION:
         return 63, inliers, correlation
-    views = hash_bits(d4_dcts(a["dct"]))
-    bits = (views != hash_bits(b["dct"])).sum(axis=1)
+    bits = (a["hashes"] != b["hashes"][0]).sum(axis=1)
     best = int(bits.argmin())
     if bits[best] <= MAX_BITS:
         scale = b["shape"] / (a["shape"][::-1] if best >= 4 else a["shape"])
@@ -194,14 +204,16 @@ def by_features(a, b):
     none is sound."""
     if min(a["count"], b["count"]) < MIN_INLIERS:
         return 0, 0.0
-    matched_a, matched_b = match(a, b)
+    rows, columns = match(a, b)
+    mirrored = a["turned"][rows] != b["turned"][columns]
     best = 0, 0.0
-    if len(matched_a) < MIN_INLIERS:
-        return best
-    for mirror in (1, -1):
+    for mirror, chosen in ((1, ~mirrored), (-1, mirrored)):
+        if chosen.sum() < max(MIN_INLIERS, best[0] + 1):
+            continue
         flip = np.array([mirror, 1], np.float32)
+        from_a, to_b = a["points"][rows[chosen]], b["points"][columns[chosen]]
         matrix, inside = cv2.estimateAffinePartial2D(
-            matched_a * flip, matched_b, method=cv2.RANSAC, ransacReprojThreshold=1.5, maxIters=1000, confidence=0.99
+            from_a * flip, to_b, method=cv2.RANSAC, ransacReprojThreshold=1.5, maxIters=500, confidence=0.99
         )
         if matrix is None:
             continue
@@ -209,21 +221,20 @@ def by_features(a, b):
         inliers, scale = int(inside.sum()), float(np.hypot(matrix[0, 0], matrix[1, 0]))
         if inliers < MIN_INLIERS or inliers <= best[0] or not SCALES[0] <= scale <= SCALES[1]:
             continue
-        if min(covered(matched_a[inside], a), covered(matched_b[inside], b)) >= MIN_AREA:
+        if min(covered(from_a[inside], a), covered(to_b[inside], b)) >= MIN_AREA:
             best = inliers, overlap_correlation(a, b, matrix[:, :2] * flip, matrix[:, 2])
     return best
 
 
 def match(a, b):
-    """Mutual nearest neighbours whose second-best is clearly worse (Lowe's ratio, 0.85). → points of a, points of b."""
+    """Mutual nearest neighbours whose second-best is clearly worse (Lowe's ratio, 0.85). → their rows in a and in b."""
     first, second = (r["descriptors"][: r["count"]].astype(np.float32) for r in (a, b))
-    product = first @ second.T
-    distance = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * product
-    nearest = distance.argmin(axis=1)
-    rows = np.arange(len(first))
-    two = np.partition(distance, 1, axis=1)[:, :2]
-    keep = (distance.argmin(axis=0)[nearest] == rows) & (two[:, 0] < 0.85**2 * two[:, 1])
-    return a["points"][rows[keep]], b["points"][nearest[keep]]
+    distance = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * (first @ second.T)
+    nearest, rows = distance.argmin(axis=1), np.arange(len(first))
+    rows = rows[distance.argmin(axis=0)[nearest] == rows]
+    two = np.partition(distance[rows], 1, axis=1)[:, :2]
+    rows = rows[two[:, 0] < 0.85**2 * two[:, 1]]
+    return rows, nearest[rows]
 
 
 def covered(points, record):
@@ -252,20 +263,30 @@ def overlap_correlation(a, b, turn, shift):
 
 
 def relatives(records, pairs, description="relatives"):
-    """Verifies the candidate pairs on all cores. → (pairs [M, 2], evidence [M, 3]: bits, inliers, correlation)."""
+    """Verifies the candidate pairs on all cores. → (pairs [M, 2], evidence [M, 3]: bits, inliers, correlation).
 
-    def judge(block):
-        cv2.setRNGSeed(0)
-        return [verify(records[i], records[j]) for i, j in block]
+    In processes, since half of the work is small steps of Python; a `records` that is mapped to a file is not copied.
+    """
+    from joblib import Parallel, delayed
 
-    blocks = np.array_split(pairs, max(1, len(pairs) // 200))
+    blocks = np.array_split(pairs, max(1, len(pairs) // 500))
     found = []
-    with ThreadPoolExecutor(cpu_count()) as pool, progress(len(pairs), description, "pair") as bar:
-        for block, results in zip(blocks, pool.map(judge, blocks), strict=True):
+    with progress(len(pairs), description, "pair") as bar:
+        judged = Parallel(cpu_count() if len(pairs) > 2000 else 1, return_as="generator", max_nbytes=None)(
+            delayed(verify_all)(records, block) for block in blocks
+        )
+        for block, results in zip(blocks, judged, strict=True):
             found += [(*pair, *result) for pair, result in zip(block, results, strict=True) if result]
             bar.update(len(block))
     found = np.array(found, np.float64).reshape(-1, 5)
     return found[:, :2].astype(np.int64), found[:, 2:]
+
+
+def verify_all(records, pairs):
+    cv2.setNumThreads(1)
+    cv2.setRNGSeed(0)
+    with threadpool_limits(1):
+        return [verify(records[i], records[j]) for i, j in pairs]
 
 
 def components(pairs, count):
@@ -275,3 +296,136 @@ def components(pairs, count):
     labels = connected_components(graph, directed=False)[1]
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[inverse]
+
+
+# ---------------------------------------------------------------- what is shown
+
+CHAINING = 0.02  # share of all images above which one group is suspicious
+
+
+def part_and_name(i, names, test_names):
+    return ("train", names[i]) if i < len(names) else ("test", test_names[i - len(names)])
+
+
+def table(pairs, evidence, groups, names, labels, test_names):
+    """→ a table of all images in groups of two or more: group, its size, part, image_name, label, whether the group's
+    labels disagree, and the image's closest relative with the evidence for it."""
+    import pandas as pd
+
+    sizes = np.bincount(groups)
+    conflicts = disagreeing(groups, labels)
+    closest = {}
+    for (a, b), (bits, inliers, correlation) in zip(pairs.tolist(), evidence.tolist(), strict=True):
+        for one, other in ((a, b), (b, a)):
+            if one not in closest or closest[one][2:] < (inliers, correlation):
+                closest[one] = (other, bits, inliers, correlation)
+    rows = []
+    for i in np.flatnonzero(sizes[groups] > 1)[np.argsort(groups[sizes[groups] > 1], kind="stable")]:
+        part, name = part_and_name(i, names, test_names)
+        other, bits, inliers, correlation = closest[i]
+        rows.append(
+            dict(
+                group=groups[i],
+                size=sizes[groups[i]],
+                part=part,
+                image_name=name,
+                label=labels[i] if part == "train" else "",
+                labels_disagree=int(groups[i] in conflicts),
+                relative="/".join(part_and_name(other, names, test_names)),
+                found_by="features" if inliers else "hash",
+                inliers=int(inliers),
+                hash_bits=int(bits) if not inliers else "",
+                correlation=round(correlation, 4),
+            )
+        )
+    columns = "group size part image_name label labels_disagree relative found_by inliers hash_bits correlation".split()
+    return pd.DataFrame(rows, columns=columns)
+
+
+def disagreeing(groups, labels):
+    """→ the set of groups whose training images carry more than one label."""
+    first, conflicts = {}, set()
+    for group, label in zip(groups.tolist(), labels, strict=False):  # groups goes on with the test images
+        if first.setdefault(group, label) != label:
+            conflicts.add(group)
+    return conflicts
+
+
+def summary(groups, names, labels, test_names):
+    """→ what prepared.json keeps: counts and shares."""
+    train, test = groups[: len(names)], groups[len(names) :]
+    in_train = np.bincount(train, minlength=groups.max() + 1)
+    sizes = np.bincount(groups)
+    conflicts = sorted(disagreeing(groups, labels))
+    return dict(
+        groups=int((sizes > 1).sum()),
+        largest=int(sizes.max()),
+        largest_share=float(sizes.max() / len(groups)),
+        train_with_relative=float((in_train[train] > 1).mean()),
+        test_with_relative=float((in_train[test] > 0).mean()),
+        conflicts=[[name for name, group in zip(names, train, strict=True) if group == c] for c in conflicts],
+    )
+
+
+def report_lines(found):
+    """The lines that 00_prepare.py prints about relatives."""
+    if found is None:
+        return []
+    train, test = found["train_with_relative"], found["test_with_relative"]
+    lines = [
+        f"groups  {found['groups']} of two images or more, the largest of {found['largest']} (duplicates.csv, .png)",
+        f"relatives in train: {train:.1%} of the training images, {test:.1%} of the test images",
+    ]
+    if train > 0.05 and test < train / 2:
+        lines.append("  folds that split relatives would give a CV far above the leaderboard: they are kept together")
+    elif test > 0.05 and test > train / 2:
+        lines.append("  the test set shares sources with the training set: a grouped CV may be below the leaderboard")
+    if found["conflicts"]:
+        from common import listing
+
+        groups = [" = ".join(names[:4]) for names in found["conflicts"]]
+        lines.append(f"  {len(groups)} groups carry different labels, mislabelled or ambiguous: {listing(groups)}")
+    if found["largest_share"] > CHAINING and found["largest"] > 20:
+        lines.append(
+            f"  warning: one group holds {found['largest_share']:.1%} of all images: look at duplicates.png; if they "
+            "are no copies, give --groups none, or a corrected FILE.csv"
+        )
+    return lines
+
+
+def draw(path, records, pairs, evidence, groups, names, labels, test_names, most=12, columns=8):
+    """A contact sheet: the least certain pairs first, then the largest groups."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    certainty = evidence[:, 2] + np.minimum(evidence[:, 1], 40) / 40
+    doubtful = pairs[np.argsort(certainty, kind="stable")[: 2 * columns]]
+    sizes = np.bincount(groups)
+    largest = [g for g in np.argsort(-sizes, kind="stable")[:most] if sizes[g] > 1]
+    rows = [doubtful[k : k + columns // 2].ravel().tolist() for k in range(0, len(doubtful), columns // 2)]
+    titles = ["least certain pairs" if k == 0 else "" for k in range(len(rows))]
+    rows += [np.flatnonzero(groups == g)[:columns].tolist() for g in largest]
+    titles += [f"group {g}\n{sizes[g]} images" for g in largest]
+    figure, axes = plt.subplots(
+        max(1, len(rows)),
+        columns,
+        figsize=(1.5 * columns, 1.75 * max(1, len(rows))),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for row, (title, members) in enumerate(zip(titles, rows, strict=True)):
+        for column, i in enumerate(members):
+            axis, (height, width) = axes[row, column], records["shape"][i]
+            axis.imshow(records["thumb"][i][:height, :width])
+            part, name = part_and_name(i, names, test_names)
+            label = f" [{labels[i]}]" if part == "train" else ""
+            axis.set_title(f"{part} {name[-16:]}{label[:12]}".replace("$", r"\$"), fontsize=6)
+        axes[row, 0].text(-0.1, 0.5, title, ha="right", va="center", fontsize=7, transform=axes[row, 0].transAxes)
+    if not rows:
+        axes[0, 0].text(0, 0.5, "no relatives found")
+    figure.savefig(path, dpi=90, format="png")
+    plt.close(figure)
