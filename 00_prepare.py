@@ -259,7 +259,8 @@ DESCRIPTION = np.dtype([("record", grouping.RECORD), ("statistics", np.float32, 
 
 def describe(image):
     """uint8 [H, W, 3] → a DESCRIPTION: what finding relatives and comparing train with test need of an image."""
-    return np.array((grouping.describe(image), shift.statistics(image)), DESCRIPTION)
+    record = grouping.describe(image) if ARGS.groups == "auto" else np.zeros((), grouping.RECORD)
+    return np.array((record, shift.statistics(image)), DESCRIPTION)
 
 
 @contextlib.contextmanager
@@ -291,10 +292,15 @@ def make_folds(names, labels, classes, groups, count, seed):
     table = pd.DataFrame(dict(image_name=names, label=labels))
     table["target"] = table.label.map({label: i for i, label in enumerate(classes)})
     table["group"] = groups
+    if table.group.nunique() < count:
+        raise UserError(
+            f"{table.group.nunique()} groups of relatives can't fill {count} folds: lower --folds, or see --groups"
+        )
     table["fold"] = -1
-    single = table.group.is_unique
-    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(table, table.target, None if single else table.group)):
+    splitter = StratifiedKFold if table.group.is_unique else StratifiedGroupKFold
+    for fold, (_, held_out) in enumerate(
+        splitter(count, shuffle=True, random_state=seed).split(table, table.target, table.group)
+    ):
         table.loc[held_out, "fold"] = fold
     counts = pd.crosstab(table.label, table.fold).reindex(columns=range(count), fill_value=0)
     lacking = counts.index[(counts == 0).any(axis=1)]
