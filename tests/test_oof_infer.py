@@ -2,18 +2,19 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, done, refused
+from conftest import TINY, done, load, refused
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import model as models
-from data import softmax
+from data import auc, softmax
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,8 @@ def test_scores_of_the_oof_table_are_the_printed_ones(trained):
     pooled = roc_auc_score(oof.label, oof.probability_1)
     by_fold = [roc_auc_score(part.label, part.probability_1) for _, part in oof.groupby("fold")]
     assert f"CV (pooled out-of-fold AUC) {pooled:.4f}" in out
-    assert f"mean of the folds' AUC {np.mean(by_fold):.4f}" in out
+    assert f"best epoch   pooled {pooled:.4f} (" in out
+    assert f"mean of the folds {np.mean(by_fold):.4f} (" in out
     assert f"accuracy {np.mean((oof.probability_1 > 0.5) == oof.label):.4f}" in out
     epochs = pd.read_csv(trained.base / "fold2_epochs.csv")
     row = next(line for line in out.splitlines() if line.startswith("2 "))
@@ -91,6 +93,63 @@ def test_predictions_of_another_fold_or_without_numbers_are_refused(copied):
     rows[2] = ",".join([*cells[:2], "nan", *cells[3:]])
     (base / "fold0.csv").write_text("\n".join(rows) + "\n")
     assert cells[0] in refused("02_oof.py", *flags)
+
+
+def test_intervals_come_from_groups_and_hold_the_score(trained):
+    oof = load("02_oof.py")
+    rng = np.random.default_rng(0)
+    targets = np.arange(60) % 2
+    score = np.clip(targets * 0.3 + rng.uniform(0, 0.7, 60), 0, 1)
+    probabilities = np.stack([1 - score, score], axis=1)
+    ten_copies = np.repeat(np.arange(60), 10)
+    alone = oof.bootstrap_weights(np.arange(60), 500)
+    grouped = oof.bootstrap_weights(ten_copies, 500)
+    single = oof.bootstrap_weights(np.arange(600), 500)
+    assert (grouped.reshape(500, 60, 10) == grouped.reshape(500, 60, 10)[..., :1]).all(), "a group is drawn whole"
+    width = lambda w, rows: np.ptp(oof.interval(oof.scored(auc, targets[rows], probabilities[rows], w)[1]))  # noqa: E731
+    assert width(grouped, ten_copies) == pytest.approx(width(alone, np.arange(60)), rel=0.15)
+    assert width(single, ten_copies) < 0.5 * width(grouped, ten_copies), "drawn images would be sure of too much"
+    low, high = oof.interval(oof.scored(auc, targets, probabilities, alone)[1])
+    assert low < auc(targets, probabilities) < high
+    out = done("02_oof.py", *trained.flags)
+    assert "groups of" in out
+    assert "best epoch" in out
+    assert "last epoch" in out
+
+
+@pytest.mark.parametrize("metric", ["auc", "accuracy", "logloss", "f1"])
+def test_weights_are_repetitions_in_every_metric(metric):
+    score = load("02_oof.py").METRICS[metric]
+    rng = np.random.default_rng(1)
+    for classes in (2, 4):
+        targets, weights = rng.integers(0, classes, 200), rng.integers(0, 4, 200)
+        probabilities = softmax(rng.normal(size=(200, classes)))
+        rows = np.repeat(np.arange(200), weights)
+        assert score(targets, probabilities, weights) == pytest.approx(score(targets[rows], probabilities[rows]))
+
+
+def test_experiments_are_compared_and_blended(copied):
+    flags, output = copied
+    shutil.copytree(output / "base", output / "worse")
+    rng = np.random.default_rng(0)
+    for exp, signal in (("base", 2.0), ("worse", 0.2)):
+        for path in (output / exp).glob("fold?.csv"):
+            table = pd.read_csv(path)
+            for kind in ("best", "last"):
+                table[f"{kind}_1"] = signal * table.target + rng.normal(size=len(table))
+                table[f"{kind}_0"] = 0.0
+            table.to_csv(path, index=False)
+    out = done("02_oof.py", "base", "worse", *flags)
+    assert re.search(r"\nworse against base: base is better: Δ = -0\.\d+, 95 % -\S+ … -\S+, P\(Δ > 0\) = 0\.00", out)
+    assert "mean of ranks" in out
+    shutil.rmtree(output / "worse")
+    shutil.copytree(output / "base", output / "same")
+    out = done("02_oof.py", "base", "same", *flags)
+    assert "same against base: no evidence either way: Δ = +0.0000, 95 % +0.0000 … +0.0000" in out
+    config = json.loads((output / "same" / "config.json").read_text())
+    (output / "same" / "config.json").write_text(json.dumps(config | dict(folds_hash="0")))
+    assert "other folds" in refused("02_oof.py", "base", "same", *flags)
+    assert "named twice" in refused("02_oof.py", "base", "base", *flags)
 
 
 # ---------------------------------------------------------------- 03
