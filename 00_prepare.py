@@ -214,12 +214,12 @@ def check_disk(folder, needed):
         )
 
 
-def cache(source, keys, size, path, rows, first):
+def cache(source, keys, size, path, look):
     """Decodes every image once and writes uint8 [N, size, size, 3] to `path`. → the Counter of (width, height) seen.
 
     Each thread writes its images to their place in the file, so memory doesn't grow with the data, and a disk that
-    fills up is an error and no bus error. All unreadable images are reported together. `rows`, an array of
-    DESCRIPTION mapped to a file, is filled as well from row `first` on, unless it is None.
+    fills up is an error and no bus error. All unreadable images are reported together. `look(i, image)` sees
+    every whole image as well.
     """
     header = io.BytesIO()
     shape = (len(keys), size, size, 3)
@@ -233,8 +233,7 @@ def cache(source, keys, size, path, rows, first):
         except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zipfile.zlib.error) as error:
             return f"{key} ({error})", None
         os.pwrite(file.fileno(), resize(image, size).data, header.tell() + i * image_bytes)
-        if rows is not None:
-            rows[first + i] = describe(image)
+        look(i, image)
         return None, image.shape[1::-1]
 
     with replacing(path) as temporary:
@@ -254,24 +253,14 @@ def cache(source, keys, size, path, rows, first):
     return sizes
 
 
-DESCRIPTION = np.dtype([("record", grouping.RECORD), ("statistics", np.float32, shift.STATISTICS)])
-
-
-def describe(image):
-    """uint8 [H, W, 3] → a DESCRIPTION: what finding relatives and comparing train with test need of an image."""
-    record = grouping.describe(image) if ARGS.groups == "auto" else np.zeros((), grouping.RECORD)
-    return np.array((record, shift.statistics(image)), DESCRIPTION)
-
-
 @contextlib.contextmanager
-def description_file(folder, count):
-    """A DESCRIPTION array [count] that lies in a file, so that memory doesn't grow with the data; temporary."""
-    path = folder / f".tmp{os.getpid()}.descriptions"
+def record_file(folder, count):
+    """An array [count] of groups.RECORD that lies in a temporary file, so that memory doesn't grow with the data."""
+    path = folder / f".tmp{os.getpid()}.records"
     try:
         with open(path, "wb") as file:
-            if count:
-                os.posix_fallocate(file.fileno(), 0, count * DESCRIPTION.itemsize)  # a full disk is an error here
-        yield np.memmap(path, DESCRIPTION, "r+", shape=(count,)) if count else None
+            os.posix_fallocate(file.fileno(), 0, count * grouping.RECORD.itemsize)  # a full disk is an error here
+        yield np.memmap(path, grouping.RECORD, "r+", shape=(count,))
     except OSError as error:
         raise UserError(
             f"{path} can't be written ({error.strerror}): free some space, or use another --output"
@@ -421,6 +410,7 @@ def main():
         groups=args.groups + (f" by {args.embed} {args.weights}" if args.embed else ""),
         submission=submission,
     )
+    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))])  # each test image by itself
     earlier = earlier_prepared(folder, settings, args)
     sizes = earlier["sizes"] if earlier else []
     if args.size in sizes:
@@ -428,19 +418,34 @@ def main():
         return
 
     folder.mkdir(parents=True, exist_ok=True)
+    find = args.groups == "auto" and not earlier
+    check_disk(folder, (len(names) + len(test_names)) * (args.size**2 * 3 + find * grouping.RECORD.itemsize))
     if not earlier:
         remove_stale(folder)
-    count = len(names) + len(test_names)
-    check_disk(folder, count * (args.size**2 * 3 + (0 if earlier else DESCRIPTION.itemsize)))
-    with description_file(folder, 0 if earlier else count) as rows:
-        train_sizes = cache(train, train_keys, args.size, folder / f"train_{args.size}.npy", rows, 0)
-        test_sizes = cache(test, test_keys, args.size, folder / f"test_{args.size}.npy", rows, len(names))
-        if earlier:
-            findings = {key: earlier[key] for key in ("relatives", "shift")}
-        else:
-            groups, findings = examine(args, folder, rows, names, labels, test_names, groups)
-    if not earlier:
-        write_csv(folder / "folds.csv", make_folds(names, labels, classes, groups, args.folds, args.seed))
+    statistics = np.zeros((len(names) + len(test_names), shift.STATISTICS), np.float32)
+    with record_file(folder, len(statistics)) if find else contextlib.nullcontext() as records:
+
+        def look_from(first):
+            def look(i, image):
+                statistics[first + i] = shift.statistics(image)
+                if find:
+                    records[first + i] = grouping.describe(image)
+
+            return look
+
+        train_sizes = cache(train, train_keys, args.size, folder / f"train_{args.size}.npy", look_from(0))
+        test_sizes = cache(test, test_keys, args.size, folder / f"test_{args.size}.npy", look_from(len(names)))
+        relatives = None
+        if find:
+            groups, relatives = find_relatives(args, folder, records, names, labels, test_names)
+    if earlier:
+        findings = {key: earlier[key] for key in ("relatives", "shift")}
+    else:
+        is_test = np.arange(len(statistics)) >= len(names)
+        found = shift.adversarial_validation(statistics, is_test, groups, args.seed)
+        findings = dict(relatives=relatives, shift=found)
+        table = make_folds(names, labels, classes, groups[: len(names)], args.folds, args.seed)
+        write_csv(folder / "folds.csv", table)
         write_csv(folder / "test.csv", pd.DataFrame(dict(image_name=test_names)))
     folds = read_table(folder / "folds.csv", "run it again")
     draw_samples(
@@ -458,25 +463,18 @@ def main():
     say(f"\n{fold_table(folds, classes)}\n\nprepared {args.size} px → {folder} (look at samples.png)")
 
 
-def examine(args, folder, rows, names, labels, test_names, groups):
-    """Finds relatives (--groups auto) and compares the test set with the training set.
+def find_relatives(args, folder, records, names, labels, test_names):
+    """Finds the images that show one source; writes duplicates.csv and duplicates.png.
 
-    → (the training images' groups, {"relatives": …, "shift": …} for prepared.json). Writes duplicates.csv and .png.
+    → (group of each image int [N], the training images first, summary for prepared.json).
     """
-    relatives = None
-    everyone = np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))])
-    if args.groups == "auto":
-        embedding = embed(args, folder) if args.embed else None
-        pairs, evidence = grouping.relatives(rows["record"], grouping.candidates(rows["record"], embedding))
-        everyone = grouping.components(pairs, len(rows))
-        table = grouping.table(pairs, evidence, everyone, names, labels, test_names)
-        write_csv(folder / "duplicates.csv", table)
-        with replacing(folder / "duplicates.png") as temporary:
-            grouping.draw(temporary, rows["record"], pairs, evidence, everyone, names, labels, test_names)
-        relatives = grouping.summary(everyone, names, labels, test_names)
-    is_test = np.arange(len(rows)) >= len(names)
-    found = shift.adversarial_validation(np.array(rows["statistics"]), is_test, everyone, args.seed)
-    return everyone[: len(names)], dict(relatives=relatives, shift=found)
+    embedding = embed(args, folder) if args.embed else None
+    pairs, evidence = grouping.relatives(records, grouping.candidates(records, embedding))
+    groups = grouping.components(pairs, len(records))
+    write_csv(folder / "duplicates.csv", grouping.table(pairs, evidence, groups, names, labels, test_names))
+    with replacing(folder / "duplicates.png") as temporary:
+        grouping.draw(temporary, records, pairs, evidence, groups, names, labels, test_names)
+    return groups, grouping.summary(groups, names, labels, test_names)
 
 
 def remove_stale(folder):

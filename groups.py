@@ -35,6 +35,7 @@ MIN_INLIERS = 5  # matched features that one similarity transform explains …
 MIN_CORRELATION = 0.88  # … when the pixels that it lays on each other correlate so well, colour by colour
 MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
 SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
+FEW_PAIRS = 2000  # that one process judges in less time than others take to start
 MAX_BITS = 12  # of 63 by which the DCT hashes of a pair may differ in the best orientation …
 MIN_CORRELATION_HASH = 0.9  # … when the pixels correlate so well
 
@@ -265,14 +266,15 @@ def overlap_correlation(a, b, turn, shift):
 def relatives(records, pairs, description="relatives"):
     """Verifies the candidate pairs on all cores. → (pairs [M, 2], evidence [M, 3]: bits, inliers, correlation).
 
-    In processes, since half of the work is small steps of Python; a `records` that is mapped to a file is not copied.
+    In processes, since half of the work is small steps of Python. `records` is mapped to a file, so it isn't copied; it
+    must be the whole file (joblib 1.5 crashes on a view of one field).
     """
     from joblib import Parallel, delayed
 
     blocks = np.array_split(pairs, max(1, len(pairs) // 500))
     found = []
     with progress(len(pairs), description, "pair") as bar:
-        judged = Parallel(cpu_count() if len(pairs) > 2000 else 1, return_as="generator", max_nbytes=None)(
+        judged = Parallel(cpu_count() if len(pairs) > FEW_PAIRS else 1, return_as="generator", max_nbytes=None)(
             delayed(verify_all)(records, block) for block in blocks
         )
         for block, results in zip(blocks, judged, strict=True):

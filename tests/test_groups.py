@@ -83,6 +83,20 @@ def test_recall_and_strangers_over_many_pairs():
     assert evidence.shape == (len(pairs), 3)
 
 
+def test_processes_read_the_mapped_file_and_find_the_same(tmp_path, monkeypatch):
+    images, _ = kin(8)
+    records = np.memmap(tmp_path / "records", groups.RECORD, "w+", shape=(len(images),))
+    for i, image in enumerate(images):
+        records[i] = groups.describe(image)
+    pairs = groups.candidates(records)
+    alone = groups.relatives(records, pairs)
+    monkeypatch.setattr(groups, "FEW_PAIRS", 0)
+    together = groups.relatives(records, pairs)
+    assert len(alone[0]) >= 16
+    assert (alone[0] == together[0]).all()
+    assert (alone[1] == together[1]).all()
+
+
 def test_components_are_numbered_by_their_first_image():
     pairs = np.array([[1, 4], [4, 5], [2, 3]])
     assert groups.components(pairs, 7).tolist() == [0, 1, 2, 2, 1, 1, 3]
