@@ -1,9 +1,10 @@
 # Each goal makes .venv first if it isn't there. `make demo` needs no more than Python 3.11 or newer.
 
 PYTHON ?= python3
-RUN = PYTHON=.venv/bin/python bash run.sh
+RUN = PYTHON=.venv/bin/python PREPARE="$(PREPARE)" bash run.sh
 # A model of 0.4 million weights, from scratch.
-DEMO = --input input/demo --output output/demo --exp demo --model test_resnet --weights none --size 64 \
+OUTPUT = output/demo
+DEMO = --input input/demo --output $(OUTPUT) --exp demo --model test_resnet --weights none --size 64 \
        --epochs 11 --batch-size 32 --lr 5e-3 --min-lr 3e-4
 
 .PHONY: demo test install lint lock

@@ -1,7 +1,7 @@
 """How many copies of one photo does groups.py find, and how many strangers does it join?
 
-    python tests/bench/copies.py                  # the table of README.md: 60 pieces of photos, 200 drawn products
-    python tests/bench/copies.py --pieces 20 --products 40
+    python tests/bench/copies.py                  # the table of README.md: 28 pieces of photos, 60 drawn products
+    python tests/bench/copies.py --products 200
 
 Real photos: pieces of those that scikit-learn and matplotlib bring. Drawn: the demo's products. Of each, the piece and
 four copies: turned by a quarter or by any angle, mirrored at times, cropped to at least 60 % of the area, reduced to as
@@ -99,8 +99,8 @@ def measure(name, sources, copies, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pieces", type=int, default=60)
-    parser.add_argument("--products", type=int, default=200)
+    parser.add_argument("--pieces", type=int, default=28)
+    parser.add_argument("--products", type=int, default=60)
     parser.add_argument("--copies", type=int, default=4)
     args = parser.parse_args()
     print("                                  proposed    pairs      strangers          grouped:   strangers")
