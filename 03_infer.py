@@ -1,12 +1,12 @@
 """Predicts the test set with the models of all folds and writes the submission.
 
     python 03_infer.py base
-    python 03_infer.py base --tta none --batch-size 64
+    python 03_infer.py base convnext --batch-size 64       # the mean of two experiments
     python 03_infer.py demo --input input/demo --output output/demo
 
-Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv in the format and the
-order of the competition's sample_submit.csv. Where INPUT/solution.csv exists (image_name, label, usage), the public
-and the private score are printed.
+Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv (for several experiments
+OUTPUT/submission_A+B_CV0.9596.csv) in the format and the order of the competition's sample_submit.csv. Where
+INPUT/solution.csv exists (image_name, label, usage), the public and the private score are printed.
 """
 
 from common import Parser, UserError, experiment_folder, number, prepared_folder, replacing, run, say
@@ -14,7 +14,7 @@ from common import Parser, UserError, experiment_folder, number, prepared_folder
 
 def parse_args():
     parser = Parser(__doc__)
-    parser.add_argument("exp", nargs="?", default="base", help="the experiment")
+    parser.add_argument("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or several to blend")
     add = parser.add_argument_group("prediction (thesis 3.8)").add_argument
     add("--tta", choices=("d4", "none"), default="d4", help="mean over the 8 orientations of the square, or one view")
     add("--batch-size", type=number(int, 1), default=32, help="images a batch (listing)")
@@ -55,7 +55,7 @@ def predict_test(folder, config, prepared, images):
                 f"{path} was trained with other settings than config.json's: train it again, with --overwrite"
             )
         views = models.d4_views(classifier) if ARGS.tta == "d4" else classifier
-        name = f"fold {fold}, {8 if ARGS.tta == 'd4' else 1} views"
+        name = f"{folder.name} fold {fold}, {8 if ARGS.tta == 'd4' else 1} views"
         amp = models.pick_amp(config["amp"], device)
         logits = models.predict(views, images, rows, ARGS.batch_size, device, amp, workers, name)
         probabilities.append(softmax(logits))
@@ -121,20 +121,27 @@ def read_solution(path, names, classes):
 
 def main():
     args = ARGS
-    folder = experiment_folder(args, args.exp)
-    config, prepared, folds, logits = read_oof(args, folder)
-    cv = auc(folds.target.to_numpy(), softmax(logits[config["keep"]]))
+    experiments = [(experiment_folder(args, exp), *read_oof(args, experiment_folder(args, exp))) for exp in args.exps]
+    _, _, prepared, folds, _ = experiments[0]
+    oof = np.mean([softmax(logits[config["keep"]]) for _, config, _, _, logits in experiments], axis=0)
+    cv, name = auc(folds.target.to_numpy(), oof), "+".join(args.exps)
     classes, submission = prepared["classes"], prepared["submission"]
     names = read_table(prepared_folder(args) / "test.csv", "run python 00_prepare.py --overwrite").image_name.tolist()
-    images = open_images(args, prepared, "test", config["size"], len(names))
+    images = [open_images(args, prepared, "test", config["size"], len(names)) for _, config, *_ in experiments]
     solution = args.input / "solution.csv"
     truth = read_solution(solution, names, classes) if solution.exists() else None
 
-    probabilities = predict_test(folder, config, prepared, images)
-    bad = ~np.isfinite(probabilities).all(axis=1)
-    if bad.any():
-        raise UserError(f"{folder}: a model's predictions are no numbers for {int(bad.sum())} images: train it anew")
-    path = folder / f"submission_{args.exp}_CV{cv:.4f}.csv"
+    predictions = []
+    for (folder, config, *_), cached in zip(experiments, images, strict=True):
+        predictions.append(predict_test(folder, config, prepared, cached))
+        bad = ~np.isfinite(predictions[-1]).all(axis=1)
+        if bad.any():
+            raise UserError(
+                f"{folder}: a model's predictions are no numbers for {int(bad.sum())} images: train it anew"
+            )
+    probabilities = np.mean(predictions, axis=0)
+    folder = experiments[0][0] if len(experiments) == 1 else args.output
+    path = folder / f"submission_{name}_CV{cv:.4f}.csv"
     with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(submission_rows(names, probabilities, classes, submission))
@@ -146,7 +153,7 @@ def main():
         say(f"leaderboard by {solution}: AUC {', '.join(shown)}")
     if args.competition_id or not truth:
         competition = args.competition_id or "ID"
-        say(f'signate submit --competition-id={competition} {path} --note "{args.exp} CV {cv:.4f}"')
+        say(f'signate submit --competition-id={competition} {path} --note "{name} CV {cv:.4f}"')
     say(f"CV {cv:.4f}, {len(names)} rows, checked → {path}")
 
 

@@ -193,6 +193,28 @@ def test_submission_is_the_mean_over_folds_in_the_samples_format(copied):
     assert f"public {score:.4f}" in out
 
 
+def test_several_experiments_are_blended(copied):
+    flags, output = copied
+    done("01_train_fold.py", *flags, *TINY, "--fold", 0, "--exp", "other", "--seed", 1)
+    assert "no finished fold 1" in refused("03_infer.py", "base", "other", *flags)
+    for fold in (1, 2):
+        done("01_train_fold.py", *flags, *TINY, "--fold", fold, "--exp", "other", "--seed", 1)
+    for exps in (["base"], ["other"], ["base", "other"]):
+        done("03_infer.py", *exps, *flags, "--tta", "none")
+    (blend,) = output.glob("submission_base+other_CV*.csv")
+    paths = [submission_of(output)[0], submission_of(output, "other")[0], blend]
+    values = [np.loadtxt(path, delimiter=",", usecols=1) for path in paths]
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2, abs=1e-6)
+    assert not np.allclose(values[0], values[1])
+    oof = [softmax_oof(output / exp) for exp in ("base", "other")]
+    targets = np.concatenate([pd.read_csv(output / "base" / f"fold{k}.csv").target for k in range(3)])
+    assert blend.stem.endswith(f"CV{roc_auc_score(targets, (oof[0] + oof[1])[:, 1]):.4f}")
+
+
+def softmax_oof(folder):
+    return softmax(np.concatenate([pd.read_csv(folder / f"fold{k}.csv").filter(like="best_") for k in range(3)]))
+
+
 def test_a_model_of_other_folds_or_settings_is_refused(copied):
     flags, output = copied
     path = output / "base" / "fold1.pt"
