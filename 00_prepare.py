@@ -286,10 +286,9 @@ def make_folds(names, labels, classes, groups, count, seed):
             f"{table.group.nunique()} groups of relatives can't fill {count} folds: lower --folds, or see --groups"
         )
     table["fold"] = -1
-    splitter = StratifiedKFold if table.group.is_unique else StratifiedGroupKFold
-    for fold, (_, held_out) in enumerate(
-        splitter(count, shuffle=True, random_state=seed).split(table, table.target, table.group)
-    ):
+    single = table.group.is_unique
+    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
+    for fold, (_, held_out) in enumerate(splitter.split(table, table.target, None if single else table.group)):
         table.loc[held_out, "fold"] = fold
     counts = pd.crosstab(table.label, table.fold).reindex(columns=range(count), fill_value=0)
     lacking = counts.index[(counts == 0).any(axis=1)]

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def run(main):
     """Calls `main()`. A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback."""
     try:
         main()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python tidies up ends it silently
     except UserError as error:
         sys.exit(fail(error))
     except BrokenPipeError:  # the reader of our output, `| head` for one, has had enough

@@ -8,6 +8,7 @@
 # The flags are those of 01_train_fold.py; --input, --output, --exp and --size reach the scripts that need them. Flags of
 # 00 or 03 alone go into PREPARE and INFER. Finished folds are left alone, so that a run that was stopped goes on.
 set -euo pipefail
+trap 'trap - INT; kill -INT $$' INT # Ctrl-C ends the loop even where it meets a script that is just ending well
 cd "$(dirname "$0")"
 python=${PYTHON:-python}
 

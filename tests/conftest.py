@@ -5,6 +5,7 @@ import csv
 import importlib.util
 import io
 import runpy
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -26,7 +27,7 @@ def kit(script, *arguments):
 
     The same as a process of its own, without the seconds that importing torch takes each time.
     """
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    out, err, argv, interrupt = io.StringIO(), io.StringIO(), sys.argv, signal.getsignal(signal.SIGINT)
     sys.argv = [str(ROOT / script), *map(str, arguments)]
     code = 0
     try:
@@ -36,6 +37,7 @@ def kit(script, *arguments):
         code = end.code or 0
     finally:
         sys.argv = argv
+        signal.signal(signal.SIGINT, interrupt)  # as it was, for the pytest around it
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 
