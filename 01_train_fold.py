@@ -25,6 +25,9 @@ from common import (
     write_json,
 )
 
+# flags that don't decide what is learnt, so they may differ between the folds of an experiment
+NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "device", "input", "output")
+
 
 def parse_args():
     parser = Parser(__doc__)
@@ -38,7 +41,7 @@ def parse_args():
 
     add = parser.add_argument_group("model (thesis 3.4)").add_argument
     add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", help="a timm name (thesis 3.4)")
-    add("--model-kwargs", nargs="*", default=[], metavar="KEY=VALUE", help="for timm.create_model: drop_path_rate=0.1")
+    add("--model-kwargs", nargs="*", default={}, metavar="KEY=VALUE", help="for timm.create_model: drop_path_rate=0.1")
     add("--weights", default="hub", help="hub, none (from scratch), or a .safetensors or .pth file (thesis 3.4)")
     add("--head", choices=("linear", "fresh"), default="linear", help="linear: the model's own outputs kept, and a "
         "linear layer behind them (thesis 3.4); fresh: timm's classifier for these classes")  # fmt: skip
@@ -71,6 +74,9 @@ def parse_args():
     add("--seed", type=number(int, 0), default=777, help="decides all that is random (listing)")
     args = parser.parse_args()
     args.model_kwargs = dict(key_value(parser, text) for text in args.model_kwargs)
+    args.changed = {
+        key: value for key, value in vars(args).items() if key not in NOT_SETTINGS and value != parser.get_default(key)
+    }
     if args.lr < args.min_lr:
         parser.error(f"--lr {args.lr} is below --min-lr {args.min_lr}, so the warm-down would raise it: lower --min-lr")
     return args
@@ -109,7 +115,6 @@ from torchsampler import ImbalancedDatasetSampler
 import model as models
 from data import Augmentation, Images, accuracy, auc, logit_columns, open_images, read_prepared, softmax
 
-NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "input", "output")
 WINDOW = 1024  # images that the running scores of the bar look back on, so that they cost the same all epoch long
 
 # ---------------------------------------------------------------- settings
@@ -118,7 +123,7 @@ WINDOW = 1024  # images that the running scores of the bar look back on, so that
 def resolve(args):
     """→ (config: the settings that make the experiment, device). `auto` is replaced by what it means here."""
     config = {key: value for key, value in vars(args).items() if key not in NOT_SETTINGS}
-    device = models.pick_device(config.pop("device"))
+    device = models.pick_device(args.device)
     config["amp"] = models.pick_amp(args.amp, device)
     if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
         raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")

@@ -2,14 +2,16 @@
 
     python 02_oof.py base
     python 02_oof.py base nosampler                        # compares them, and blends them
+    python 02_oof.py base --lb-public 0.888 --lb-private 0.905
     python 02_oof.py demo --input input/demo --output output/demo --metric accuracy
 
 Reads OUTPUT/EXP as 01_train_fold.py left it, all folds finished. Prints the thesis' table 4.2 for this run, the pooled
 score (the CV) and the mean over the folds, at the best and at the last epoch, each with a 95 % interval from a
-bootstrap over groups, accuracy and confusion matrix. Writes OUTPUT/EXP/oof.csv, confusion.png, roc.png and curves.png.
+bootstrap over groups, accuracy and confusion matrix. Writes OUTPUT/EXP/oof.csv, report.html (open it in a browser),
+confusion.png, roc.png and curves.png, and the experiment's row of OUTPUT/experiments.csv.
 """
 
-from common import Parser, experiment_folder, listing, number, replacing, run, say, write_csv
+from common import Parser, experiment_folder, listing, number, prepared_folder, run, say, write_csv
 
 
 def parse_args():
@@ -19,6 +21,9 @@ def parse_args():
     )
     parser.add_argument("--metric", choices=("auc", "accuracy", "logloss", "f1"), default="auc", help="the score")
     parser.add_argument("--draws", type=number(int, 100), default=1000, help="bootstrap samples")
+    add = parser.add_argument_group("what the leaderboard said, for experiments.csv").add_argument
+    for part in ("public", "private"):
+        add(f"--lb-{part}", type=number(float, 0), help=f"the {part} score; of several experiments, that of their mean")
     args = parser.parse_args()
     repeated = {exp for exp in args.exps if args.exps.count(exp) > 1}
     if repeated:
@@ -29,19 +34,19 @@ def parse_args():
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
 
-import matplotlib
+from datetime import datetime
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, roc_curve
+from sklearn.metrics import confusion_matrix, f1_score, log_loss
 
-from data import accuracy, auc, read_oof, read_table, softmax
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+import report
+from data import accuracy, auc, note_in_ledger, open_images, read_oof, read_table, softmax
 
 MOST_EPOCHS = 5  # shown in the table
-MOST_CURVES = 10  # classes drawn in roc.png; more would be a tangle
+SHOWN_OF_LEDGER = "experiment date settings metric cv cv_low cv_high last_epoch minutes public private".split()
 
 # ---------------------------------------------------------------- scores and their intervals
 
@@ -151,125 +156,179 @@ def confusion_text(matrix, classes):
     return table.rename_axis("label \\ prediction").to_string()
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- one experiment
 
 
-def save_figure(figure, path):
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
-    plt.close(figure)
-
-
-def plain_text(label):
-    """A label as matplotlib should show it: no formula between dollar signs, and not endlessly long."""
-    label = label if len(label) <= 20 else label[:19] + "…"
-    return label.replace("$", r"\$")
-
-
-def draw_confusion(path, matrix, classes):
-    side = max(4.5, 0.45 * len(classes) + 2)
-    figure, axis = plt.subplots(figsize=(side, side), layout="constrained")
-    names = [plain_text(label) for label in classes]
-    axis.imshow(matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True)), cmap="Blues", vmin=0, vmax=1)
-    axis.set(title="out of fold: images", xlabel="prediction", ylabel="label")
-    axis.set_xticks(range(len(classes)), names, rotation=90 if len(classes) > 5 else 0)
-    axis.set_yticks(range(len(classes)), names)
-    if len(classes) <= 30:
-        for (row, column), count in np.ndenumerate(matrix):
-            dark = count > matrix[row].sum() / 2
-            axis.text(column, row, count, ha="center", va="center", color="white" if dark else "black")
-    save_figure(figure, path)
-
-
-def draw_roc(path, targets, probabilities, folds, classes):
-    """Two classes: each fold's curve and the pooled one (thesis figure 2.1). More: each class against the rest."""
-    figure, axis = plt.subplots(figsize=(5.5, 5.5), layout="constrained")
-    if len(classes) == 2:
-        for fold in sorted(folds.unique()):
-            mine = (folds == fold).to_numpy()
-            label = f"fold {fold}: {auc(targets[mine], probabilities[mine]):.4f}"
-            axis.plot(*roc_curve(targets[mine], probabilities[mine, 1])[:2], linewidth=0.8, alpha=0.7, label=label)
-        label = f"pooled: {auc(targets, probabilities):.4f}"
-        axis.plot(*roc_curve(targets, probabilities[:, 1])[:2], color="black", label=label)
-    else:
-        for c, name in list(enumerate(classes))[:MOST_CURVES]:
-            one = np.stack([1 - probabilities[:, c], probabilities[:, c]], axis=1)
-            label = f"{plain_text(name)}: {auc(targets == c, one):.4f}"
-            axis.plot(*roc_curve(targets == c, probabilities[:, c])[:2], linewidth=1, label=label)
-    axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle=":")
-    axis.set(title="out of fold: ROC", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    axis.legend(title="AUC" if len(classes) <= MOST_CURVES else f"AUC, first {MOST_CURVES} classes", loc="lower right")
-    save_figure(figure, path)
-
-
-def draw_curves(path, epochs):
-    """Loss and AUC by epoch; each thin line a fold, the thick one their mean."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
-    for axis, score in zip(axes, ("loss", "auc"), strict=True):
-        for kind, colour in (("train", "tab:blue"), ("valid", "tab:orange")):
-            table = epochs.pivot(index="epoch", columns="fold", values=f"{kind}_{score}")
-            axis.plot(table, color=colour, linewidth=0.7, alpha=0.5)
-            axis.plot(table.mean(axis=1), color=colour, linewidth=2, marker="o", markersize=4, label=kind)
-        axis.set(title={"loss": "loss", "auc": "AUC"}[score], xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
-    save_figure(figure, path)
-
-
-# ---------------------------------------------------------------- main
-
-
-def report_one(exp):
-    """Scores, tables and pictures of one experiment. → (folds, targets, probabilities of the kept epoch)."""
+def score_one(exp):
+    """Scores one experiment, prints that, and writes oof.csv. → all that the comparison, ledger and report need."""
     folder = experiment_folder(ARGS, exp)
     config, prepared, folds, logits = read_oof(ARGS, folder)
     classes, targets = prepared["classes"], folds.target.to_numpy()
     epochs = read_epochs(folder, prepared["folds"])
     probabilities = softmax(logits[config["keep"]])
     matrix = confusion_matrix(targets, probabilities.argmax(axis=1), labels=range(len(classes)))
-
     table = folds[["image_name", "label", "fold"]].copy()
     table[[f"probability_{label}" for label in classes]] = probabilities
     write_csv(folder / "oof.csv", table)
-    draw_confusion(folder / "confusion.png", matrix, classes)
-    draw_roc(folder / "roc.png", targets, probabilities, folds.fold, classes)
-    draw_curves(folder / "curves.png", epochs)
 
     say(f"experiment {exp}: AUC by epoch\n{epoch_table(epochs)}\n\n{confusion_text(matrix, classes)}\n")
-    say_scores(config, folds, targets, logits)
-    say(f"accuracy {accuracy(targets, probabilities):.4f}   → {folder / 'oof.csv'} and pictures")
+    say(f"{NAMES[ARGS.metric]} and its 95 % interval, over {folds.group.nunique()} groups of {len(folds)} images")
+    scores = score_epochs(config, folds, targets, logits)
+    for kind, found in scores.items():
+        pooled, mean = with_interval(*found.pooled), with_interval(*found.mean)
+        say(f"  {kind} epoch   pooled {pooled}   mean of the folds {mean}   ({found.note})")
+    say(f"accuracy {accuracy(targets, probabilities):.4f}   → {folder / 'oof.csv'}, report.html and pictures")
     if ARGS.metric == "auc":
         say(f"CV (pooled out-of-fold AUC) {auc(targets, probabilities):.4f}")
-    return folds, targets, probabilities
+    return SimpleNamespace(
+        exp=exp,
+        folder=folder,
+        config=config,
+        prepared=prepared,
+        folds=folds,
+        targets=targets,
+        epochs=epochs,
+        probabilities=probabilities,
+        scores=scores,
+    )
 
 
-def say_scores(config, folds, targets, logits):
-    """Pooled and mean over folds, best and last epoch, side by side, so that the optimism of choosing is visible."""
+def score_epochs(config, folds, targets, logits):
+    """Pooled and mean over folds, best and last epoch, side by side, so that the optimism of choosing is visible.
+
+    → {"best" and "last": pooled and mean, each (score, bootstrap values), and a note}.
+    """
     metric, weights = METRICS[ARGS.metric], bootstrap_weights(folds.group, ARGS.draws)
-    fold_numbers = folds.fold.to_numpy()
-    kept = "chosen by the validation AUC, so a little too good" if config["keep"] == "best" else "not kept"
-    say(f"{NAMES[ARGS.metric]} and its 95 % interval, over {folds.group.nunique()} groups of {len(folds)} images")
+    by_fold, found = mean_of_folds(metric, folds.fold.to_numpy()), {}
+    kept = "chosen by the score: a little too good" if config["keep"] == "best" else "not kept"
     for kind, note in (("best", kept), ("last", "kept" if config["keep"] == "last" else "honest about the epoch")):
         probabilities = softmax(logits[kind])
-        pooled = with_interval(*scored(metric, targets, probabilities, weights))
-        mean = with_interval(*scored(mean_of_folds(metric, fold_numbers), targets, probabilities, weights))
-        say(f"  {kind} epoch   pooled {pooled}   mean of the folds {mean}   ({note})")
+        pooled, mean = (scored(m, targets, probabilities, weights) for m in (metric, by_fold))
+        found[kind] = SimpleNamespace(pooled=pooled, mean=mean, note=note)
+    return found
 
 
-def main():
-    results = {exp: report_one(exp) for exp in ARGS.exps}
-    if len(results) == 1:
-        return
-    folds, targets, _ = next(iter(results.values()))
-    metric, weights = METRICS[ARGS.metric], bootstrap_weights(folds.group, ARGS.draws)
-    every = {exp: probabilities for exp, (_, _, probabilities) in results.items()}
-    found = {name: scored(metric, targets, p, weights) for name, p in (every | blends(list(every.values()))).items()}
+def fold_rows(one):
+    """→ a row per fold for the report: images, epochs, scores of the kept predictions, minutes."""
+    rows = []
+    for fold, epochs in one.epochs.groupby("fold"):
+        mine = (one.folds.fold == fold).to_numpy()
+        scores = [metric(one.targets[mine], one.probabilities[mine]) for metric in METRICS.values()]
+        best = epochs.epoch[epochs.valid_auc[::-1].idxmax()]
+        rows.append([fold, mine.sum(), best, *(f"{s:.4f}" for s in scores), f"{epochs.seconds.sum() / 60:.1f}"])
+    return rows
+
+
+def ledger_cells(one, noted):
+    """→ the experiment's row of experiments.csv, with the leaderboard's scores in `noted`.
+
+    fold0_train_auc and fold0_valid_auc hold a figure per epoch: the thesis' table 4.2 can be read from them; cv, public
+    and private are its tables 4.3, 4.4 and 4.6.
+    """
+    kept = one.scores[one.config["keep"]].pooled
+    low, high = interval(kept[1])
+    trained = max((one.folder / f"fold{fold}.pt").stat().st_mtime for fold in range(one.prepared["folds"]))
+    cells = dict(
+        date=f"{datetime.fromtimestamp(trained):%Y-%m-%d %H:%M}",
+        settings=" ".join(f"{key}={value}" for key, value in one.config["changed"].items()),
+        metric=ARGS.metric,
+        cv=kept[0],
+        cv_low=low,
+        cv_high=high,
+        mean_of_folds=one.scores[one.config["keep"]].mean[0],
+        last_epoch=one.scores["last"].pooled[0],
+        accuracy=accuracy(one.targets, one.probabilities),
+        minutes=f"{one.epochs.seconds.sum() / 60:.1f}",
+        **noted,
+    )
+    for fold, epochs in one.epochs.groupby("fold"):
+        mine = (one.folds.fold == fold).to_numpy()
+        cells[f"fold{fold}"] = METRICS[ARGS.metric](one.targets[mine], one.probabilities[mine])
+        for kind in ("train", "valid"):
+            cells[f"fold{fold}_{kind}_auc"] = " ".join(f"{value:.4f}" for value in epochs[f"{kind}_auc"])
+    return cells
+
+
+def write_report(one, ledger, comparisons):
+    """Writes the experiment's report.html and pictures."""
+    kept = one.scores[one.config["keep"]].pooled
+    low, high = interval(kept[1])
+    row = ledger[ledger.experiment == one.exp].iloc[0]
+    known = [f"{part} {row[part].rstrip('0')}" for part in ("public", "private") if row[part]]
+    grouped = f"{one.folds.group.nunique()} groups of {len(one.folds)} images"
+    header = ["epoch", "pooled", "95 %", "mean of the folds", "95 %", ""]
+    scores = []
+    for kind, found in one.scores.items():
+        parts = [(f"{s:.4f}", "{:.4f} to {:.4f}".format(*interval(v))) for s, v in (found.pooled, found.mean)]
+        scores.append([kind, *parts[0], *parts[1], found.note])
+    shown = dict(
+        headline=f"{NAMES[ARGS.metric]} {kept[0]:.4f}",
+        interval=f"95 % {low:.4f} to {high:.4f}, by a bootstrap over {grouped}",
+        notes=[
+            f"{one.config['model']}, {row['date']}, settings: {row['settings'] or 'the default ones'}",
+            *([f"leaderboard: {', '.join(known)}"] if known else []),
+        ],
+        scores=(header, scores),
+        folds=(["fold", "images", "best epoch", *NAMES.values(), "minutes"], fold_rows(one)),
+        ledger=(SHOWN_OF_LEDGER, ledger[SHOWN_OF_LEDGER].values.tolist()),
+        comparisons=comparisons,
+    )
+    report.write(
+        one.folder,
+        one.exp,
+        one.config,
+        one.prepared,
+        one.folds,
+        one.targets,
+        one.probabilities,
+        one.epochs,
+        thumbnails(one),
+        shown,
+    )
+
+
+def thumbnails(one):
+    """The training images at the smallest size that lies in the cache, or None: a report can do without."""
+    for size in one.prepared["sizes"]:
+        if (prepared_folder(ARGS) / f"train_{size}.npy").exists():
+            return open_images(ARGS, one.prepared, "train", size, len(one.folds))
+    return None
+
+
+# ---------------------------------------------------------------- main
+
+
+def compare(results):
+    """Prints several experiments side by side, and their blends. → (lines of comparison, score of the first blend)."""
+    metric, weights = METRICS[ARGS.metric], bootstrap_weights(results[0].folds.group, ARGS.draws)
+    targets, every = results[0].targets, {one.exp: one.probabilities for one in results}
+    mixed = blends([*every.values()])
+    found = {name: scored(metric, targets, p, weights) for name, p in (every | mixed).items()}
     say(f"\n{NAMES[ARGS.metric]}, pooled, and its 95 % interval")
     for name, score in found.items():
         say(f"  {name:24} {with_interval(*score)}")
-    first = ARGS.exps[0]
-    for name in list(found)[1:]:
-        say(comparison_line(first, name, *found[first], *found[name], ARGS.metric != "logloss"))
+    first, *others = found
+    lines = [comparison_line(first, name, *found[first], *found[name], ARGS.metric != "logloss") for name in others]
+    for line in lines:
+        say(line)
+    return lines, found[next(iter(mixed))]
+
+
+def main():
+    results = [score_one(exp) for exp in ARGS.exps]
+    noted = dict(public=ARGS.lb_public, private=ARGS.lb_private)
+    comparisons = []
+    if len(results) > 1:
+        comparisons, (cv, values) = compare(results)
+        if noted != dict(public=None, private=None):
+            low, high = interval(values)
+            cells = dict(settings="mean of probabilities", metric=ARGS.metric, cv=cv, cv_low=low, cv_high=high)
+            note_in_ledger(ARGS, "+".join(ARGS.exps), cells | noted)
+        noted = dict(public=None, private=None)
+    for one in results:
+        ledger = note_in_ledger(ARGS, one.exp, ledger_cells(one, noted))
+    for one in results:
+        write_report(one, ledger, comparisons)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv (for several experiments
 OUTPUT/submission_A+B_CV0.9596.csv) in the format and the order of the competition's sample_submit.csv. Where
-INPUT/solution.csv exists (image_name, label, usage), the public and the private score are printed.
+INPUT/solution.csv exists (image_name, label, usage), the public and the private score are printed, and noted in
+OUTPUT/experiments.csv.
 """
 
 from common import Parser, UserError, experiment_folder, number, prepared_folder, replacing, run, say
@@ -32,7 +33,7 @@ import csv
 import numpy as np
 
 import model as models
-from data import auc, open_images, read_oof, read_table, softmax
+from data import auc, note_in_ledger, open_images, read_oof, read_table, softmax
 
 # ---------------------------------------------------------------- prediction
 
@@ -149,8 +150,9 @@ def main():
 
     if truth:
         targets, parts = truth
-        shown = [f"{part} {auc(targets[mask], probabilities[mask]):.4f}" for part, mask in parts.items()]
-        say(f"leaderboard by {solution}: AUC {', '.join(shown)}")
+        scores = {part: auc(targets[mask], probabilities[mask]) for part, mask in parts.items()}
+        say(f"leaderboard by {solution}: AUC {', '.join(f'{part} {score:.4f}' for part, score in scores.items())}")
+        note_in_ledger(args, name, scores)
     if args.competition_id or not truth:
         competition = args.competition_id or "ID"
         say(f'signate submit --competition-id={competition} {path} --note "{name} CV {cv:.4f}"')

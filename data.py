@@ -5,17 +5,18 @@ import os
 import numpy as np
 import pandas as pd
 
-from common import UserError, file_hash, listing, prepared_folder, read_json
+from common import UserError, file_hash, listing, prepared_folder, read_json, write_csv
 
 PREPARE = "run python 00_prepare.py"
 
 # ---------------------------------------------------------------- prepared files
 
 
-def read_table(path, remedy):
+def read_table(path, remedy, dtype=None):
     """Reads a CSV of the kit's own; names and labels stay strings (`0001` is no 1, `NA` no missing value)."""
+    dtype = dtype or {"image_name": str, "label": str}
     try:
-        return pd.read_csv(path, dtype={"image_name": str, "label": str}, keep_default_na=False, encoding="utf-8")
+        return pd.read_csv(path, dtype=dtype, keep_default_na=False, encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {remedy}") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
@@ -181,3 +182,31 @@ def read_oof(args, folder):
     table = pd.concat(parts).sort_index()
     kinds = ("best", "last")
     return config, prepared, folds, {kind: table[logit_columns(kind, prepared["classes"])].to_numpy() for kind in kinds}
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def note_in_ledger(args, experiment, cells):
+    """Writes `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv, a new one at need.
+
+    Where a value is None, and everywhere else, the file stays as it is, columns and remarks of the user's own included.
+    → the table, all strings.
+    """
+    path, rows = args.output / "experiments.csv", []
+    if path.exists():
+        remedy = "run python 02_oof.py for each experiment"
+        table = read_table(path, remedy, dtype=str)
+        if "experiment" not in table or table.experiment.duplicated().any():
+            raise UserError(f"{path} has no column `experiment` of different names: mend or remove it, then {remedy}")
+        rows = table.to_dict("records")
+    mine = next((row for row in rows if row["experiment"] == experiment), None)
+    if mine is None:
+        mine = dict(experiment=experiment)
+        rows.append(mine)
+    for column, value in cells.items():
+        if value is not None or column not in mine:
+            mine[column] = "" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+    table = pd.DataFrame(rows).fillna("")
+    write_csv(path, table)
+    return table

@@ -1,0 +1,255 @@
+"""report.html in a real Chromium, driven over WebDriver: no console error, the threshold moves, nothing escapes."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, done, png, refused, toy_image, write_csv, write_zip
+
+import report
+
+HOSTILE = "\"><img src=x onerror=document.title='owned'><b>&amp.png"
+LABELS = "<script>document.title='owned'<\\script>", "b$_{x}$ & 'c'"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+).split()
+
+
+class Browser:
+    """Headless Chromium through chromedriver's WebDriver protocol, which is JSON over HTTP."""
+
+    def __init__(self, folder):
+        driver = shutil.which("chromedriver")
+        self.process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        line = next(line for line in self.process.stdout if "successfully on port" in line)
+        self.root = f"http://127.0.0.1:{line.split()[-1].rstrip('.')}/session"
+        options = {"args": [*FLAGS, f"--user-data-dir={folder}"], "binary": shutil.which("chromium")}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.root += "/" + self.call("POST", "", capabilities={"alwaysMatch": wanted})["sessionId"]
+
+    def call(self, method, path, **body):
+        data = json.dumps(body).encode() if method == "POST" else None
+        request = urllib.request.Request(self.root + path, data, {"Content-Type": "application/json"}, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, path):
+        self.call("POST", "/url", url=path.as_uri())
+
+    def run(self, script, *arguments):
+        return self.call("POST", "/execute/sync", script=script, args=arguments)
+
+    def devtools(self, command, **parameters):
+        return self.call("POST", "/goog/cdp/execute", cmd=command, params=parameters)
+
+    def console(self):
+        return self.call("POST", "/se/log", type="browser")
+
+    def screenshot(self, path):
+        path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+
+    def close(self):
+        self.call("DELETE", "")
+        self.process.terminate()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (shutil.which("chromedriver") and shutil.which("chromium")):
+        assert "CI" not in os.environ, ".ci/run installs chromium and chromium-driver"
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+def cells(browser):
+    return {
+        key: int(browser.run(f"return document.getElementById('{key}').textContent")) for key in "tp fp fn tn".split()
+    }
+
+
+def press(browser, keys):
+    """Moves the slider as a reader does, with the keyboard."""
+    (element,) = browser.call("POST", "/element", using="css selector", value="#threshold").values()
+    browser.call("POST", f"/element/{element}/value", text=keys)
+
+
+def test_report_of_the_demo(trained, browser, tmp_path):
+    out = done("02_oof.py", *trained.flags)
+    assert "report.html" in out
+    oof = pd.read_csv(trained.base / "oof.csv")
+    browser.open(trained.base / "report.html")
+    p, positive = oof.probability_1.to_numpy(), oof.label.to_numpy() == 1
+
+    def expected(t):
+        pairs = dict(tp=positive & (p > t), fp=~positive & (p > t), fn=positive & (p <= t), tn=~positive & (p <= t))
+        return {key: int(value.sum()) for key, value in pairs.items()}
+
+    assert cells(browser) == expected(0.5)
+    press(browser, "\ue014" * 40)  # arrow right
+    shown = float(browser.run("return document.getElementById('shown').textContent"))
+    assert shown == pytest.approx(0.54)
+    assert cells(browser) == expected(shown)
+    press(browser, "\ue011")  # home
+    assert cells(browser)["tn"] == 0, "above 0 everything is positive"
+    headline = browser.run("return document.querySelector('.headline').textContent")
+    assert f"CV (pooled out-of-fold AUC) {headline.removeprefix('AUC ')}" in out
+    body = browser.run("return document.body.textContent")
+    assert f"{int((oof.label != (p > 0.5)).sum())} of {len(oof)} images are predicted wrongly" in body
+    assert browser.run("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert browser.run("return document.querySelectorAll('svg').length") == 4
+    assert browser.console() == []
+
+
+def test_report_on_a_phone_in_the_dark_and_on_paper(trained, browser, tmp_path):
+    done("02_oof.py", *trained.flags)
+    browser.open(trained.base / "report.html")
+    light = browser.run("return getComputedStyle(document.body).backgroundColor")
+    browser.devtools("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="dark")])
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    time.sleep(0.3)
+    dark = browser.run("return getComputedStyle(document.body).backgroundColor")
+    assert (light, dark) == ("rgb(255, 255, 255)", "rgb(21, 24, 27)")
+    colour = browser.run("return getComputedStyle(document.querySelector('svg text')).fill")
+    assert colour == "rgb(230, 232, 234)", "the figures' words follow the page's colour"
+    assert browser.run("return document.documentElement.scrollWidth") <= 390, "a phone needn't scroll sideways"
+    browser.screenshot(tmp_path / "phone.png")
+    browser.devtools("Emulation.setEmulatedMedia", features=[])
+    browser.devtools("Emulation.clearDeviceMetricsOverride")
+    pdf = base64.b64decode(browser.call("POST", "/print"))
+    assert pdf.startswith(b"%PDF")
+    assert len(pdf) > 30_000
+    assert browser.console() == []
+
+
+def test_names_and_labels_are_only_text(tmp_path, browser):
+    """Labels and a file name with markup; two names differ in their noise only, so they end in one group."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "input"
+    folder.mkdir()
+    names = [HOSTILE, *(f"{i:03}.png" for i in range(23))]
+    labels = [LABELS[i % 2] for i in range(24)]
+    images = [png(toy_image(rng, i % 2)) for i in range(24)]
+    images[1] = images[0]  # one picture under two labels
+    write_zip(folder / "train.zip", dict(zip(names, images, strict=True)))
+    write_zip(folder / "test.zip", {"t.png": images[2]})
+    write_csv(folder / "train.csv", [("image_name", "label"), *zip(names, labels, strict=True)])
+    write_csv(folder / "sample_submit.csv", [("t.png", 0.5)])
+    flags = ["--input", folder, "--output", tmp_path / "output"]
+    groups = tmp_path / "groups.csv"
+    write_csv(groups, [("image_name", "group"), *((name, max(1, i)) for i, name in enumerate(names))])
+    done("00_prepare.py", *flags, "--size", 32, "--folds", 2, "--groups", groups)
+    for fold in range(2):
+        done("01_train_fold.py", *flags, *TINY, "--epochs", 1, "--lr", 1e-6, "--min-lr", 1e-6, "--fold", fold)
+    for oof in (tmp_path / "output" / "base").glob("fold?.csv"):  # the hostile image must be among the mistakes
+        table = pd.read_csv(oof)
+        table.loc[table.image_name == HOSTILE, ["best_0", "best_1"]] = -9.0, 9.0
+        table.to_csv(oof, index=False)
+    done("02_oof.py", *flags)
+    browser.open(tmp_path / "output" / "base" / "report.html")
+    assert browser.run("return document.title").startswith("base: AUC")
+    assert browser.run("return document.querySelectorAll('img[src=x], figcaption b').length") == 0
+    captions = browser.run("return [...document.querySelectorAll('figcaption')].map(x => x.textContent)")
+    assert sum(HOSTILE in caption for caption in captions) == 3, "a mistake, a conflict and a duplicate"
+    assert any(LABELS[0] in caption for caption in captions)
+    body = browser.run("return document.body.textContent")
+    assert "1 groups of copies carry different labels" in body
+    assert browser.run("return document.querySelector('.positive').textContent") in LABELS
+    assert browser.console() == []
+
+
+def test_many_classes_get_a_menu(tmp_path, browser):
+    rng = np.random.default_rng(0)
+    classes = [f"class {c}" for c in range(12)]
+    targets = np.arange(240) % 12
+    probabilities = rng.dirichlet(np.ones(12), 240)
+    page = tmp_path / "page.html"
+    panel = report.threshold_panel(targets, probabilities, classes)
+    page.write_text(f"<meta charset=utf-8>{panel}<script>{report.SCRIPT}</script>")
+    browser.open(page)
+    browser.run(
+        "const menu = document.getElementById('class'); menu.value = 7; menu.dispatchEvent(new Event('change'));"
+        "const bar = document.getElementById('threshold'); bar.value = 20; bar.dispatchEvent(new Event('input'))"
+    )
+    chosen, mine = probabilities[:, 7] > 0.2, targets == 7
+    wanted = dict(tp=(chosen & mine).sum(), fp=(chosen & ~mine).sum(), fn=(~chosen & mine).sum())
+    assert cells(browser) == wanted | dict(tn=(~chosen & ~mine).sum())
+    assert browser.run("return document.querySelector('.positive').textContent") == "class 7"
+
+
+def test_calibration_bins():
+    rng = np.random.default_rng(0)
+    score = rng.uniform(size=20_000)
+    honest = (rng.uniform(size=20_000) < score).astype(int)
+    mean, observed, count, error = report.calibration(honest, np.stack([1 - score, score], axis=1))
+    assert len(mean) == 10
+    assert count.sum() == 20_000
+    assert observed == pytest.approx(mean, abs=0.05)
+    assert error < 0.02
+    boastful = np.where(score > 0.5, 0.99, 0.01)
+    assert report.calibration(honest, np.stack([1 - boastful, boastful], axis=1))[3] == pytest.approx(0.24, abs=0.02)
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def test_ledger_holds_the_thesis_tables(trained, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(trained.output, output)
+    flags = ["--input", trained.input, "--output", output]
+    out = done("02_oof.py", *flags, "--lb-public", 0.888)
+    ledger = output / "experiments.csv"
+    (row,) = pd.read_csv(ledger, dtype=str, keep_default_na=False).to_dict("records")
+    assert row["experiment"] == "base"
+    assert (row["public"], row["private"]) == ("0.888000", "")
+    assert f"CV (pooled out-of-fold AUC) {float(row['cv']):.4f}" in out
+    assert f"({float(row['cv_low']):.4f} to {float(row['cv_high']):.4f})" in out
+    changed = "model=test_resnet weights=none size=32 batch_size=8 lr=0.003 min_lr=0.0003"
+    assert row["settings"] == changed, "what differs from the default; --epochs 2 is the default"
+    for fold in range(3):
+        epochs = pd.read_csv(output / "base" / f"fold{fold}_epochs.csv")
+        assert float(row[f"fold{fold}"]) == pytest.approx(epochs.valid_auc.max(), abs=1e-6)
+        for kind in ("train", "valid"):
+            shown = [float(value) for value in row[f"fold{fold}_{kind}_auc"].split()]
+            assert shown == pytest.approx(epochs[f"{kind}_auc"], abs=1e-4)
+    table = pd.read_csv(ledger, dtype=str, keep_default_na=False).assign(remark="=1+1, mine")
+    table.to_csv(ledger, index=False)
+    shutil.copytree(output / "base", output / "same")
+    done("02_oof.py", "base", "same", *flags, "--lb-private", 0.9)
+    rows = pd.read_csv(ledger, dtype=str, keep_default_na=False).set_index("experiment")
+    assert list(rows.index) == ["base", "base+same", "same"]
+    assert rows.loc["base", ["public", "private", "remark"]].tolist() == ["0.888000", "", "=1+1, mine"]
+    assert rows.loc["base+same", "private"] == "0.900000"
+    page = (output / "same" / "report.html").read_text()
+    assert "no evidence either way" in page
+    assert "base+same" in page
+    done("03_infer.py", "same", *flags, "--tta", "none")
+    rows = pd.read_csv(ledger, dtype=str, keep_default_na=False).set_index("experiment")
+    assert 0 < float(rows.loc["same", "public"]) <= 1
+    ledger.write_text("name\nbase\n")
+    assert "experiments.csv has no column `experiment`" in refused("02_oof.py", *flags)
+    assert "--lb-public" in refused("02_oof.py", *flags, "--lb-public", "nan")
+
+
+def test_a_report_without_images(trained, tmp_path):
+    shutil.copytree(trained.output, tmp_path / "output")
+    (tmp_path / "output" / "prepared" / "train_32.npy").unlink()
+    done("02_oof.py", "--input", trained.input, "--output", tmp_path / "output")
+    assert "No cache of the training images" in (tmp_path / "output" / "base" / "report.html").read_text()
+
+
+def test_report_is_the_same_twice(trained):
+    done("02_oof.py", *trained.flags)
+    first = (trained.base / "report.html").read_bytes()
+    done("02_oof.py", *trained.flags)
+    assert (trained.base / "report.html").read_bytes() == first
