@@ -16,6 +16,7 @@ from common import (
     cpu_count,
     file_hash,
     listing,
+    locked,
     number,
     prepared_folder,
     progress,
@@ -54,15 +55,20 @@ def parse_args():
     add("--groups", default="auto", help="auto: copies of one source, found by groups.py; none (the thesis); a column "
         "of the training table; or a FILE.csv with image_name,group")  # fmt: skip
     add("--embed", metavar="MODEL", help="find auto's candidates by the features of a timm model, not by SIFT words")
-    add("--weights", default="hub", help="of --embed: hub, none, or a .safetensors or .pth file")
-    return parser.parse_args()
+    add("--weights", help="of --embed: hub (by itself), none, or a .safetensors or .pth file")
+    args = parser.parse_args()
+    if args.embed and args.groups != "auto":
+        parser.error("--embed helps --groups auto to find groups: leave it out, or leave out --groups")
+    if args.weights and not args.embed:
+        parser.error("--weights belongs to --embed: give that too")
+    args.weights = args.weights or "hub"
+    return args
 
 
 if __name__ == "__main__":
     ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
 
 import contextlib
-import csv
 import hashlib
 import io
 import os
@@ -70,7 +76,7 @@ import shutil
 import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -79,8 +85,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 import groups as grouping
 import shift
-from data import Augmentation, read_table
+from data import PREPARE, Augmentation, read_table
 from images import ImageSource, decode, resize
+from tables import check_unique, given_groups, read_labels, read_sample_submit
 
 # ---------------------------------------------------------------- where the images are
 
@@ -95,100 +102,6 @@ def image_source(args, part, given):
     raise UserError(
         f"{args.input / names[0]} is missing: put the competition's images there, or name them with --{part}-images"
     )
-
-
-# ---------------------------------------------------------------- tables
-
-
-def read_rows(path, remedy):
-    """→ the rows of a CSV file, as lists of strings, without blank lines. UTF-8 (with or without BOM) or cp932."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {remedy}") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        try:
-            text = raw.decode("cp932")
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is neither UTF-8 nor cp932 text: save it as UTF-8") from None
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
-    if not rows:
-        raise UserError(f"{path} is empty: {remedy}")
-    ragged = [str(i + 1) for i, row in enumerate(rows) if len(row) != len(rows[0])]
-    if ragged:
-        raise UserError(f"{path}: row {listing(ragged)} hasn't as many cells as the first ({len(rows[0])}): mend it")
-    return rows
-
-
-def read_labels(args):
-    """Reads the training table. → (image names, labels as given, the classes in order)."""
-    path = args.input / args.train_csv
-    header, *rows = read_rows(path, "put the competition's table there, or name it with --train-csv")
-    header = [cell.strip() for cell in header]
-    for flag, column in (("--image-column", args.image_column), ("--label-column", args.label_column)):
-        if header.count(column) != 1:
-            raise UserError(f"{path} has no single column {column!r} but {listing(header)}: name it with {flag}")
-    if not rows:
-        raise UserError(f"{path} has a header and no rows: download it again")
-    names = [row[header.index(args.image_column)] for row in rows]
-    labels = [row[header.index(args.label_column)].strip() for row in rows]
-    check_unique(path, names)
-    unlabelled = [name for name, label in zip(names, labels, strict=True) if label.lower() in ("", "nan")]
-    if unlabelled:
-        raise UserError(f"{path} has no label for {listing(unlabelled)}: label or remove them")
-    counts = Counter(labels)
-    if len(counts) < 2:
-        raise UserError(f"{path} has one class only ({labels[0]}): a classifier needs two")
-    small = [f"{label} ({count})" for label, count in counts.items() if count < args.folds]
-    if small:
-        raise UserError(f"{path} has fewer than {args.folds} images of {listing(small)}: add some, or lower --folds")
-    return names, labels, class_order(counts)
-
-
-def class_order(labels):
-    """Sorted as whole numbers where all are, else as strings. Of two classes, the second is the positive one."""
-    numeric = all(label.lstrip("-").isdecimal() for label in labels)
-    return sorted(labels, key=(lambda label: (int(label), label)) if numeric else None)
-
-
-def check_unique(path, names):
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise UserError(f"{path} names {listing(repeated)} more than once: keep one row of each")
-
-
-def read_sample_submit(args, source, classes):
-    """Reads the sample submission. → (test image names in its order, the submission's format for prepared.json)."""
-    path = args.input / args.sample_submit
-    rows = read_rows(path, "put the competition's sample there, or name it with --sample-submit")
-    headed = {"yes": True, "no": False, "auto": source.find(rows[0][0]) is None}[args.submit_header]
-    header, rows = (rows[0], rows[1:]) if headed else (None, rows)
-    names = [row[0] for row in rows]
-    if not names:
-        raise UserError(f"{path} names no test image: download it again, or see --submit-header")
-    check_unique(path, names)
-    width = len(rows[0]) - 1
-    if width == 1:
-        value, columns = args.submit_value, None
-        if value == "auto":
-            shown = {row[1].strip() for row in rows}
-            value = "label" if len(classes) > 2 or (shown <= set(classes) and not is_number(classes)) else "probability"
-        if value == "probability" and len(classes) > 2:
-            raise UserError(f"{path} has one column for {len(classes)} classes: --submit-value label fills it")
-    else:
-        value, columns = "probability", [cell.strip() for cell in header[1:]] if header else classes
-        if sorted(columns) != sorted(classes) or width != len(classes):
-            raise UserError(
-                f"{path} has {width} value columns ({listing(columns)}), and the classes are {listing(classes)}: "
-                "there must be one column, or one for each class"
-            )
-    return names, dict(header=header, value=value, columns=columns)
-
-
-def is_number(texts):
-    return all(text.replace(".", "", 1).lstrip("-").isdecimal() for text in texts)
 
 
 # ---------------------------------------------------------------- caches
@@ -300,29 +213,6 @@ def make_folds(names, labels, classes, groups, count, seed):
     return table
 
 
-def given_groups(args, names):
-    """The groups that the user names: a column of train.csv or a table image_name,group. → int [N]."""
-    if args.groups.endswith(".csv"):
-        path = Path(args.groups)
-        header, *rows = read_rows(path, "name a table with the columns image_name,group with --groups")
-        if header != ["image_name", "group"]:
-            raise UserError(f"{path} has the columns {listing(header)}: it needs image_name,group")
-        check_unique(path, [row[0] for row in rows])
-        found = dict(rows)
-        missing = [name for name in names if name not in found]
-        if missing:
-            raise UserError(f"{path} has no group for {listing(missing)}: add them")
-        values = [found[name] for name in names]
-    else:
-        path = args.input / args.train_csv
-        header, *rows = read_rows(path, "put the competition's table there")
-        header = [cell.strip() for cell in header]
-        if header.count(args.groups) != 1:
-            raise UserError(f"--groups {args.groups}: {path} has no such column but {listing(header)}")
-        values = [row[header.index(args.groups)].strip() for row in rows]
-    return pd.factorize(pd.Series(values))[0]
-
-
 def embed(args, folder):
     """Features of a timm model, of the training images and then the test images: float32 [N, D]."""
     import torch  # with timm it takes seconds to import; only --embed needs it
@@ -394,6 +284,29 @@ def main():
     args = ARGS
     cv2.setNumThreads(1)  # the threads of `cache` share the cores already
     folder = prepared_folder(args)
+    data = read_competition(args)
+    if up_to_date(folder, data, args):
+        return
+    with locked(args.output / ".prepare.lock", folder), staging_folder(folder) as new:
+        if up_to_date(folder, data, args):  # by the process that held the lock until now
+            return
+        earlier = earlier_prepared(folder, data.settings, args)
+        findings, folds, seen = prepare(args, data, new, folder, earlier)
+        publish(new, folder, anew=not earlier)
+    for part, source, used, sizes in (
+        ("train", data.train, data.names, seen[0]),
+        ("test", data.test, data.test_names, seen[1]),
+    ):
+        say(f"{part:5}  {len(used)} images, {size_line(sizes)}; {len(source.files) - len(used)} more that no row names")
+    submission = data.settings["submission"]
+    say(f"submission  {'with' if submission['header'] else 'no'} header, {submission['value']}")
+    for line in [*grouping.report_lines(findings["relatives"]), *shift.report_lines(findings["shift"])]:
+        say(line)
+    say(f"\n{fold_table(folds, data.settings['classes'])}\n\nprepared {args.size} px → {folder} (look at samples.png)")
+
+
+def read_competition(args):
+    """Reads and checks all tables, and finds every image. → what is in them, and the settings that decide the folds."""
     names, labels, classes = read_labels(args)
     train, test = image_source(args, "train", args.train_images), image_source(args, "test", args.test_images)
     test_names, submission = read_sample_submit(args, test, classes)
@@ -409,57 +322,76 @@ def main():
         groups=args.groups + (f" by {args.embed} {args.weights}" if args.embed else ""),
         submission=submission,
     )
-    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))])  # each test image by itself
-    earlier = earlier_prepared(folder, settings, args)
-    sizes = earlier["sizes"] if earlier else []
-    if args.size in sizes:
-        say(f"{folder} is up to date: {args.folds} folds, seed {args.seed}, sizes {listing(sizes)} px. Nothing to do.")
-        return
+    return SimpleNamespace(
+        names=names,
+        labels=labels,
+        test_names=test_names,
+        train=train,
+        test=test,
+        train_keys=train_keys,
+        test_keys=test_keys,
+        groups=np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))]),  # each test image by itself
+        settings=settings,
+    )
 
-    folder.mkdir(parents=True, exist_ok=True)
-    find = args.groups == "auto" and not earlier
-    check_disk(folder, (len(names) + len(test_names)) * (args.size**2 * 3 + find * grouping.RECORD.itemsize))
-    if not earlier:
-        remove_stale(folder)
-    statistics = np.zeros((len(names) + len(test_names), shift.STATISTICS), np.float32)
-    with record_file(folder, len(statistics)) if find else contextlib.nullcontext() as records:
 
-        def look_from(first):
-            def look(i, image):
-                statistics[first + i] = shift.statistics(image)
-                if find:
-                    records[first + i] = grouping.describe(image)
+def up_to_date(folder, data, args):
+    earlier = earlier_prepared(folder, data.settings, args)
+    if not earlier or args.size not in earlier["sizes"]:
+        return False
+    say(
+        f"{folder} is up to date: {args.folds} folds, seed {args.seed}, sizes {listing(earlier['sizes'])} px. "
+        "Nothing to do."
+    )
+    return True
 
-            return look
 
-        train_sizes = cache(train, train_keys, args.size, folder / f"train_{args.size}.npy", look_from(0))
-        test_sizes = cache(test, test_keys, args.size, folder / f"test_{args.size}.npy", look_from(len(names)))
-        relatives = None
+def prepare(args, data, new, folder, earlier):
+    """Makes all files in the folder `new`; after an `earlier` run only those of another size.
+
+    → (what was found of relatives and shift, the table folds.csv, the image sizes seen in each part).
+    """
+    train_count, count = len(data.names), len(data.names) + len(data.test_names)
+    find, groups, relatives = args.groups == "auto" and not earlier, data.groups, None
+    check_disk(new, count * (args.size**2 * 3 + find * grouping.RECORD.itemsize))
+    statistics = np.zeros((count, shift.STATISTICS), np.float32)
+    with record_file(new, count) if find else contextlib.nullcontext() as records:
+        seen = cache_all(args, data, new, statistics, records)
         if find:
-            groups, relatives = find_relatives(args, folder, records, names, labels, test_names)
+            groups, relatives = find_relatives(args, new, records, data.names, data.labels, data.test_names)
     if earlier:
         findings = {key: earlier[key] for key in ("relatives", "shift")}
+        folds, folds_hash, sizes = read_table(folder / "folds.csv", PREPARE), earlier["folds_hash"], earlier["sizes"]
     else:
-        is_test = np.arange(len(statistics)) >= len(names)
-        found = shift.adversarial_validation(statistics, is_test, groups, args.seed)
-        findings = dict(relatives=relatives, shift=found)
-        table = make_folds(names, labels, classes, groups[: len(names)], args.folds, args.seed)
-        write_csv(folder / "folds.csv", table)
-        write_csv(folder / "test.csv", pd.DataFrame(dict(image_name=test_names)))
-    folds = read_table(folder / "folds.csv", "run it again")
-    draw_samples(
-        folder / "samples.png", np.load(folder / f"train_{args.size}.npy", mmap_mode="r"), folds, classes, args.seed
-    )
-    write_json(
-        folder / "prepared.json",
-        settings | findings | dict(sizes=sorted([*sizes, args.size]), folds_hash=file_hash(folder / "folds.csv")),
-    )
-    for part, source, used, seen in (("train", train, names, train_sizes), ("test", test, test_names, test_sizes)):
-        say(f"{part:5}  {len(used)} images, {size_line(seen)}; {len(source.files) - len(used)} more that no row names")
-    say(f"submission  {'with' if submission['header'] else 'no'} header, {submission['value']}")
-    for line in [*grouping.report_lines(findings["relatives"]), *shift.report_lines(findings["shift"])]:
-        say(line)
-    say(f"\n{fold_table(folds, classes)}\n\nprepared {args.size} px → {folder} (look at samples.png)")
+        found = shift.adversarial_validation(statistics, np.arange(count) >= train_count, groups, args.seed)
+        findings, sizes, classes = dict(relatives=relatives, shift=found), [], data.settings["classes"]
+        folds = make_folds(data.names, data.labels, classes, groups[:train_count], args.folds, args.seed)
+        write_csv(new / "folds.csv", folds)
+        write_csv(new / "test.csv", pd.DataFrame(dict(image_name=data.test_names)))
+        folds_hash = file_hash(new / "folds.csv")
+    images = np.load(new / f"train_{args.size}.npy", mmap_mode="r")
+    draw_samples(new / "samples.png", images, folds, data.settings["classes"], args.seed)
+    whole = data.settings | findings | dict(sizes=sorted([*sizes, args.size]), folds_hash=folds_hash)
+    write_json(new / "prepared.json", whole)
+    return findings, folds, seen
+
+
+def cache_all(args, data, folder, statistics, records):
+    """Caches the images of both parts, and looks at each image once on the way: fills `statistics` and, if there are
+    any, `records`. → the sizes seen in each part."""
+
+    def look_from(first):
+        def look(i, image):
+            statistics[first + i] = shift.statistics(image)
+            if records is not None:
+                records[first + i] = grouping.describe(image)
+
+        return look
+
+    return [
+        cache(data.train, data.train_keys, args.size, folder / f"train_{args.size}.npy", look_from(0)),
+        cache(data.test, data.test_keys, args.size, folder / f"test_{args.size}.npy", look_from(len(data.names))),
+    ]
 
 
 def find_relatives(args, folder, records, names, labels, test_names):
@@ -476,10 +408,31 @@ def find_relatives(args, folder, records, names, labels, test_names):
     return groups, grouping.summary(groups, names, labels, test_names)
 
 
-def remove_stale(folder):
-    """Clears what an earlier or a broken run left, prepared.json first: without it nothing counts as prepared."""
-    for path in [folder / "prepared.json", *folder.glob("*_*.npy"), *folder.glob("duplicates.*")]:
-        path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def staging_folder(folder):
+    """An empty folder beside the final files, in which all new ones are made, so that a run that fails or is killed
+    leaves the earlier ones as they were."""
+    staging = folder / ".new"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of a killed run
+        staging.mkdir(parents=True)
+        yield staging
+    except OSError as error:
+        raise UserError(
+            f"{staging} can't be written ({error.strerror or error}): mend that, or use another --output"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def publish(staging, folder, anew):
+    """Gives the new files their names. prepared.json goes first and comes last: without it nothing is prepared."""
+    (folder / "prepared.json").unlink(missing_ok=True)
+    if anew:
+        for path in [*folder.glob("*_*.npy"), *folder.glob("duplicates.*")]:
+            path.unlink()
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "prepared.json"):
+        os.replace(path, folder / path.name)
 
 
 def earlier_prepared(folder, settings, args):

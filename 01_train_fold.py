@@ -6,7 +6,8 @@
         --epochs 3 --batch-size 8 --lr 7e-5
 
 Reads OUTPUT/prepared (made by 00_prepare.py). Writes OUTPUT/EXP/config.json, foldK.pt (the model), foldK.csv (the
-fold's predictions) and foldK_epochs.csv. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
+fold's predictions) and foldK_epochs.csv. A fold that was stopped goes on from its foldK.resume.pt when it is started
+again, and ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
 """
 
 import ast
@@ -15,9 +16,11 @@ from common import (
     Parser,
     UserError,
     experiment_folder,
+    locked,
     number,
     progress,
     read_json,
+    remove_leftovers,
     replacing,
     run,
     say,
@@ -26,7 +29,7 @@ from common import (
 )
 
 # flags that don't decide what is learnt, so they may differ between the folds of an experiment
-NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "device", "input", "output")
+NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "device", "save_minutes", "input", "output")
 
 
 def parse_args():
@@ -38,6 +41,8 @@ def parse_args():
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
     add("--workers", type=number(int, 0), help="image-loading processes; by itself up to 4 beside a GPU, else none")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--save-minutes", type=number(float, 0), default=10, help="minutes between resume files within an epoch, "
+        "beside the one at its end; 0 writes none")  # fmt: skip
 
     add = parser.add_argument_group("model (thesis 3.4)").add_argument
     add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", help="a timm name (thesis 3.4)")
@@ -114,6 +119,7 @@ from torchsampler import ImbalancedDatasetSampler
 
 import model as models
 from data import Augmentation, Images, accuracy, auc, logit_columns, open_images, read_prepared, softmax
+from resume import ResumeFile
 
 WINDOW = 1024  # images that the running scores of the bar look back on, so that they cost the same all epoch long
 
@@ -132,16 +138,14 @@ def resolve(args):
     return config, device
 
 
-def claim_config(folder, config):
-    """Writes config.json, or checks that the experiment's other folds were trained with the same settings."""
-    path = folder / "config.json"
-    if not path.exists() or not any(folder.glob("fold*.pt")):
-        write_json(path, config)
-        return
-    earlier = read_json(path, f"remove {folder}")
+def check_config(folder, config):
+    """Raises UserError where the experiment's other folds were trained with other settings. → whether there are any."""
+    if not any(folder.glob("fold*.pt")):
+        return False
+    earlier = read_json(folder / "config.json", f"remove {folder}")
     changed = [
         f"{key} was {earlier.get(key)!r} and is now {config.get(key)!r}"
-        for key in sorted(earlier.keys() | config.keys())
+        for key in sorted((earlier.keys() | config.keys()) - {"changed"})
         if earlier.get(key) != config.get(key)
     ]
     if changed:
@@ -149,6 +153,7 @@ def claim_config(folder, config):
             f"experiment {folder.name} has folds trained with other settings: {'; '.join(changed)}. "
             f"Give another --exp, or remove {folder}"
         )
+    return True
 
 
 # ---------------------------------------------------------------- loss
@@ -198,13 +203,17 @@ def draw_epoch(labels, config, fold, epoch):
     return list(zip(order, seeds[:-1].tolist(), strict=True))
 
 
-def training_batches(images, rows, targets, config, fold, epoch, workers, device):
-    """A DataLoader over one epoch's draw, the last incomplete batch dropped (listing, `drop_last`)."""
+def training_batches(images, rows, targets, config, fold, epoch, workers, device, done=0):
+    """A DataLoader over one epoch's draw, without the first `done` batches, the last incomplete one dropped (listing,
+    `drop_last`)."""
+    stream = [config["seed"], fold, epoch]
     return DataLoader(
         Images(images, rows, targets, Augmentation(config["augment"])),
-        sampler=draw_epoch(targets, config, fold, epoch),
+        sampler=draw_epoch(targets, config, fold, epoch)[done * config["batch_size"] :],
         batch_size=config["batch_size"],
         drop_last=True,
+        # one of its own, or making the loader would move the random stream that dropout draws from
+        generator=torch.Generator().manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0])),
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=models.ignore_ctrl_c,
@@ -277,14 +286,16 @@ def set_training_mode(classifier, tune):
     classifier.tuned(tune).train()
 
 
-def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, description):
-    """One pass over the loader's batches. → the scores over all its images (in training mode, as they came)."""
+def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, description, now, save):
+    """The rest of an epoch: the loader's batches, after the `now["step"]` that are done. → the scores over all its
+    images (in training mode, as they came). `now` is kept up to date, and `save()` is called between two updates."""
     set_training_mode(classifier, config["tune"])
-    seen_logits, seen_targets, last_shown = [], [], time.monotonic()
-    steps = len(loader)
+    began, last_shown = time.perf_counter() - now["seconds"], time.monotonic()
+    steps = now["step"] + len(loader)
     look_back = -(-WINDOW // config["batch_size"])
     with progress(steps * config["batch_size"], description) as bar:
-        for step, (images, targets) in enumerate(loader):
+        bar.update(now["step"] * config["batch_size"])
+        for step, (images, targets) in enumerate(loader, now["step"]):
             images, targets = models.to_device(images, device), targets.to(device, non_blocking=True)
             with models.autocast(device, config["amp"]):
                 logits = classifier(images)
@@ -296,17 +307,19 @@ def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, con
                 )
             first = step - step % config["accumulate"]
             scaler.scale(loss / min(config["accumulate"], steps - first)).backward()
+            now["logits"].append(logits.detach())
+            now["targets"].append(targets)
             if step + 1 - first == config["accumulate"] or step + 1 == steps:
                 update(optimizer, scheduler, scaler)
-            seen_logits.append(logits.detach())
-            seen_targets.append(targets)
+                now.update(step=step + 1, seconds=time.perf_counter() - began)
+                save()
             bar.update(len(images))
             if not bar.disable and time.monotonic() - last_shown > 0.5:
                 last_shown = time.monotonic()
-                window = numpy(seen_logits[-look_back:]), numpy(seen_targets[-look_back:])
+                window = numpy(now["logits"][-look_back:]), numpy(now["targets"][-look_back:])
                 shown = {key: f"{value:.4f}" for key, value in scores(criterion, *window).items()}
                 bar.set_postfix(shown | {"lr": f"{current_lr(optimizer):.2e}"})
-    return scores(criterion, numpy(seen_logits), numpy(seen_targets))
+    return scores(criterion, numpy(now["logits"]), numpy(now["targets"]))
 
 
 def update(optimizer, scheduler, scaler):
@@ -326,10 +339,11 @@ def numpy(tensors):
 # ---------------------------------------------------------------- one fold
 
 
-def train_fold(classifier, images, folds, fold, config, device, workers, folder):
-    """Trains all epochs (thesis 4.2). → {"best" and "last": dict(epoch, scores, logits, and weights of the kept one)}.
+def train_fold(classifier, images, folds, fold, config, device, workers, folder, resume):
+    """Trains all epochs (thesis 4.2), from where `resume` (a ResumeFile) left off.
 
-    "best" is the epoch with the best validation AUC, the later of equals (listing, `>=`).
+    → {"best" and "last": dict(epoch, scores, logits, and weights of the kept one)}. "best" is the epoch with the best
+    validation AUC, the later of equals (listing, `>=`).
     """
     targets = folds.target.to_numpy(np.int64)
     train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
@@ -343,14 +357,27 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder)
     classifier.tuned(config["tune"]).requires_grad_(True)
     optimizer, scheduler = make_optimizer(classifier.tuned(config["tune"]), config, -(-steps // config["accumulate"]))
     scaler = torch.amp.GradScaler(device.type, enabled=config["amp"] == "fp16")
+    parts = dict(model=classifier, optimizer=optimizer, scaler=scaler) | ({"scheduler": scheduler} if scheduler else {})
+    now = resume.load(**parts) or dict(epoch=1, rows=[], kept={}) | at_epochs_start()
+    if now["rows"] or now["step"]:
+        say(f"fold {fold} of {folder.name} goes on in epoch {now['epoch']} after {now['step']} of {steps} steps")
+    now |= {key: [tensor.to(device) for tensor in now[key]] for key in ("logits", "targets")}
 
-    rows, kept = [], {}
-    for epoch in range(1, config["epochs"] + 1):
-        began = time.perf_counter()
+    def save_if_due():
+        if resume.due():
+            now.update({key: [torch.cat(now[key])] for key in ("logits", "targets")})
+            resume.save(now)
+
+    while now["epoch"] <= config["epochs"]:
+        epoch, rows, kept = now["epoch"], now["rows"], now["kept"]
         name = f"fold {fold} epoch {epoch}/{config['epochs']}"
-        loader = training_batches(images, train_rows, targets[train_rows], config, fold, epoch, workers, device)
-        train = train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, name)
-        seconds = time.perf_counter() - began
+        loader = training_batches(
+            images, train_rows, targets[train_rows], config, fold, epoch, workers, device, now["step"]
+        )
+        train = train_epoch(
+            classifier, loader, criterion, optimizer, scheduler, scaler, config, device, name, now, save_if_due
+        )
+        began = time.perf_counter()
         logits = models.predict(
             classifier, images, valid_rows, config["batch_size"], device, config["amp"], workers, f"{name} valid"
         )
@@ -359,16 +386,24 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder)
             {"epoch": epoch}
             | {f"train_{key}": value for key, value in train.items()}
             | {f"valid_{key}": value for key, value in valid.items()}
-            | {"lr": current_lr(optimizer), "seconds": time.perf_counter() - began}
-            | {"images_per_second": steps * config["batch_size"] / seconds}
+            | {"lr": current_lr(optimizer), "seconds": now["seconds"] + time.perf_counter() - began}
+            | {"images_per_second": steps * config["batch_size"] / now["seconds"]}
         )
         say(epoch_line(name, rows[-1]))
         write_csv(folder / f"fold{fold}_epochs.csv", pd.DataFrame(rows))
-        kept["last"] = dict(epoch=epoch, scores=valid, logits=logits)
+        kept["last"] = dict(epoch=epoch, scores=valid, logits=torch.from_numpy(logits))
         if "best" not in kept or not valid["auc"] < kept["best"]["scores"]["auc"]:
             kept["best"] = kept["last"] | weights_if(classifier, config["keep"] == "best")
+        now.update(epoch=epoch + 1, **at_epochs_start())
+        if epoch < config["epochs"]:
+            resume.save(now)
     kept["last"] |= weights_if(classifier, config["keep"] == "last")
     return kept
+
+
+def at_epochs_start():
+    """What a fold knows of an epoch that begins: updates made, seconds spent, logits and targets seen."""
+    return dict(step=0, seconds=0.0, logits=[], targets=[])
 
 
 def weights_if(classifier, wanted):
@@ -387,7 +422,8 @@ def save_fold(folder, fold, kept, config, prepared, folds):
     """Writes foldK.csv, then foldK.pt, whose presence says that the fold is finished."""
     table = folds.loc[folds.fold == fold, ["image_name", "target"]].reset_index(drop=True)
     for kind in ("best", "last"):
-        table[logit_columns(kind, prepared["classes"])] = kept[kind]["logits"]
+        table[logit_columns(kind, prepared["classes"])] = kept[kind]["logits"].numpy()
+    (folder / f"fold{fold}.pt").unlink(missing_ok=True)  # of --overwrite: predictions never stand beside other weights
     write_csv(folder / f"fold{fold}.csv", table)
     chosen = kept[config["keep"]]
     saved = dict(
@@ -397,7 +433,8 @@ def save_fold(folder, fold, kept, config, prepared, folds):
         fold=fold,
         folds_hash=prepared["folds_hash"],
         epoch=chosen["epoch"],
-        scores=chosen["scores"],
+        # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
+        scores={key: chosen["scores"][key] for key in ("loss", "accuracy", "auc")},
     )
     with replacing(folder / f"fold{fold}.pt") as temporary, open(temporary, "wb") as file:
         torch.save(saved, file)  # to a file object: given a path, torch writes its name into the archive
@@ -416,18 +453,25 @@ def main():
         raise UserError(f"--fold {args.fold}: there are folds 0 to {prepared['folds'] - 1}")
     images = open_images(args, prepared, "train", args.size, len(folds))
     config["folds_hash"] = prepared["folds_hash"]
-    claim_config(folder, config)
-    if (folder / f"fold{args.fold}.pt").exists() and not args.overwrite:
+    check_config(folder, config)
+    finished = folder / f"fold{args.fold}.pt"
+    if finished.exists() and not args.overwrite:
         say(f"fold {args.fold} of {args.exp} is finished (--overwrite trains it again)")
         return
-
     torch.manual_seed(np.random.SeedSequence([args.seed, args.fold]).generate_state(1).item())
     classifier = models.build_model(config, len(prepared["classes"])).to(device)
-    kept = train_fold(classifier, images, folds, args.fold, config, device, workers, folder)
-    save_fold(folder, args.fold, kept, config, prepared, folds)
+    with locked(folder / f".fold{args.fold}.lock", f"fold {args.fold} of {args.exp}"):
+        with locked(folder / ".lock", args.exp, wait=True):
+            if not check_config(folder, config):
+                write_json(folder / "config.json", config)
+        remove_leftovers(folder, f"fold{args.fold}*")
+        resume = ResumeFile(folder / f"fold{args.fold}.resume.pt", args.save_minutes, dict(config=config))
+        kept = train_fold(classifier, images, folds, args.fold, config, device, workers, folder, resume)
+        save_fold(folder, args.fold, kept, config, prepared, folds)
+        resume.remove()
     chosen = kept[args.keep]
     score = f"epoch {chosen['epoch']}, valid AUC {chosen['scores']['auc']:.4f}"
-    say(f"fold {args.fold} of {args.exp}: kept {score} → {folder / f'fold{args.fold}.pt'}")
+    say(f"fold {args.fold} of {args.exp}: kept {score} → {finished}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,14 @@ is in data.py, everything that needs torch is in model.py.
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import signal
 import sys
+import time
 from pathlib import Path
 
 # ---------------------------------------------------------------- errors
@@ -123,6 +126,33 @@ def replacing(path):
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path, what, wait=False):
+    """Holds the lock file `path` for the block. `what` is being worked on; a second process waits, or is refused with
+    the name of the first. A process that died holds no lock: the system lets go of it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): mend that, or use another --output") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # which of the two, the system chooses
+            file.seek(0)
+            raise UserError(f"{what} is in the hands of {file.read().strip()}: wait for it, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+        yield
+
+
+def remove_leftovers(folder, name="*"):
+    """Removes what a killed process left of the files `name`, half written. Only for the holder of their lock."""
+    for path in folder.glob(f".tmp*.{name}"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path, content):

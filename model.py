@@ -185,6 +185,7 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_ctrl_c,
+        generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )
     logits = []
     with common.progress(len(rows), bar) as progress_bar, autocast(device, amp):

@@ -12,6 +12,8 @@ from conftest import done, kit, load, png, refused, toy_image, write_csv, write_
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
+import tables
+
 prepare = load("00_prepare.py")
 
 
@@ -271,7 +273,7 @@ def test_bom_crlf_blank_lines_and_cp932_are_simply_read(toy, tmp_path):
     assert (prepared(flags) / "folds.csv").read_bytes() == folds
     path = tmp_path / "t.csv"
     path.write_bytes("名前,ラベル\n0001,NA\n".encode("cp932"))
-    assert prepare.read_rows(path, "") == [["名前", "ラベル"], ["0001", "NA"]]
+    assert tables.read_rows(path, "") == [["名前", "ラベル"], ["0001", "NA"]]
 
 
 def submission_of(flags, rows, *more):
