@@ -73,7 +73,6 @@ import hashlib
 import io
 import os
 import shutil
-import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -86,7 +85,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 import groups as grouping
 import shift
 from data import PREPARE, Augmentation, read_table
-from images import ImageSource, decode, resize
+from images import ImageSource, resize
 from tables import check_unique, given_groups, read_labels, read_sample_submit
 
 # ---------------------------------------------------------------- where the images are
@@ -142,8 +141,8 @@ def cache(source, keys, size, path, look):
     def convert(task):
         i, key = task
         try:
-            image = decode(source.read(key))
-        except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, zipfile.zlib.error) as error:
+            image = source.decoded(key)
+        except ValueError as error:
             return f"{key} ({error})", None
         os.pwrite(file.fileno(), resize(image, size).data, header.tell() + i * image_bytes)
         look(i, image)

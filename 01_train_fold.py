@@ -29,7 +29,18 @@ from common import (
 )
 
 # flags that don't decide what is learnt, so they may differ between the folds of an experiment
-NOT_SETTINGS = ("fold", "exp", "overwrite", "print_config", "workers", "device", "save_minutes", "input", "output")
+NOT_SETTINGS = (
+    "fold",
+    "exp",
+    "overwrite",
+    "print_config",
+    "workers",
+    "device",
+    "deterministic",
+    "save_minutes",
+    "input",
+    "output",
+)
 
 
 def parse_args():
@@ -41,6 +52,7 @@ def parse_args():
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
     add("--workers", type=number(int, 0), help="image-loading processes; by itself up to 4 beside a GPU, else none")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     add("--save-minutes", type=number(float, 0), default=10, help="minutes between resume files within an epoch, "
         "beside the one at its end; 0 writes none")  # fmt: skip
 
@@ -129,7 +141,7 @@ WINDOW = 1024  # images that the running scores of the bar look back on, so that
 def resolve(args):
     """→ (config: the settings that make the experiment, device). `auto` is replaced by what it means here."""
     config = {key: value for key, value in vars(args).items() if key not in NOT_SETTINGS}
-    device = models.pick_device(args.device)
+    device = models.pick_device(args.device, args.deterministic)
     config["amp"] = models.pick_amp(args.amp, device)
     if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
         raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
@@ -348,10 +360,6 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
     targets = folds.target.to_numpy(np.int64)
     train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
     steps = len(train_rows) // config["batch_size"]
-    if steps == 0:
-        raise UserError(
-            f"--batch-size {config['batch_size']} is more than the {len(train_rows)} training images: lower it"
-        )
     criterion = LOSSES[config["loss"]]
     classifier.requires_grad_(False)
     classifier.tuned(config["tune"]).requires_grad_(True)
@@ -381,6 +389,8 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
         logits = models.predict(
             classifier, images, valid_rows, config["batch_size"], device, config["amp"], workers, f"{name} valid"
         )
+        if not np.isfinite(logits).all():
+            raise UserError(f"{name}: the validation predictions are no numbers: lower --lr, or train with --amp none")
         valid = scores(criterion, logits, targets[valid_rows])
         rows.append(
             {"epoch": epoch}
@@ -451,6 +461,9 @@ def main():
     prepared, folds = read_prepared(args)
     if args.fold >= prepared["folds"]:
         raise UserError(f"--fold {args.fold}: there are folds 0 to {prepared['folds'] - 1}")
+    count = (folds.fold != args.fold).sum()
+    if args.batch_size > count:
+        raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     images = open_images(args, prepared, "train", args.size, len(folds))
     config["folds_hash"] = prepared["folds_hash"]
     check_config(folder, config)

@@ -21,6 +21,7 @@ def parse_args():
     add("--batch-size", type=number(int, 1), default=32, help="images a batch (listing)")
     add("--workers", type=number(int, 0), help="image-loading processes; by itself up to 4 beside a GPU, else none")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     add("--competition-id", type=int, help="for the submit command (SIGNATE's food package contest is 1106)")
     return parser.parse_args()
 
@@ -41,7 +42,7 @@ from data import auc, note_in_ledger, open_images, read_oof, read_table, softmax
 def predict_test(folder, config, prepared, images):
     """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
     over the models (thesis 3.8)."""
-    device = models.pick_device(ARGS.device)
+    device = models.pick_device(ARGS.device, ARGS.deterministic)
     workers = models.pick_workers(ARGS.workers, device)
     rows, probabilities = np.arange(len(images)), []
     for fold in range(prepared["folds"]):

@@ -36,8 +36,10 @@ def run(main):
 
 
 def fail(message):
-    """Prints the one line of a user's mistake. → the exit code, 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    """Prints the one line of a user's mistake. → the exit code, 2. Names come from strangers' files, so a line break or
+    a terminal's control code in them is shown and not obeyed."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
+    print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
     return 2
 
 
@@ -120,9 +122,12 @@ def replacing(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides what the disk said
+        if not isinstance(cause, OSError):
+            raise
         raise UserError(
-            f"{path} can't be written ({error.strerror or error}): mend that, or use another --output"
+            f"{path} can't be written ({cause.strerror or cause}): mend that, or use another --output"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -10,9 +10,12 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from common import UserError
+from common import UserError, listing
 
+MOST_BYTES = 2**29  # of one file, by its declared size: what claims more is no photo but a bomb
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+Image.init()  # knows all its formats from here on; of these, none that starts a program (EPS) or needs another file
+FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]
 
 # ---------------------------------------------------------------- archives and folders
 
@@ -29,19 +32,29 @@ class ImageSource:
         self.path = path
         if path.is_dir():
             self.zip = None
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            self.files = {file.relative_to(path).as_posix(): file for file in files}
-            identity = [(name, file.stat().st_size) for name, file in self.files.items()]
+            files = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file()]
+            identity = [(name, file.stat().st_size) for name, file in files]
         else:
             try:
                 self.zip = zipfile.ZipFile(path)
-            except zipfile.BadZipFile as error:
+            except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
                 raise UserError(f"{path} is no zip archive, or a damaged one ({error}): download it again") from None
-            entries = [entry for entry in self.zip.infolist() if not entry.is_dir()]
-            self.files = {entry_name(entry): entry for entry in entries}
-            identity = [(name, entry.file_size, entry.CRC) for name, entry in self.files.items()]
+            entries = [entry for entry in self.zip.infolist() if entry.filename and not entry.is_dir()]
+            if any(entry.flag_bits & 1 for entry in entries):
+                raise UserError(f"{path} is encrypted: unpack it with its password into {path.with_suffix('')}")
+            files = [(entry_name(entry), entry) for entry in entries]
+            identity = [(name, entry.file_size, entry.CRC) for name, entry in files]
         self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
-        self.files = {plain(name): file for name, file in self.files.items() if is_image(name)}
+        self.files = {}
+        for (name, file), (_, *content) in zip(files, identity, strict=True):
+            if not is_image(name):
+                continue
+            other = self.files.setdefault(plain(name), file)
+            if other is not file and (self.zip is None or content != [other.file_size, other.CRC]):
+                raise UserError(f"{path} holds two different files named {name}: leave one of them")
+        if not self.files:
+            shown = listing([name for name, _ in files], 3) or "nothing"
+            raise UserError(f"{path} holds no images but {shown}: put the images themselves there")
         self.aliases = aliases(self.files)
 
     def find(self, name):
@@ -49,10 +62,19 @@ class ImageSource:
         name = plain(name)
         return name if name in self.files else self.aliases.get(name)
 
-    def read(self, key):
-        """→ the file's bytes."""
+    def decoded(self, key):
+        """→ the image, as `decode` gives it. Raises ValueError with the reason why it can't be read."""
         file = self.files[key]
-        return file.read_bytes() if self.zip is None else self.zip.read(file)
+        if self.zip is None and not file.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError("a link that leads out of the folder")
+        size = file.stat().st_size if self.zip is None else file.file_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{size / 2**20:.0f} MiB when unpacked, and {MOST_BYTES / 2**20:.0f} are allowed")
+        try:
+            data = file.read_bytes() if self.zip is None else self.zip.read(file)
+        except (zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError, OSError, EOFError) as error:
+            raise ValueError(str(error)) from None
+        return decode(data)
 
 
 def entry_name(entry):
@@ -100,13 +122,13 @@ def decode(data):
     16-bit values. Pillow and not OpenCV, which gives a truncated JPEG back half grey, and drops transparency.
     """
     try:
-        with Image.open(io.BytesIO(data)) as opened:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
     except UnidentifiedImageError:
         raise ValueError("no image" if data else "empty file") from None
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from None
+    except Exception as error:  # whatever damaged bytes make of Pillow's readers: a dozen kinds, as fuzzing shows
+        raise ValueError(str(error) or type(error).__name__) from None
     if image.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(image).astype(np.int64)
         if grey.min() < 0 or grey.max() > 65535:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import os
 import pickle
 
 import numpy as np
@@ -23,8 +24,14 @@ THESIS_MEAN = THESIS_STD = (0.5, 0.5, 0.5)  # albumentations.Normalize in the th
 # ---------------------------------------------------------------- the machine
 
 
-def pick_device(name):
-    """ "auto" is CUDA where there is a GPU, else the CPU. Raises UserError for a device that isn't there."""
+def pick_device(name, deterministic=False):
+    """ "auto" is CUDA where there is a GPU, else the CPU. Raises UserError for a device that isn't there.
+
+    `deterministic` makes a GPU give the same bits each time; a CPU does so anyway.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+    torch.use_deterministic_algorithms(deterministic)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -16,16 +16,24 @@ def read_rows(path, remedy):
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is missing: {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): {remedy}") from None
     try:
-        text = raw.decode("utf-8-sig")
+        # a spreadsheet's "Unicode text" says so in its first two bytes
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
         try:
             text = raw.decode("cp932")
         except UnicodeDecodeError:
             raise UserError(f"{path} is neither UTF-8 nor cp932 text: save it as UTF-8") from None
-    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UserError(f"{path} is no table of values between commas ({error}): download it again") from None
     if not rows:
         raise UserError(f"{path} is empty: {remedy}")
+    if len(rows[0]) == 1 and any(separator in rows[0][0] for separator in ";\t"):
+        raise UserError(f"{path} separates its columns by semicolons or tabs: save it with commas")
     ragged = [str(i + 1) for i, row in enumerate(rows) if len(row) != len(rows[0])]
     if ragged:
         raise UserError(f"{path}: row {listing(ragged)} hasn't as many cells as the first ({len(rows[0])}): mend it")
@@ -43,18 +51,33 @@ def read_labels(args):
     if not rows:
         raise UserError(f"{path} has a header and no rows: download it again")
     names = [row[header.index(args.image_column)] for row in rows]
+    if not all(name.strip() for name in names):
+        raise UserError(f"{path} has rows without an image name: fill them in or remove them")
     labels = [row[header.index(args.label_column)].strip() for row in rows]
     check_unique(path, names)
     unlabelled = [name for name, label in zip(names, labels, strict=True) if label.lower() in ("", "nan")]
     if unlabelled:
         raise UserError(f"{path} has no label for {listing(unlabelled)}: label or remove them")
     counts = Counter(labels)
+    check_spellings(path, counts)
     if len(counts) < 2:
         raise UserError(f"{path} has one class only ({labels[0]}): a classifier needs two")
     small = [f"{label} ({count})" for label, count in counts.items() if count < args.folds]
     if small:
         raise UserError(f"{path} has fewer than {args.folds} images of {listing(small)}: add some, or lower --folds")
     return names, labels, class_order(counts)
+
+
+def check_spellings(path, labels):
+    """Raises UserError for labels that are one number in two spellings (1 and 1.0), which would be two classes."""
+    by_number = {}
+    for label in labels:
+        try:
+            other = by_number.setdefault(float(label), label)
+        except ValueError:
+            continue
+        if other != label:
+            raise UserError(f"{path} has the labels {other} and {label}, which are one number: spell them alike")
 
 
 def class_order(labels):

@@ -1,0 +1,150 @@
+"""A fold that is killed goes on and ends with the same bytes; nobody works on a fold twice; damage is noticed."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, TINY, done, refused
+
+import resume
+
+FOLD = [*TINY, "--fold", 0, "--exp", "new", "--batch-size", 4]
+
+
+@pytest.fixture
+def flags(trained, tmp_path):
+    shutil.copytree(trained.output, tmp_path / "output")
+    return ["--input", trained.input, "--output", tmp_path / "output"]
+
+
+def test_twenty_kills_and_the_same_bytes(tmp_path):
+    """The benchmark at its smallest: Ranger21 and AdamW, 0 and 2 workers, at random moments and during saves."""
+    command = [sys.executable, ROOT / "tests" / "bench" / "kill.py", "20", "--folder", tmp_path / "kill"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    rows = json.loads((tmp_path / "kill" / "kills.json").read_text())
+    assert all(row["equal"] for row in rows)
+    training = [row for row in rows if "within_epoch" in row]
+    assert sum(row["kills"] for row in training) == 20
+    assert sum(row["within_epoch"] for row in training) >= 4
+    assert sum(row["during_save"] for row in training) >= 4
+
+
+def stop_within(flags, epochs=2):
+    """Starts a fold that saves after each step and kills it in its last epoch. → the experiment's folder."""
+    folder = flags[3] / "new"
+    command = [sys.executable, ROOT / "01_train_fold.py", *flags, *FOLD, "--save-minutes", "1e-9", "--epochs", epochs]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
+    path = folder / "fold0.resume.pt"
+    while process.poll() is None:
+        if path.exists() and (now := resume.read_checked(path)["progress"])["epoch"] == epochs and now["step"] > 2:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return folder
+        time.sleep(0.01)
+    raise AssertionError("the fold ended before it could be killed")
+
+
+def test_goes_on_in_the_middle_and_leaves_no_resume_file(flags):
+    folder = stop_within(flags)
+    assert len(pd.read_csv(folder / "fold0_epochs.csv")) == 1
+    out = done("01_train_fold.py", *flags, *FOLD)
+    assert "goes on in epoch 2 after" in out
+    assert "epoch 1/2" not in out, "the first epoch isn't trained again"
+    assert len(pd.read_csv(folder / "fold0_epochs.csv")) == 2
+    assert not list(folder.glob("*resume*"))
+    assert not list(folder.glob(".tmp*"))
+    whole = (folder / "fold0.pt").read_bytes()
+    shutil.rmtree(folder)
+    done("01_train_fold.py", *flags, *FOLD)
+    assert (folder / "fold0.pt").read_bytes() == whole
+    assert "is finished" in done("01_train_fold.py", *flags, *FOLD)
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "other settings"])
+def test_a_damaged_resume_file_is_set_aside(flags, damage):
+    folder = stop_within(flags)
+    path = folder / "fold0.resume.pt"
+    data = bytearray(path.read_bytes())
+    if damage == "bit":
+        data[len(data) // 2] ^= 1
+    if damage == "other settings":
+        config = json.loads((folder / "config.json").read_text()) | dict(seed=1)
+        (folder / "config.json").write_text(json.dumps(config))
+    path.write_bytes(dict(truncated=data[: len(data) // 2], empty=b"").get(damage, data))
+    more = ["--seed", 1] if damage == "other settings" else []
+    out = done("01_train_fold.py", *flags, *FOLD, *more)
+    assert f"{path} can't be used" in out
+    assert "epoch 1/2" in out, "the fold starts over"
+    assert (folder / "fold0.resume.damaged").exists()
+    shutil.rmtree(folder)
+
+
+def test_a_fold_has_one_process_at_a_time(flags):
+    command = [sys.executable, ROOT / "01_train_fold.py", *flags, *FOLD, "--epochs", 200]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()  # its first epoch is done
+    line = refused("01_train_fold.py", *flags, *FOLD, "--epochs", 200)
+    assert f"fold 0 of new is in the hands of process {process.pid} on" in line
+    process.kill()
+    process.wait()
+    assert (flags[3] / "new" / ".fold0.lock").exists()
+    config = flags[3] / "new" / "config.json"
+    config.write_text(config.read_text().replace('"epochs": 200', '"epochs": 2'))
+    (flags[3] / "new" / "fold0.resume.pt").unlink(missing_ok=True)
+    done("01_train_fold.py", *flags, *FOLD)  # the lock of a dead process holds nobody up
+
+
+def test_no_resume_file_where_none_is_wanted(flags):
+    done("01_train_fold.py", *flags, *FOLD, "--save-minutes", 0, "--epochs", 2)
+    assert not list((flags[3] / "new").glob("*resume*"))
+
+
+def test_every_random_state_comes_back(tmp_path):
+    import random
+
+    import numpy as np
+
+    before = resume.random_states()
+    drawn = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
+    resume.restore_random_states(torch_roundtrip(before, tmp_path))
+    again = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
+    assert torch.equal(drawn[0], again[0])
+    assert (drawn[1] == again[1]).all()
+    assert drawn[2:] == again[2:]
+
+
+def torch_roundtrip(state, folder):
+    torch.save(state, folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_the_whole_way_twice_gives_the_same_bytes(trained, tmp_path):
+    """00 to 03, with other worker counts: folds.csv, oof.csv, report and submission."""
+    for name, workers in (("a", 0), ("b", 2)):
+        flags = ["--input", trained.input, "--output", tmp_path / name]
+        done("00_prepare.py", *flags, "--size", 32, "--folds", 3)
+        for fold in range(3):
+            done("01_train_fold.py", *flags, *TINY, "--fold", fold, "--workers", workers, "--deterministic")
+        done("02_oof.py", *flags)
+        done("03_infer.py", *flags, "--workers", workers)
+    names = ["prepared/folds.csv", "prepared/train_32.npy", "prepared/duplicates.png", "prepared/samples.png"]
+    names += ["base/oof.csv", "base/roc.png", "base/fold2.pt", "base/fold2.csv"]
+    names += [f"base/{path.name}" for path in (tmp_path / "a" / "base").glob("submission*")]
+    assert len(names) == 9
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_fuzzing_for_a_few_seconds():
+    """The benchmark at its smallest; its figures are in README.md."""
+    command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "4"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    counts = dict(part.split(" ", 1)[::-1] for part in result.stdout.strip().split(", "))
+    assert set(counts) == {f"{kind} {end}" for kind in ("images", "archives", "tables") for end in ("read", "refused")}
