@@ -77,9 +77,10 @@ def parse_args():
     add = parser.add_argument_group("training (thesis 3.3 to 3.6, 4.1)").add_argument
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds (thesis 4.1)")
     add("--loss", choices=("cce", "ce"), default="cce", help="complement cross entropy or cross entropy (thesis 3.6.1)")
-    add(
-        "--optimizer", default="ranger21", help="ranger21 (thesis 3.5.1) or the name of a timm optimiser, such as adamw"
-    )
+    add("--optimizer", default="ranger21", help="ranger21 (thesis 3.5.1; ranger21_fast.py), ranger21-package (the same "
+        "from the package), or the name of a timm optimiser, such as adamw")  # fmt: skip
+    add("--ranger21-decay", choices=("package", "all"), default="package", help="weight decay on the last parameter "
+        "only, as in the package that the thesis ran, or on all, as in the paper")  # fmt: skip
     add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate (thesis 4.1)")
     add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down (thesis 4.1)")
     add("--weight-decay", type=number(float, 0), default=1e-4, help="Ranger21's own default (thesis 3.5.1)")
@@ -131,6 +132,7 @@ from torchsampler import ImbalancedDatasetSampler
 
 import model as models
 from data import Augmentation, Images, accuracy, auc, logit_columns, open_images, read_prepared, softmax
+from ranger21_fast import Ranger21Fast, learning_rate
 from resume import ResumeFile
 
 WINDOW = 1024  # images that the running scores of the bar look back on, so that they cost the same all epoch long
@@ -145,8 +147,10 @@ def resolve(args):
     config["amp"] = models.pick_amp(args.amp, device)
     if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
         raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
-    if args.optimizer != "ranger21" and args.optimizer not in timm.optim.list_optimizers():
+    if args.optimizer not in ("ranger21", "ranger21-package", *timm.optim.list_optimizers()):
         raise UserError(f"--optimizer {args.optimizer} is neither ranger21 nor one of timm's: adamw, sgd, lamb, lion …")
+    if args.ranger21_decay == "all" and args.optimizer != "ranger21":
+        raise UserError("--ranger21-decay all needs --optimizer ranger21: leave one of them out")
     return config, device
 
 
@@ -235,32 +239,21 @@ def training_batches(images, rows, targets, config, fold, epoch, workers, device
 # ---------------------------------------------------------------- optimiser
 
 
-def learning_rate(step, steps, config):
-    """Ranger21's schedule, for the other optimisers: linear warm-up, flat, linear warm-down to --min-lr (thesis 3.5.1).
-
-    step counts from 1 to steps. The warm-up takes 2000 steps or, in short runs, 22 %; the warm-down begins at 72 %.
-    """
-    warm_up = 2000 if 0.45 * steps >= 2000 else int(0.22 * steps)
-    begin = int(0.72 * steps)
-    rate = config["lr"] * min(1.0, step / max(1, warm_up))
-    if step >= begin:
-        rate = config["lr"] - (config["lr"] - config["min_lr"]) * min(1.0, (step + 1 - begin) / (steps - begin + 1))
-    return rate
-
-
 def make_optimizer(module, config, steps_per_epoch):
     """→ (optimiser, its learning-rate scheduler or None: Ranger21 has its own). Raises UserError where timm can't."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    ranger = dict(
+        lr=config["lr"],
+        weight_decay=config["weight_decay"],
+        num_batches_per_epoch=steps_per_epoch,
+        num_epochs=config["epochs"],
+        warmdown_min_lr=config["min_lr"],
+    )
     if config["optimizer"] == "ranger21":
-        with quiet():
-            return Ranger21(
-                [p for p in module.parameters() if p.requires_grad],
-                lr=config["lr"],
-                weight_decay=config["weight_decay"],
-                num_batches_per_epoch=steps_per_epoch,
-                num_epochs=config["epochs"],
-                warmdown_min_lr=config["min_lr"],
-                logging_active=False,  # it would keep every step's variance, at a synchronisation each
-            ), None
+        return Ranger21Fast(parameters, decay=config["ranger21_decay"], **ranger), None
+    if config["optimizer"] == "ranger21-package":
+        with quiet():  # logging_active would keep every step's variance, at a synchronisation each
+            return Ranger21(parameters, logging_active=False, **ranger), None
     try:
         optimizer = timm.optim.create_optimizer_v2(
             module, config["optimizer"], lr=config["lr"], weight_decay=config["weight_decay"]
@@ -268,17 +261,18 @@ def make_optimizer(module, config, steps_per_epoch):
     except (ImportError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"--optimizer {config['optimizer']} can't be made here ({error}): try adamw") from None
     steps = steps_per_epoch * config["epochs"]
-    factor = lambda done: learning_rate(min(done + 1, steps), steps, config) / config["lr"]  # noqa: E731
+    factor = lambda done: learning_rate(min(done + 1, steps), steps, config["lr"], config["min_lr"]) / config["lr"]  # noqa: E731
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def current_lr(optimizer):
-    """The learning rate that the next step uses; Ranger21's `param_groups` never move."""
-    return optimizer.current_lr if isinstance(optimizer, Ranger21) else optimizer.param_groups[0]["lr"]
+    """The learning rate of the last step; both Ranger21s keep it beside `lr`, which never moves."""
+    group = optimizer.param_groups[0]
+    return optimizer.current_lr if isinstance(optimizer, Ranger21) else group.get("current_lr", group["lr"])
 
 
 def quiet():
-    """Ranger21 prints two dozen lines of settings, and notes at every change of its schedule."""
+    """The package of Ranger21 prints two dozen lines of settings, and notes at every change of its schedule."""
     return contextlib.redirect_stdout(io.StringIO())
 
 

@@ -24,13 +24,13 @@ def flags(trained, tmp_path):
 
 
 def test_twenty_kills_and_the_same_bytes(tmp_path):
-    """The benchmark at its smallest: Ranger21 and AdamW, 0 and 2 workers, at random moments and during saves."""
+    """The benchmark at its smallest: both Ranger21s and AdamW, 0 and 2 workers, at random moments and during saves."""
     command = [sys.executable, ROOT / "tests" / "bench" / "kill.py", "20", "--folder", tmp_path / "kill"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = json.loads((tmp_path / "kill" / "kills.json").read_text())
     assert all(row["equal"] for row in rows)
     training = [row for row in rows if "within_epoch" in row]
-    assert sum(row["kills"] for row in training) == 20
+    assert sum(row["kills"] for row in training) >= 20
     assert sum(row["within_epoch"] for row in training) >= 4
     assert sum(row["during_save"] for row in training) >= 4
 

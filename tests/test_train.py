@@ -197,7 +197,7 @@ def test_other_optimisers_follow_rangers_schedule(batches, epochs):
         for step in range(1, steps + 1):
             weight.grad = torch.tensor([[0.1, -0.2], [0.3, 0.1]])
             ranger.step()
-            ours = train.learning_rate(step, steps, dict(lr=6e-5, min_lr=3e-5))
+            ours = train.learning_rate(step, steps, 6e-5, 3e-5)
             assert ours == pytest.approx(ranger.current_lr, rel=1e-9), step
 
 

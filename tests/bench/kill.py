@@ -3,10 +3,11 @@
     python tests/bench/kill.py 100 --folder /tmp/kill            # about 5 minutes on 2 cores
     python tests/bench/kill.py 20 --folder /tmp/kill --seed 1
 
-01_train_fold.py, with Ranger21 and AdamW, with 0 and 2 workers, with dropout: SIGKILL at a random moment, or as soon as
-a resume file is being written; then the same command again, until N kills are done. Its foldK.pt and foldK.csv must be
-those of a run that nobody touched. 00, 02 and 03 are killed N/5 times in all: no file under a final name may ever be
-half, and a last run must give the bytes of an untouched one. Prints a row for each; exits with 1 where a byte differs.
+01_train_fold.py, with both Ranger21s and AdamW, with 0 and 2 workers, with dropout: SIGKILL at a random moment, or as
+soon as a resume file is being written; then the same command again, until N kills are done. Its foldK.pt and foldK.csv
+must be those of a run that nobody touched. 00, 02 and 03 are killed N/5 times in all: no file under a final name may
+ever be half, and a last run must give the bytes of an untouched one. Prints a row for each; exits with 1 where a byte
+differs.
 
 Each start is a fork of a process that has imported everything, which saves the seconds that importing torch takes; the
 kill is a real one.
@@ -29,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 TRAIN = (
     "--model test_resnet --weights none --size 32 --epochs 2 --batch-size 4 --lr 3e-3 --min-lr 3e-4 --fold 0".split()
 )
+OPTIMIZERS = "ranger21", "ranger21-package", "adamw"
 OFTEN = ["--save-minutes", "1e-9"]  # after every step, so that many kills fall into a save
 
 
@@ -85,7 +87,7 @@ def duration(script, *arguments):
 def kill_training(flags, output, kills, rng):
     """→ rows of the table: settings, runs completed, kills, those within an epoch and during a save, equal or not."""
     rows = []
-    for optimizer in ("ranger21", "adamw"):
+    for optimizer in OPTIMIZERS:
         for workers in (0, 2):
             name = f"{optimizer} {workers} workers"
             command = [*flags, *TRAIN, "--optimizer", optimizer, "--workers", workers, *OFTEN]
@@ -160,7 +162,7 @@ def kill_others(flags, output, kills, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kills", type=int, help="of 01_train_fold.py, a quarter for each of the four settings")
+    parser.add_argument("kills", type=int, help="of 01_train_fold.py, a sixth for each of the six settings")
     parser.add_argument("--folder", type=Path, required=True, help="is made anew")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -173,7 +175,7 @@ def main():
         "--copies", 2, "--side", 48))  # fmt: skip
     finish(start("00_prepare.py", *flags, "--size", 32, "--folds", 3))
     rng = random.Random(args.seed)
-    rows = kill_training(flags, args.folder / "output", -(-args.kills // 4), rng)
+    rows = kill_training(flags, args.folder / "output", -(-args.kills // (2 * len(OPTIMIZERS))), rng)
     rows += kill_others(flags, args.folder / "output", -(-args.kills // 15), rng)
     (args.folder / "kills.json").write_text(json.dumps(rows))
     sys.exit(0 if all(row["equal"] for row in rows) else "bytes differ")

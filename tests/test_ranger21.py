@@ -1,0 +1,158 @@
+"""ranger21_fast.py against the package that the thesis ran, number by number."""
+
+import contextlib
+import copy
+import io
+
+import pytest
+import timm
+import torch
+from ranger21 import Ranger21
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ranger21_fast import Ranger21Fast
+
+SCHEDULE = dict(lr=3e-3, num_batches_per_epoch=100, num_epochs=2, warmdown_min_lr=3e-4, weight_decay=1e-2)
+EVA = "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"
+
+
+def package(parameters, **settings):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Ranger21(parameters, logging_active=False, **SCHEDULE | settings)
+
+
+def step(optimizer):
+    with contextlib.redirect_stdout(io.StringIO()):
+        optimizer.step()
+
+
+def same_gradients(models, generator, scale=1.0):
+    for parameters in zip(*(model.parameters() for model in models), strict=True):
+        drawn = (
+            torch.randn(parameters[0].shape, generator=generator, dtype=parameters[0].dtype)
+            * torch.rand((), generator=generator)
+            * scale
+        )
+        for p in parameters:
+            p.grad = drawn.clone() if p.requires_grad else None
+
+
+def difference(one, other):
+    """The largest relative difference of any tensor."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return max(((p - q).norm() / p.norm().clamp_min(1e-9)).item() for p, q in pairs)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "test_efficientnet", EVA])
+@pytest.mark.parametrize("scale", [1.0, 1e-7])
+def test_200_steps_are_the_packages(name, scale):
+    """Warm-up, warm-down, lookahead, and steps that a GradScaler skips; tiny gradients, where every epsilon counts."""
+    torch.manual_seed(0)
+    kwargs = dict(depth=2, embed_dim=64, num_heads=4, img_size=56) if name == EVA else {}
+    theirs = timm.create_model(name, **kwargs)
+    ours = copy.deepcopy(theirs)
+    optimizers = package(theirs.parameters()), Ranger21Fast(ours.parameters(), **SCHEDULE)
+    generator = torch.Generator().manual_seed(1)
+    for number in range(200):
+        same_gradients((theirs, ours), generator, scale)
+        if number in (3, 60, 61):
+            continue
+        for optimizer in optimizers:
+            step(optimizer)
+        assert optimizers[1].param_groups[0]["current_lr"] == pytest.approx(optimizers[0].current_lr, rel=1e-12)
+        if number % 20 == 0 or number == 199:
+            assert difference(theirs, ours) <= 1e-6, number
+
+
+def test_groups_and_parameters_without_gradient():
+    """The leftover loop variable decays the last parameter of the group before, and one without a gradient too."""
+    torch.manual_seed(0)
+    theirs = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Conv2d(2, 3, 3), torch.nn.Linear(4, 2))
+    theirs.double()  # in which the two differ by rounding alone, far below any real difference
+    ours = copy.deepcopy(theirs)
+    optimizers = []
+    for model, kind in ((theirs, package), (ours, lambda p: Ranger21Fast(p, **SCHEDULE))):
+        model[2].bias.requires_grad_(False)
+        optimizers.append(kind([dict(params=model[:2].parameters()), dict(params=model[2].parameters())]))
+    start, generator = ours[2].bias.clone(), torch.Generator().manual_seed(1)
+    for _ in range(200):
+        same_gradients((theirs, ours), generator)
+        for optimizer in optimizers:
+            step(optimizer)
+    assert difference(theirs, ours) <= 1e-12
+    assert not torch.equal(ours[2].bias, start), "the package moves a frozen last parameter"
+
+
+def test_decay_on_all_reaches_every_parameter():
+    moved = {}
+    for decay in ("package", "all"):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(50, 40), torch.nn.Linear(40, 30))
+        plain = copy.deepcopy(model)
+        optimizers = [
+            Ranger21Fast(m.parameters(), decay=decay, **SCHEDULE | dict(weight_decay=w))
+            for m, w in ((model, 1e-2), (plain, 0.0))
+        ]
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(4):  # before the first lookahead
+            same_gradients((model, plain), generator)
+            for optimizer in optimizers:
+                optimizer.step()
+        pairs = zip(model.parameters(), plain.parameters(), strict=True)
+        moved[decay] = [not torch.equal(p, q) for p, q in pairs]
+    assert moved == dict(package=[False, False, False, True], all=[True] * 4)
+
+
+def test_state_dict_is_complete(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit")
+    optimizer, generator = Ranger21Fast(model.parameters(), **SCHEDULE), torch.Generator().manual_seed(1)
+    for _ in range(7):  # 2 after a lookahead
+        same_gradients((model,), generator)
+        optimizer.step()
+    torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "state.pt")
+    weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
+    again = timm.create_model("test_vit")
+    again.load_state_dict(weights)
+    resumed = Ranger21Fast(again.parameters(), **SCHEDULE)
+    resumed.load_state_dict(state)
+    for _ in range(9):
+        same_gradients((model, again), generator)
+        optimizer.step()
+        resumed.step()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+class Operations(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_operations_of_a_step_on_eva02_large():
+    """464 tensors, as in the real model, at a smaller width: the number of operations is the same."""
+    counts = {}
+    for kind in (package, lambda p: Ranger21Fast(p, **SCHEDULE)):
+        model = timm.create_model(EVA, embed_dim=64, num_heads=4, img_size=56)
+        optimizer = kind(model.parameters())
+        for _ in range(2):
+            same_gradients((model,), torch.Generator().manual_seed(1))
+            with Operations() as operations:
+                step(optimizer)
+        counts[type(optimizer).__name__] = operations.count
+    assert counts["Ranger21"] > 16_000
+    assert counts["Ranger21Fast"] < 1_000
+
+
+def test_no_gradients_or_only_zeros():
+    layer = torch.nn.Linear(4, 3)
+    before = copy.deepcopy(layer)
+    optimizer = Ranger21Fast(layer.parameters(), **SCHEDULE)
+    optimizer.step()
+    assert torch.equal(layer.weight, before.weight)
+    for p in layer.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert torch.isfinite(layer.bias).all()
