@@ -85,6 +85,8 @@ class Ranger21Fast(torch.optim.Optimizer):
                 if stack["group"] is group:
                     self._update(stack)
             decayed = [group["params"][-1]]  # what the package's loop variable holds when the next group begins
+        for stack in self.stacks:
+            self._look_ahead(stack)
         return loss
 
     def _stack(self):
@@ -146,7 +148,10 @@ class Ranger21Fast(torch.optim.Optimizer):
         update = (positive * (2 / noise)).sub_(negative, alpha=1 / noise)
         update.div_(F.softplus(denominator, beta=self.softplus_beta))
         torch._foreach_add_(stack["params"], update.unbind(), alpha=-group["current_lr"] / (1 - beta1**step))
-        if step % self.lookahead_steps == 0:
+
+    def _look_ahead(self, stack):
+        """Every fifth step, halfway back to where the parameters were five steps ago (Zhang et al. 2019)."""
+        if stack["step"] % self.lookahead_steps == 0:
             slow = stack["lookahead_params"].unbind()
             torch._foreach_lerp_(stack["params"], slow, 1 - self.lookahead_alpha)
             torch._foreach_copy_(slow, stack["params"])
