@@ -63,6 +63,8 @@ def parse_args():
     add("--head", choices=("linear", "fresh"), default="linear", help="linear: the model's own outputs kept, and a "
         "linear layer behind them (thesis 3.4); fresh: timm's classifier for these classes")  # fmt: skip
     add("--tune", choices=("all", "head"), default="all", help="the listing trains all, the text the head (thesis 3.4)")
+    add("--grad-checkpointing", action="store_true", help="compute the activations twice instead of keeping them: "
+        "less memory, slower")  # fmt: skip
     add("--norm", choices=("thesis", "model"), default="thesis",
         help="mean and std 0.5 (listing), or what the weights were trained with")  # fmt: skip
 
@@ -126,7 +128,6 @@ import pandas as pd
 import timm.optim
 import torch
 import torch.nn.functional as F
-from ranger21 import Ranger21
 from torch.utils.data import DataLoader
 from torchsampler import ImbalancedDatasetSampler
 
@@ -252,6 +253,8 @@ def make_optimizer(module, config, steps_per_epoch):
     if config["optimizer"] == "ranger21":
         return Ranger21Fast(parameters, decay=config["ranger21_decay"], **ranger), None
     if config["optimizer"] == "ranger21-package":
+        from ranger21 import Ranger21  # imports matplotlib's pyplot, for a second
+
         with quiet():  # logging_active would keep every step's variance, at a synchronisation each
             return Ranger21(parameters, logging_active=False, **ranger), None
     try:
@@ -268,7 +271,7 @@ def make_optimizer(module, config, steps_per_epoch):
 def current_lr(optimizer):
     """The learning rate of the last step; both Ranger21s keep it beside `lr`, which never moves."""
     group = optimizer.param_groups[0]
-    return optimizer.current_lr if isinstance(optimizer, Ranger21) else group.get("current_lr", group["lr"])
+    return getattr(optimizer, "current_lr", group.get("current_lr", group["lr"]))
 
 
 def quiet():
@@ -292,13 +295,13 @@ def set_training_mode(classifier, tune):
     classifier.tuned(tune).train()
 
 
-def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, description, now, save):
+def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, description, now, resume):
     """The rest of an epoch: the loader's batches, after the `now["step"]` that are done. → the scores over all its
-    images (in training mode, as they came). `now` is kept up to date, and `save()` is called between two updates."""
+    images (in training mode, as they came). `now` is kept up to date, and saved to `resume` when that is due."""
     set_training_mode(classifier, config["tune"])
-    began, last_shown = time.perf_counter() - now["seconds"], time.monotonic()
+    began, last_look = time.perf_counter() - now["seconds"], time.monotonic()
     steps = now["step"] + len(loader)
-    look_back = -(-WINDOW // config["batch_size"])
+    look_back, losses = -(-WINDOW // config["batch_size"]), []
     with progress(steps * config["batch_size"], description) as bar:
         bar.update(now["step"] * config["batch_size"])
         for step, (images, targets) in enumerate(loader, now["step"]):
@@ -306,26 +309,41 @@ def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, con
             with models.autocast(device, config["amp"]):
                 logits = classifier(images)
             loss = criterion(logits, targets)
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"{description}: the loss is {loss.item()} at step {step + 1} of {steps}, "
-                    f"lr {current_lr(optimizer):.3g}: lower --lr, or train with --amp bf16 or none"
-                )
             first = step - step % config["accumulate"]
+            last = step + 1 == steps
             scaler.scale(loss / min(config["accumulate"], steps - first)).backward()
             now["logits"].append(logits.detach())
             now["targets"].append(targets)
-            if step + 1 - first == config["accumulate"] or step + 1 == steps:
+            losses.append(loss.detach())
+            whole = step + 1 - first == config["accumulate"] or last
+            if whole:
                 update(optimizer, scheduler, scaler)
                 now.update(step=step + 1, seconds=time.perf_counter() - began)
-                save()
             bar.update(len(images))
-            if not bar.disable and time.monotonic() - last_shown > 0.5:
-                last_shown = time.monotonic()
-                window = numpy(now["logits"][-look_back:]), numpy(now["targets"][-look_back:])
-                shown = {key: f"{value:.4f}" for key, value in scores(criterion, *window).items()}
-                bar.set_postfix(shown | {"lr": f"{current_lr(optimizer):.2e}"})
+            # Looking at a number makes a GPU wait, so it is done now and then, and before anything is saved.
+            if last or (whole and resume.due()) or time.monotonic() - last_look > 0.5:
+                check_losses(losses, step, steps, description, optimizer)
+                last_look, losses = time.monotonic(), []
+                if whole and not last and resume.due():
+                    now.update({key: [torch.cat(now[key])] for key in ("logits", "targets")})
+                    resume.save(now)
+                if not bar.disable:
+                    window = numpy(now["logits"][-look_back:]), numpy(now["targets"][-look_back:])
+                    shown = {key: f"{value:.4f}" for key, value in scores(criterion, *window).items()}
+                    bar.set_postfix(shown | {"lr": f"{current_lr(optimizer):.2e}"})
     return scores(criterion, numpy(now["logits"]), numpy(now["targets"]))
+
+
+def check_losses(losses, step, steps, description, optimizer):
+    """Raises UserError where one of the last losses, that of `step` at their end, is no number."""
+    losses = torch.stack(losses).cpu()
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        i = bad[0].item()
+        raise UserError(
+            f"{description}: the loss is {losses[i].item()} at step {step + 2 - len(losses) + i} of {steps}, "
+            f"lr {current_lr(optimizer):.3g}: lower --lr, or train with --amp bf16 or none"
+        )
 
 
 def update(optimizer, scheduler, scaler):
@@ -365,11 +383,6 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
         say(f"fold {fold} of {folder.name} goes on in epoch {now['epoch']} after {now['step']} of {steps} steps")
     now |= {key: [tensor.to(device) for tensor in now[key]] for key in ("logits", "targets")}
 
-    def save_if_due():
-        if resume.due():
-            now.update({key: [torch.cat(now[key])] for key in ("logits", "targets")})
-            resume.save(now)
-
     while now["epoch"] <= config["epochs"]:
         epoch, rows, kept = now["epoch"], now["rows"], now["kept"]
         name = f"fold {fold} epoch {epoch}/{config['epochs']}"
@@ -377,7 +390,7 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
             images, train_rows, targets[train_rows], config, fold, epoch, workers, device, now["step"]
         )
         train = train_epoch(
-            classifier, loader, criterion, optimizer, scheduler, scaler, config, device, name, now, save_if_due
+            classifier, loader, criterion, optimizer, scheduler, scaler, config, device, name, now, resume
         )
         began = time.perf_counter()
         logits = models.predict(

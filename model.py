@@ -108,6 +108,11 @@ def build_model(config, num_classes):
     if config["weights"] not in ("hub", "none"):
         kwargs["pretrained_cfg_overlay"] = dict(file=config["weights"])
     backbone = create_backbone(config, kwargs)
+    if config.get("grad_checkpointing"):
+        try:
+            backbone.set_grad_checkpointing()
+        except (AttributeError, AssertionError):  # timm's way of saying that a model hasn't got it
+            raise UserError(f"{config['model']} can't do --grad-checkpointing: leave it out") from None
     data_config = timm.data.resolve_model_data_config(backbone)
     thesis = config["norm"] == "thesis"
     mean, std = (THESIS_MEAN, THESIS_STD) if thesis else (data_config["mean"], data_config["std"])

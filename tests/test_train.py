@@ -214,7 +214,7 @@ def test_accumulated_batches_equal_one_large_batch():
         train.train_epoch(
             classifier, batches, train.cross_entropy, torch.optim.SGD(classifier.parameters(), 0.1), None,
             torch.amp.GradScaler("cpu", enabled=False), config | dict(batch_size=size, accumulate=accumulate),
-            torch.device("cpu"), None, train.at_epochs_start(), lambda: None,
+            torch.device("cpu"), None, train.at_epochs_start(), train.ResumeFile(None, 0, {}),
         )  # fmt: skip
         weights.append(backbone[1].weight.detach().clone())
     assert torch.allclose(*weights, atol=1e-6)
@@ -235,7 +235,7 @@ def test_running_scores_look_back_on_a_bounded_window(monkeypatch):
     train.train_epoch(
         classifier, batches, train.cross_entropy, torch.optim.SGD(classifier.parameters(), 0.1), None,
         torch.amp.GradScaler("cpu", enabled=False), config, torch.device("cpu"), "bar",
-        train.at_epochs_start(), lambda: None,
+        train.at_epochs_start(), train.ResumeFile(None, 0, {}),
     )  # fmt: skip
     assert sizes == [4] + [8] * 9 + [40], "each refresh looks at 8 images, the epoch's end at all"
 

@@ -1,0 +1,362 @@
+"""The kit beside the limit (the model alone, on tensors in memory) and beside the thesis' way of doing it.
+
+    python tests/bench/speed.py --folder /tmp/speed              # about 10 minutes on 2 cores; draws its data first
+    python tests/bench/speed.py --folder /tmp/speed --train 200 --test 200 --repeat 1
+
+Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, one fold of five. Every part runs in a process of its own,
+each way in turn, `--repeat` times; the table has medians and ratios. "Listing" is a plain loop written for this bench
+that does what the thesis' listing does: all images of a fold decoded into RAM at full size, albumentations with
+Normalize on the CPU, the package's Ranger21, the metric over all samples so far at every step, and for inference
+ttach, with the images decoded anew for each fold's model. RAM is the peak of RssAnon: mapped cache pages don't count.
+"""
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import runpy
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+SIZE, BATCH, EPOCHS, FOLDS, LR, MIN_LR = 160, 17, 2, 5, 6e-5, 3e-5
+MODEL = ["--model", "test_vit", "--weights", "none", "--model-kwargs", f"img_size={SIZE}"]
+
+# ---------------------------------------------------------------- data
+
+
+def draw(task):
+    import cv2
+    import numpy as np
+
+    path, i = task
+    spec = importlib.util.spec_from_file_location("make_demo", ROOT / "input" / "make_demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    image = cv2.resize(demo.photo(np.random.default_rng([5, i]), i % 2), (480, 480))
+    cv2.imwrite(str(path), image[..., ::-1])
+
+
+def make_data(folder, train, test):
+    if (folder / "sample_submit.csv").exists():
+        return
+    tasks, at = [], 0
+    for part, count in (("train", train), ("test", test)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        tasks += [(folder / part / f"{part}{i:05}.png", at + i) for i in range(count)]
+        at += count
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(draw, tasks, chunksize=20))
+    with open(folder / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image_name", "label"), *((f"train{i:05}.png", i % 2) for i in range(train))])
+    with open(folder / "sample_submit.csv", "w", newline="") as file:
+        csv.writer(file).writerows((f"test{i:05}.png", 0.5) for i in range(test))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+@contextlib.contextmanager
+def peak_memory(result):
+    """Peak of RssAnon in MiB, of this process and its children, looked at every 20 ms."""
+    stop, peak = threading.Event(), [0]
+
+    def look():
+        while not stop.wait(0.02):
+            total = 0
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            for pid in ["self", *children]:
+                with contextlib.suppress(OSError):
+                    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                    total += sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+            peak[0] = max(peak[0], total / 1024)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+    result["MiB"] = peak[0]
+
+
+def script(name, *arguments):
+    sys.argv = [str(ROOT / name), *map(str, arguments)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def flags(folder):
+    return ["--input", folder / "input", "--output", folder / "output"]
+
+
+# ---------------------------------------------------------------- the kit
+
+
+def kit_prepare(folder):
+    shutil.rmtree(folder / "output", ignore_errors=True)
+    script("00_prepare.py", *flags(folder), "--size", SIZE, "--groups", "none")
+    return {}
+
+
+def kit_train(folder):
+    script("01_train_fold.py", *flags(folder), *MODEL, "--size", SIZE, "--fold", 0, "--overwrite")
+    with open(folder / "output" / "base" / "fold0_epochs.csv") as file:
+        return dict(inner=sum(float(row["seconds"]) for row in csv.DictReader(file)))
+
+
+def kit_infer(folder):
+    """03 with fold 0's model in the place of all five; the time inside `predict_test` is its own."""
+    base, spent = folder / "output" / "base", []
+    import torch
+
+    saved = torch.load(base / "fold0.pt")
+    with open(folder / "output" / "prepared" / "folds.csv") as file:
+        rows = list(csv.DictReader(file))
+    for fold in range(FOLDS):
+        torch.save(saved | dict(fold=fold), base / f"fold{fold}.pt")
+        with open(base / f"fold{fold}.csv", "w", newline="") as file:
+            columns = ["best_0", "best_1", "last_0", "last_1"]
+            mine = [row for row in rows if row["fold"] == str(fold)]
+            csv.writer(file).writerows(
+                [
+                    ["image_name", "target", *columns],
+                    *([r["image_name"], r["target"], 0, i % 9, 0, 1] for i, r in enumerate(mine)),
+                ]
+            )
+    import model
+
+    inner = model.predict
+
+    def timed(*arguments, **options):
+        began = time.perf_counter()
+        result = inner(*arguments, **options)
+        spent.append(time.perf_counter() - began)
+        return result
+
+    model.predict = timed
+    script("03_infer.py", *flags(folder))
+    return dict(inner=sum(spent))
+
+
+# ---------------------------------------------------------------- the limit
+
+
+def cached(folder, part):
+    import numpy as np
+    import torch
+
+    images = np.load(folder / "output" / "prepared" / f"{part}_{SIZE}.npy")
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def classifier():
+    import torch
+
+    import model
+
+    torch.manual_seed(0)
+    config = dict(model="test_vit", model_kwargs={}, size=SIZE, norm="thesis", weights="none", head="linear")
+    return model.build_model(config, 2)
+
+
+def fold_rows(folder):
+    import pandas as pd
+
+    folds = pd.read_csv(folder / "output" / "prepared" / "folds.csv")
+    return folds.index[folds.fold != 0].to_numpy(), folds.index[folds.fold == 0].to_numpy(), folds.target.to_numpy()
+
+
+def limit_train(folder):
+    import torch
+    import torch.nn.functional as F
+
+    from ranger21_fast import Ranger21Fast
+
+    images, network = cached(folder, "train"), classifier()
+    rows, valid, targets = fold_rows(folder)
+    targets, steps = torch.from_numpy(targets), len(rows) // BATCH
+    optimizer = Ranger21Fast(network.parameters(), LR, steps, EPOCHS, MIN_LR)
+    began = time.perf_counter()
+    for _ in range(EPOCHS):
+        network.train()
+        order = torch.from_numpy(rows)[torch.randperm(len(rows))]
+        for batch in order[: steps * BATCH].split(BATCH):
+            F.cross_entropy(network(images[batch]), targets[batch]).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        network.eval()
+        with torch.inference_mode():
+            for batch in torch.from_numpy(valid).split(BATCH):
+                network(images[batch])
+    return dict(inner=time.perf_counter() - began)
+
+
+def limit_infer(folder):
+    import torch
+
+    images, network = cached(folder, "test"), classifier().eval()
+    began = time.perf_counter()
+    with torch.inference_mode():
+        for _ in range(FOLDS):
+            for batch in images.split(32):
+                for view in range(8):
+                    turned = batch.flip(3) if view & 1 else batch
+                    turned = turned.flip(2) if view & 2 else turned
+                    network(turned.transpose(2, 3) if view & 4 else turned)
+    return dict(inner=time.perf_counter() - began)
+
+
+# ---------------------------------------------------------------- the listing's way
+
+
+class Decoded:
+    """The thesis' data set: images decoded into a list at full size, transformed on the CPU in floats."""
+
+    def __init__(self, folder, part, names, targets, random_views):
+        import albumentations as A
+        import cv2
+        from albumentations.pytorch import ToTensorV2
+
+        turns = [A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5)] if random_views else []
+        self.transform = A.Compose([A.Resize(SIZE, SIZE), *turns, A.Normalize((0.5,) * 3, (0.5,) * 3), ToTensorV2()])
+        self.targets = targets
+        self.images = [cv2.imread(str(folder / "input" / part / name), cv2.IMREAD_COLOR_RGB) for name in names]
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.transform(image=self.images[i])["image"], self.targets[i]
+
+
+def names_of(folder, part):
+    path, skip = (folder / "input" / "train.csv", 1) if part == "train" else (folder / "input" / "sample_submit.csv", 0)
+    with open(path) as file:
+        return [row[0] for row in list(csv.reader(file))[skip:]]
+
+
+def plain_network():
+    network = classifier()
+    return network.backbone, network.head
+
+
+def listing_train(folder):
+    import torch
+    import torch.nn.functional as F
+    from ranger21 import Ranger21
+    from sklearn.metrics import roc_auc_score
+    from torch.utils.data import DataLoader
+    from torchsampler import ImbalancedDatasetSampler
+
+    names, (rows, valid, targets) = names_of(folder, "train"), fold_rows(folder)
+    began = time.perf_counter()
+    parts = [Decoded(folder, "train", [names[i] for i in part], targets[part], part is rows) for part in (rows, valid)]
+    loaded = time.perf_counter() - began
+    sampler = ImbalancedDatasetSampler(parts[0], labels=targets[rows].tolist())
+    loaders = [DataLoader(parts[0], BATCH, sampler=sampler, drop_last=True), DataLoader(parts[1], BATCH)]
+    network = torch.nn.Sequential(*plain_network())
+    with contextlib.redirect_stdout(io.StringIO()):
+        optimizer = Ranger21(network.parameters(), LR, num_batches_per_epoch=len(loaders[0]), num_epochs=EPOCHS,
+            warmdown_min_lr=MIN_LR)  # fmt: skip
+    for _ in range(EPOCHS):
+        for training, loader in ((True, loaders[0]), (False, loaders[1])):
+            network.train(training)
+            seen, labels = [], []
+            with torch.set_grad_enabled(training):
+                for images, target in loader:
+                    logits = network(images)
+                    loss = F.cross_entropy(logits, target)
+                    if training:
+                        loss.backward()
+                        with contextlib.redirect_stdout(io.StringIO()):
+                            optimizer.step()
+                        optimizer.zero_grad()
+                    seen += logits[:, 1].detach().tolist()
+                    labels += target.tolist()
+                    if len(set(labels)) == 2:
+                        roc_auc_score(labels, seen)
+    return dict(inner=time.perf_counter() - began, load=loaded)
+
+
+def listing_infer(folder):
+    import torch
+    import ttach
+    from torch.utils.data import DataLoader
+
+    names = names_of(folder, "test")
+    views = ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90([0, 90])])
+    began = time.perf_counter()
+    for _ in range(FOLDS):
+        loader = DataLoader(Decoded(folder, "test", names, [0] * len(names), True), 32)
+        network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(*plain_network()).eval(), views)
+        with torch.no_grad():
+            for images, _ in loader:
+                network(images)
+    return dict(inner=time.perf_counter() - began)
+
+
+# ---------------------------------------------------------------- the table
+
+PARTS = dict(
+    kit_prepare=kit_prepare, kit_train=kit_train, limit_train=limit_train, listing_train=listing_train,
+    kit_infer=kit_infer, limit_infer=limit_infer, listing_infer=listing_infer,
+)  # fmt: skip
+
+
+def measure(part, folder):
+    """Runs a part in a process of its own. → seconds inside, of the whole process, and the peak of RssAnon."""
+    began = time.perf_counter()
+    command = [sys.executable, __file__, "--folder", folder, "--part", part]
+    output = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+    return json.loads(output.strip().splitlines()[-1]) | dict(whole=time.perf_counter() - began)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--train", type=int, default=2176)
+    parser.add_argument("--test", type=int, default=2180)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--part", choices=PARTS, help="of the bench itself: runs one part in this process")
+    args = parser.parse_args()
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    folder = args.folder.resolve()
+    if args.part:
+        result = {}
+        with peak_memory(result):
+            result |= PARTS[args.part](folder)
+        print(json.dumps(result))
+        return
+    make_data(folder / "input", args.train, args.test)
+    runs = {part: [] for part in PARTS}
+    for _ in range(args.repeat):
+        for part in PARTS:
+            runs[part].append(measure(part, folder))
+            print(part, {key: round(value, 1) for key, value in runs[part][-1].items()}, flush=True)
+    median = {
+        part: {key: statistics.median(run[key] for run in found) for key in found[0]} for part, found in runs.items()
+    }
+    ratio = lambda one, other, key="inner": f"{median[one][key] / median[other][key]:.2f}"  # noqa: E731
+    kit = median["kit_prepare"]["whole"] + FOLDS * median["kit_train"]["whole"] + median["kit_infer"]["whole"]
+    listing = FOLDS * median["listing_train"]["inner"] + median["listing_infer"]["inner"]
+    print(f"""
+| | kit / limit | kit / listing |
+|---|---|---|
+| training and validation of a fold | {ratio("kit_train", "limit_train")} | {ratio("kit_train", "listing_train")} |
+| inference, {FOLDS} models, 8 views | {ratio("kit_infer", "limit_infer")} | {ratio("kit_infer", "listing_infer")} |
+| whole job, five folds, prepare and starts included | | {kit / listing:.2f} |
+| peak RAM of training | | {ratio("kit_train", "listing_train", "MiB")} |""")
+
+
+if __name__ == "__main__":
+    main()
