@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 BLOCK = 2**25  # elements of a stack at most: bounds the memory of its temporaries to 128 MB each
+AGC, AGC_EPS, NORM_LOSS, SOFTPLUS, LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 1e-2, 1e-3, 1e-4, 50, 5, 0.5  # its defaults
 STATE = ("grad_ma", "neg_grad_ma", "variance_ma", "lookahead_params")  # the package's names
 
 
@@ -39,8 +40,6 @@ class Ranger21Fast(torch.optim.Optimizer):
     A step takes the gradients over: p.grad is then a view of their stack, clipped, centralised and normalised.
     """
 
-    agc, agc_eps, norm_loss, softplus_beta, lookahead_steps, lookahead_alpha = 1e-2, 1e-3, 1e-4, 50, 5, 0.5
-
     def __init__(
         self,
         params,
@@ -52,10 +51,13 @@ class Ranger21Fast(torch.optim.Optimizer):
         betas=(0.9, 0.999),
         eps=1e-8,
         decay="package",
+        compiled=False,
     ):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, current_lr=lr))
         self.steps, self.min_lr, self.decay = num_epochs * num_batches_per_epoch, warmdown_min_lr, decay
         self.stacks, self.stacked = [], None
+        compiler = torch.compile if compiled else lambda function: function
+        self.move_variance, self.move_momentum = compiler(move_variance), compiler(move_momentum)
 
     def __setstate__(self, state):
         super().__setstate__(state)  # load_state_dict ends here: the stacks must be made of the new state
@@ -113,19 +115,13 @@ class Ranger21Fast(torch.optim.Optimizer):
     def _move_variance(self, stack):
         """Clips, centralises and normalises the gradients, and moves their variance. → its debiased sum."""
         params, beta2 = stack["params"], stack["group"]["betas"][1]
-        grads = torch.stack([p.grad for p in params])
-        # adaptive gradient clipping (Brock et al. 2021): of units whose gradient is too long for their weights
-        longest = unit_norm(torch.stack(params)).clamp_min_(self.agc_eps).mul_(self.agc)
-        grads.mul_(longest.div_(unit_norm(grads).clamp_min_(1e-6)).clamp_max_(1))
-        if grads.dim() > 2:  # gradient centralisation (Yong et al. 2020)
-            grads.sub_(grads.mean(dim=tuple(range(2, grads.dim())), keepdim=True))
-        stack["scale"] = normalise(grads)
-        for i, p in enumerate(params):
-            p.grad = grads[i]
+        stack["grads"] = torch.stack([p.grad for p in params])
+        stack["scale"], total = self.move_variance(stack["grads"], torch.stack(params), stack["variance_ma"], beta2)
+        for grad, p in zip(stack["grads"], params, strict=True):
+            p.grad = grad
             self.state[p]["step"] += 1
-        stack["grads"], stack["step"] = grads, self.state[params[0]]["step"]
-        stack["variance_ma"].mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-        return stack["variance_ma"].sum() / (1 - beta2 ** stack["step"])
+        stack["step"] = self.state[params[0]]["step"]
+        return total / (1 - beta2 ** stack["step"])
 
     def _decay(self, params, group, deviation):
         """Stable weight decay (Xie et al. 2020) and norm loss (Georgiou et al. 2021)."""
@@ -134,27 +130,52 @@ class Ranger21Fast(torch.optim.Optimizer):
             factor = torch.where(deviation > 0, factor, 1.0)  # all gradients zero: the package divides by zero
             torch._foreach_mul_(params, factor)
         for p in params:
-            correction = 2 * self.norm_loss * (1 - 1 / (unit_norm(p[None])[0] + group["eps"]))
+            correction = 2 * NORM_LOSS * (1 - 1 / (unit_norm(p[None])[0] + group["eps"]))
             p.mul_(1 - group["current_lr"] * correction.view(correction.shape if p.dim() > 1 else ()))
 
     def _update(self, stack):
         group, step = stack["group"], stack["step"]
         beta1, beta2 = group["betas"]
         # positive and negative momentum change places at every step (Xie et al. 2021)
-        positive, negative = (stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1]))
-        positive.mul_(beta1**2).addcmul_(stack.pop("grads"), stack.pop("scale"), value=1 - beta1**2)
-        denominator = stack["variance_ma"].sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
-        noise = math.sqrt((1 + beta2) ** 2 + beta2**2)
-        update = (positive * (2 / noise)).sub_(negative, alpha=1 / noise)
-        update.div_(F.softplus(denominator, beta=self.softplus_beta))
+        momenta = [stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1])]
+        root = torch.tensor(math.sqrt(1 - beta2**step))  # a tensor: a changing number would be compiled anew
+        update = self.move_momentum(
+            *momenta, stack["variance_ma"], stack.pop("grads"), stack.pop("scale"), root, beta1, beta2, group["eps"]
+        )
         torch._foreach_add_(stack["params"], update.unbind(), alpha=-group["current_lr"] / (1 - beta1**step))
 
     def _look_ahead(self, stack):
         """Every fifth step, halfway back to where the parameters were five steps ago (Zhang et al. 2019)."""
-        if stack["step"] % self.lookahead_steps == 0:
+        if stack["step"] % LOOKAHEAD_STEPS == 0:
             slow = stack["lookahead_params"].unbind()
-            torch._foreach_lerp_(stack["params"], slow, 1 - self.lookahead_alpha)
+            torch._foreach_lerp_(stack["params"], slow, 1 - LOOKAHEAD_ALPHA)
             torch._foreach_copy_(slow, stack["params"])
+
+
+# The two functions on whole stacks are pure arithmetic, so that torch.compile can fuse each into a few kernels.
+
+
+def move_variance(grads, weights, variance, beta2):
+    """Clips, centralises and normalises a stack of gradients, and moves its variance, both in place.
+
+    → (the factor by which normalising once more would multiply the gradients, the sum of the variance).
+    """
+    # adaptive gradient clipping (Brock et al. 2021): of units whose gradient is too long for their weights
+    longest = unit_norm(weights).clamp_min(AGC_EPS) * AGC
+    grads.mul_((longest / unit_norm(grads).clamp_min(1e-6)).clamp_max(1))
+    if grads.dim() > 2:  # gradient centralisation (Yong et al. 2020)
+        grads.sub_(grads.mean(dim=tuple(range(2, grads.dim())), keepdim=True))
+    scale = normalise(grads)
+    variance.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+    return scale, variance.sum()
+
+
+def move_momentum(positive, negative, variance, grads, scale, root, beta1, beta2, eps):
+    """Moves the positive momentum of a stack in place. → what the parameters move by, before the learning rate."""
+    positive.mul_(beta1**2).addcmul_(grads, scale, value=1 - beta1**2)
+    denominator = F.softplus(variance.sqrt() / root + eps, beta=SOFTPLUS)
+    noise = math.sqrt((1 + beta2) ** 2 + beta2**2)
+    return (positive * (2 / noise) - negative * (1 / noise)) / denominator
 
 
 def unit_norm(stack):

@@ -3,9 +3,9 @@
     python tests/bench/speed.py --folder /tmp/speed              # about 10 minutes on 2 cores; draws its data first
     python tests/bench/speed.py --folder /tmp/speed --train 200 --test 200 --repeat 1
 
-Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, one fold of five. Every part runs in a process of its own,
-each way in turn, `--repeat` times; the table has medians and ratios. "Listing" is a plain loop written for this bench
-that does what the thesis' listing does: all images of a fold decoded into RAM at full size, albumentations with
+Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, one fold of five. Every part runs in a process of its
+own, each way in turn, `--repeat` times; the table has medians and ratios. "Listing" is a plain loop written for this
+bench that does what the thesis' listing does: all images of a fold decoded into RAM at full size, albumentations with
 Normalize on the CPU, the package's Ranger21, the metric over all samples so far at every step, and for inference
 ttach, with the images decoded anew for each fold's model. RAM is the peak of RssAnon: mapped cache pages don't count.
 """
