@@ -128,6 +128,19 @@ def test_weights_are_repetitions_in_every_metric(metric):
         assert score(targets, probabilities, weights) == pytest.approx(score(targets[rows], probabilities[rows]))
 
 
+def test_auc_is_scikit_learns():
+    rng = np.random.default_rng(2)
+    for classes in (2, 3):
+        targets, weights = rng.integers(0, classes, 300), rng.integers(0, 3, 300)
+        probabilities = softmax(rng.integers(0, 4, (300, classes)))  # with many ties
+        expected = np.mean([
+            roc_auc_score(targets == c, probabilities[:, c], sample_weight=weights)
+            for c in ([1] if classes == 2 else range(classes))
+        ])  # fmt: skip
+        assert auc(targets, probabilities, weights) == pytest.approx(expected, rel=1e-12)
+    assert np.isnan(auc(np.zeros(3, int), np.full((3, 2), 0.5)))
+
+
 def test_experiments_are_compared_and_blended(copied):
     flags, output = copied
     shutil.copytree(output / "base", output / "worse")

