@@ -3,7 +3,6 @@
     python 02_oof.py base
     python 02_oof.py base nosampler                        # compares them, and blends them
     python 02_oof.py base --lb-public 0.888 --lb-private 0.905
-    python 02_oof.py demo --input input/demo --output output/demo --metric accuracy
 
 Reads OUTPUT/EXP as 01_train_fold.py left it, all folds finished. Prints the thesis' table 4.2 for this run, the pooled
 score (the CV) and the mean over the folds, at the best and at the last epoch, each with a 95 % interval from a

@@ -138,7 +138,8 @@ class Ranger21Fast(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         # positive and negative momentum change places at every step (Xie et al. 2021)
         momenta = [stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1])]
-        root = torch.tensor(math.sqrt(1 - beta2**step))  # a tensor: a changing number would be compiled anew
+        # a tensor, since a changing number would be compiled anew
+        root = torch.tensor(math.sqrt(1 - beta2**step), dtype=torch.float64)
         update = self.move_momentum(
             *momenta, stack["variance_ma"], stack.pop("grads"), stack.pop("scale"), root, beta1, beta2, group["eps"]
         )

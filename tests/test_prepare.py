@@ -12,6 +12,7 @@ from conftest import done, kit, load, png, refused, toy_image, write_csv, write_
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
+import images
 import tables
 
 prepare = load("00_prepare.py")
@@ -137,7 +138,7 @@ def test_japanese_names_in_any_encoding(tmp_path, encoding):
     zip_with_raw_names(tmp_path / "train.zip", {r: png(toy_image(rng, i % 2)) for i, r in enumerate(raw)})
     source = prepare.ImageSource(tmp_path / "train.zip")
     for name in names:
-        assert source.read(source.find(name)).startswith(b"\x89PNG")
+        assert source.decoded(source.find(name)).shape == (24, 24, 3)
         assert source.find(name.removeprefix("train/")) == source.find(name)
 
 
@@ -176,27 +177,27 @@ GRADIENT = np.stack(np.meshgrid(np.arange(40) * 6, np.arange(30) * 8), -1)[..., 
 def test_modes_come_out_as_seen():
     rgb = Image.fromarray(GRADIENT)
     grey = GRADIENT[..., 0]
-    assert (prepare.decode(saved(rgb, "PNG")) == GRADIENT).all()
-    assert (prepare.decode(saved(rgb, "WEBP", lossless=True)) == GRADIENT).all()
-    assert (prepare.decode(saved(Image.fromarray(grey), "PNG")) == grey[..., None]).all()
+    assert (images.decode(saved(rgb, "PNG")) == GRADIENT).all()
+    assert (images.decode(saved(rgb, "WEBP", lossless=True)) == GRADIENT).all()
+    assert (images.decode(saved(Image.fromarray(grey), "PNG")) == grey[..., None]).all()
     wide = Image.fromarray(grey.astype(np.uint16) * 257)
-    assert (prepare.decode(saved(wide, "PNG")) == grey[..., None]).all()
+    assert (images.decode(saved(wide, "PNG")) == grey[..., None]).all()
     palette = rgb.quantize(64)
-    assert (prepare.decode(saved(palette, "PNG")) == np.asarray(palette.convert("RGB"))).all()
+    assert (images.decode(saved(palette, "PNG")) == np.asarray(palette.convert("RGB"))).all()
     cmyk = np.asarray(Image.open(io.BytesIO(saved(rgb.convert("CMYK"), "JPEG", quality=95))).convert("RGB"))
-    assert (prepare.decode(saved(rgb.convert("CMYK"), "JPEG", quality=95)) == cmyk).all()
+    assert (images.decode(saved(rgb.convert("CMYK"), "JPEG", quality=95)) == cmyk).all()
     assert np.abs(cmyk.astype(int) - GRADIENT).mean() < 8
 
 
 def test_transparent_parts_stand_on_white():
     alpha = np.zeros((30, 40), np.uint8)
     alpha[:, :20] = 255
-    seen = prepare.decode(saved(Image.fromarray(np.dstack([GRADIENT, alpha])), "PNG"))
+    seen = images.decode(saved(Image.fromarray(np.dstack([GRADIENT, alpha])), "PNG"))
     assert (seen[:, :20] == GRADIENT[:, :20]).all()
     assert (seen[:, 20:] == 255).all()
     hidden = Image.fromarray(np.zeros((5, 5), np.uint8), "P")
     hidden.putpalette([10, 20, 30])
-    assert (prepare.decode(saved(hidden, "PNG", transparency=0)) == 255).all()
+    assert (images.decode(saved(hidden, "PNG", transparency=0)) == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -208,17 +209,17 @@ def test_exif_rotation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(undo(GRADIENT)))
-    assert (prepare.decode(saved(stored, "PNG", exif=exif)) == GRADIENT).all()
+    assert (images.decode(saved(stored, "PNG", exif=exif)) == GRADIENT).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_truncated_images_are_no_images(kind):
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
     whole = saved(Image.fromarray(noise), kind)
-    prepare.decode(whole)
+    images.decode(whole)
     for tenth in range(10):
         with pytest.raises(ValueError, match=r".+"):
-            prepare.decode(whole[: len(whole) * tenth // 10])
+            images.decode(whole[: len(whole) * tenth // 10])
 
 
 def test_unreadable_images_are_named_and_nothing_is_left(toy):
