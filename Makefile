@@ -14,7 +14,7 @@ demo: .venv/installed
 	$(RUN) $(DEMO)
 
 test: .venv/installed
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest # two processes share the cores
 
 lint: .venv/installed
 	.venv/bin/ruff check .
