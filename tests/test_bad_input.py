@@ -81,17 +81,17 @@ def train_csv(text, encoding="utf-8"):
 
 
 def edited(name, change):
-    """A file of the input whose text is changed by a function."""
+    """A file whose text is changed by a function."""
 
-    def damage(inputs):
-        path = inputs / name
+    def damage(folder):
+        path = folder / name
         path.write_text(change(path.read_text()))
 
     return damage
 
 
 def without(name):
-    return lambda inputs: (inputs / name).unlink()
+    return lambda folder: (folder / name).unlink()
 
 
 def rows(first, *others):
@@ -389,26 +389,12 @@ def test_simply_read(copy, case):
 # ---------------------------------------------------------------- folds, models, flags
 
 
-def text_of(name, change):
-    """A file of the output whose text is changed by a function."""
-
-    def damage(output):
-        path = output / name
-        path.write_text(change(path.read_text()))
-
-    return damage
-
-
 def cut(name):
     def damage(output):
         path = output / name
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     return damage
-
-
-def gone(name):
-    return lambda output: (output / name).unlink()
 
 
 def saved_fold(**changes):
@@ -441,13 +427,13 @@ def other_settings(output):
 TRAINER, OOF, INFER = "01_train_fold.py", "02_oof.py", "03_infer.py"
 NEW = [*TRAIN, "--exp", "new"]
 LATER = {
-    "folds.csv edited": (text_of("prepared/folds.csv", lambda t: t + "x.png,0,0,99,1\n"), TRAINER, TRAIN, "folds.csv"),
-    "folds.csv missing": (gone("prepared/folds.csv"), TRAINER, TRAIN, "folds.csv is missing: run"),
-    "prepared.json missing": (gone("prepared/prepared.json"), OOF, [], "prepared.json is missing"),
+    "folds.csv edited": (edited("prepared/folds.csv", lambda t: t + "x.png,0,0,99,1\n"), TRAINER, TRAIN, "folds.csv"),
+    "folds.csv missing": (without("prepared/folds.csv"), TRAINER, TRAIN, "folds.csv is missing: run"),
+    "prepared.json missing": (without("prepared/prepared.json"), OOF, [], "prepared.json is missing"),
     "prepared.json damaged": (cut("prepared/prepared.json"), INFER, [], "prepared.json is damaged"),
-    "cache missing": (gone("prepared/train_32.npy"), TRAINER, NEW, "train_32.npy is missing"),
+    "cache missing": (without("prepared/train_32.npy"), TRAINER, NEW, "train_32.npy is missing"),
     "cache truncated": (cut("prepared/train_32.npy"), TRAINER, NEW, "train_32.npy"),
-    "test cache missing": (gone("prepared/test_32.npy"), INFER, [], "test_32.npy is missing"),
+    "test cache missing": (without("prepared/test_32.npy"), INFER, [], "test_32.npy is missing"),
     "fold out of range": (nothing, TRAINER, [*TINY, "--fold", 2], "folds 0 to 1"),
     "fold negative": (nothing, TRAINER, [*TINY, "--fold", -1], "--fold"),
     "no fold": (nothing, TRAINER, TINY, "--fold"),
@@ -475,11 +461,11 @@ LATER = {
     "name of the prepared data": (nothing, TRAINER, [*TRAIN, "--exp", "prepared"], "can't be an experiment's name"),
     "diverging": (nothing, TRAINER, [*NEW, "--lr", 1e30, "--optimizer", "sgd"], "lower --lr"),
     "no such experiment": (nothing, OOF, ["nowhere"], "nowhere/config.json is missing"),
-    "a fold missing": (gone("base/fold1.pt"), OOF, [], "no finished fold 1"),
-    "a fold's table missing": (gone("base/fold1.csv"), INFER, [], "no finished fold 1"),
+    "a fold missing": (without("base/fold1.pt"), OOF, [], "no finished fold 1"),
+    "a fold's table missing": (without("base/fold1.csv"), INFER, [], "no finished fold 1"),
     "a fold's table cut": (cut("base/fold1.csv"), OOF, [], "fold1.csv"),
     "NaN in a prediction": (nan_prediction, OOF, [], "predictions that are no numbers (0"),
-    "epochs missing": (gone("base/fold1_epochs.csv"), OOF, [], "fold1_epochs.csv is missing"),
+    "epochs missing": (without("base/fold1_epochs.csv"), OOF, [], "fold1_epochs.csv is missing"),
     "config damaged": (cut("base/config.json"), OOF, [], "config.json is damaged"),
     "ledger damaged": (lambda o: (o / "experiments.csv").write_text("a,b\n1,2\n"), OOF, [], "experiments.csv has no"),
     "score no number": (nothing, OOF, ["--lb-public", "high"], "--lb-public"),
