@@ -39,21 +39,21 @@ def draw(task):
     import cv2
     import numpy as np
 
-    path, i = task
+    path, i, side = task
     spec = importlib.util.spec_from_file_location("make_demo", ROOT / "input" / "make_demo.py")
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    image = cv2.resize(demo.photo(np.random.default_rng([5, i]), i % 2), (480, 480))
+    image = cv2.resize(demo.photo(np.random.default_rng([5, i]), i % 2), (side, side), interpolation=cv2.INTER_AREA)
     cv2.imwrite(str(path), image[..., ::-1])
 
 
-def make_data(folder, train, test):
+def make_data(folder, train, test, side=480):
     if (folder / "sample_submit.csv").exists():
         return
     tasks, at = [], 0
     for part, count in (("train", train), ("test", test)):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        tasks += [(folder / part / f"{part}{i:05}.png", at + i) for i in range(count)]
+        tasks += [(folder / part / f"{part}{i:05}.png", at + i, side) for i in range(count)]
         at += count
     with ProcessPoolExecutor() as pool:
         list(pool.map(draw, tasks, chunksize=20))
@@ -102,8 +102,12 @@ def flags(folder):
 # ---------------------------------------------------------------- the kit
 
 
+def remove(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def kit_prepare(folder):
-    shutil.rmtree(folder / "output", ignore_errors=True)
+    remove(folder / "output")
     script("00_prepare.py", *flags(folder), "--size", SIZE, "--groups", "none")
     return {}
 
@@ -114,11 +118,11 @@ def kit_train(folder):
         return dict(inner=sum(float(row["seconds"]) for row in csv.DictReader(file)))
 
 
-def kit_infer(folder):
-    """03 with fold 0's model in the place of all five; the time inside `predict_test` is its own."""
-    base, spent = folder / "output" / "base", []
+def copy_fold(folder):
+    """Puts fold 0's model in the place of all five, with predictions for the others made up."""
     import torch
 
+    base = folder / "output" / "base"
     saved = torch.load(base / "fold0.pt")
     with open(folder / "output" / "prepared" / "folds.csv") as file:
         rows = list(csv.DictReader(file))
@@ -133,9 +137,14 @@ def kit_infer(folder):
                     *([r["image_name"], r["target"], 0, i % 9, 0, 1] for i, r in enumerate(mine)),
                 ]
             )
+
+
+def kit_infer(folder):
+    """03; the time inside `predict_test` is its own."""
     import model
 
-    inner = model.predict
+    copy_fold(folder)
+    inner, spent = model.predict, []
 
     def timed(*arguments, **options):
         began = time.perf_counter()
