@@ -71,6 +71,7 @@ if __name__ == "__main__":
 import contextlib
 import hashlib
 import io
+import math
 import os
 import shutil
 from collections import Counter
@@ -166,13 +167,13 @@ def cache(source, keys, size, path, look):
 
 
 @contextlib.contextmanager
-def record_file(folder, count):
-    """An array [count] of groups.RECORD that lies in a temporary file, so that memory doesn't grow with the data."""
-    path = folder / f".tmp{os.getpid()}.records"
+def array_in_file(folder, name, dtype, *shape):
+    """An array that lies in a temporary file, so that memory doesn't grow with the data."""
+    path, dtype = folder / f".tmp{os.getpid()}.{name}", np.dtype(dtype)
     try:
         with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, count * grouping.RECORD.itemsize)  # a full disk is an error here
-        yield np.memmap(path, grouping.RECORD, "r+", shape=(count,))
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)  # a full disk is an error here
+        yield np.memmap(path, dtype, "r+", shape=shape)
     except OSError as error:
         raise UserError(
             f"{path} can't be written ({error.strerror}): free some space, or use another --output"
@@ -223,8 +224,10 @@ def embed(args, folder):
     torch.manual_seed(args.seed)
     network = models.build_model(config, 0).to(device)
     parts = [np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in ("train", "test")]
-    return np.concatenate(
-        [models.predict(network, images, np.arange(len(images)), 32, device, bar="features") for images in parts]
+    return grouping.unit(
+        np.concatenate(
+            [models.predict(network, images, np.arange(len(images)), 32, device, bar="features") for images in parts]
+        )
     )
 
 
@@ -352,9 +355,9 @@ def prepare(args, data, new, folder, earlier):
     """
     train_count, count = len(data.names), len(data.names) + len(data.test_names)
     find, groups, relatives = args.groups == "auto" and not earlier, data.groups, None
-    check_disk(new, count * (args.size**2 * 3 + find * grouping.RECORD.itemsize))
+    check_disk(new, count * (args.size**2 * 3 + find * (grouping.RECORD.itemsize + 4 * grouping.VECTOR)))
     statistics = np.zeros((count, shift.STATISTICS), np.float32)
-    with record_file(new, count) if find else contextlib.nullcontext() as records:
+    with array_in_file(new, "records", grouping.RECORD, count) if find else contextlib.nullcontext() as records:
         seen = cache_all(args, data, new, statistics, records)
         if find:
             groups, relatives = find_relatives(args, new, records, data.names, data.labels, data.test_names)
@@ -399,7 +402,9 @@ def find_relatives(args, folder, records, names, labels, test_names):
     → (group of each image int [N], the training images first, summary for prepared.json).
     """
     embedding = embed(args, folder) if args.embed else None
-    pairs, evidence = grouping.relatives(records, grouping.candidates(records, embedding))
+    with array_in_file(folder, "vectors", np.float32, len(records), grouping.VECTOR) as vectors:
+        candidates = grouping.candidates(records, vectors, embedding)
+    pairs, evidence = grouping.relatives(records, candidates)
     groups = grouping.components(pairs, len(records))
     write_csv(folder / "duplicates.csv", grouping.table(pairs, evidence, groups, names, labels, test_names))
     with replacing(folder / "duplicates.png") as temporary:

@@ -4,15 +4,19 @@
     python 01_train_fold.py --fold 2 --exp nosampler --sampler shuffle
     python 01_train_fold.py --fold 2 --exp convnext --model convnext_large.fb_in22k_ft_in1k \\
         --epochs 3 --batch-size 8 --lr 7e-5
+    torchrun --nproc-per-node 2 01_train_fold.py --fold 2      # one fold on two GPUs
 
 Reads OUTPUT/prepared (made by 00_prepare.py). Writes OUTPUT/EXP/config.json, foldK.pt (the model), foldK.csv (the
 fold's predictions) and foldK_epochs.csv. A fold that was stopped goes on from its foldK.resume.pt when it is started
 again, and ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
 """
 
+import argparse
 import ast
 
 from common import (
+    RANK,
+    WORLD,
     Parser,
     UserError,
     experiment_folder,
@@ -38,6 +42,7 @@ NOT_SETTINGS = (
     "device",
     "deterministic",
     "save_minutes",
+    "stop_after",
     "input",
     "output",
 )
@@ -55,6 +60,8 @@ def parse_args():
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     add("--save-minutes", type=number(float, 0), default=10, help="minutes between resume files within an epoch, "
         "beside the one at its end; 0 writes none")  # fmt: skip
+    add("--stop-after", type=duration, metavar="8.5h", help="save and end when this long has passed since the start; "
+        "the same command goes on. In s, m or h; exit code 75")  # fmt: skip
 
     add = parser.add_argument_group("model (thesis 3.4)").add_argument
     add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", help="a timm name (thesis 3.4)")
@@ -73,7 +80,7 @@ def parse_args():
     add("--augment", choices=("d4", "none"), default="d4", help="flips and quarter turns (thesis 3.1.1)")
     add("--sampler", choices=("imbalanced", "shuffle"), default="imbalanced", help="imbalanced: classes drawn equally "
         "often, with replacement; shuffle: each image once (thesis 3.2.1, 4.3)")  # fmt: skip
-    add("--batch-size", type=number(int, 1), default=17, help="images a batch (thesis 4.1)")
+    add("--batch-size", type=number(int, 1), default=17, help="images a batch, over all processes (thesis 4.1)")
     add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
 
     add = parser.add_argument_group("training (thesis 3.3 to 3.6, 4.1)").add_argument
@@ -97,9 +104,21 @@ def parse_args():
     args.changed = {
         key: value for key, value in vars(args).items() if key not in NOT_SETTINGS and value != parser.get_default(key)
     }
+    if args.stop_after and not args.save_minutes:
+        parser.error("--stop-after has nothing to go on from with --save-minutes 0: leave one of them out")
+    if args.batch_size < WORLD:
+        parser.error(f"--batch-size {args.batch_size} can't be shared by {WORLD} processes: raise it")
     if args.lr < args.min_lr:
         parser.error(f"--lr {args.lr} is below --min-lr {args.min_lr}, so the warm-down would raise it: lower --min-lr")
     return args
+
+
+def duration(text):
+    """An argparse type: '8.5h' → 30600.0 seconds."""
+    seconds = float(text[:-1]) * dict(s=1, m=60, h=3600).get(text[-1:], float("nan"))
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 8.5h, 90m or 300s")
+    return seconds
 
 
 def key_value(parser, text):
@@ -120,6 +139,7 @@ import contextlib
 import copy
 import io
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -131,11 +151,14 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torchsampler import ImbalancedDatasetSampler
 
+import distributed
 import model as models
 from data import Augmentation, Images, accuracy, auc, logit_columns, open_images, read_prepared, softmax
 from ranger21_fast import Ranger21Fast, learning_rate
 from resume import ResumeFile
 
+TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
+SEEN = ("logits", "targets")  # of the epoch so far, in `now`
 WINDOW = 1024  # images that the running scores of the bar look back on, so that they cost the same all epoch long
 
 # ---------------------------------------------------------------- settings
@@ -222,13 +245,12 @@ def draw_epoch(labels, config, fold, epoch):
 
 def training_batches(images, rows, targets, config, fold, epoch, workers, device, done=0):
     """A DataLoader over one epoch's draw, without the first `done` batches, the last incomplete one dropped (listing,
-    `drop_last`)."""
-    stream = [config["seed"], fold, epoch]
+    `drop_last`). Of several processes, each has its share of every batch."""
+    stream, size = [config["seed"], fold, epoch], config["batch_size"]
+    order = draw_epoch(targets, config, fold, epoch)
     return DataLoader(
         Images(images, rows, targets, Augmentation(config["augment"])),
-        sampler=draw_epoch(targets, config, fold, epoch)[done * config["batch_size"] :],
-        batch_size=config["batch_size"],
-        drop_last=True,
+        batch_sampler=[order[k * size : (k + 1) * size][RANK::WORLD] for k in range(done, len(order) // size)],
         # one of its own, or making the loader would move the random stream that dropout draws from
         generator=torch.Generator().manual_seed(int(np.random.SeedSequence(stream).generate_state(1)[0])),
         num_workers=workers,
@@ -295,10 +317,10 @@ def set_training_mode(classifier, tune):
     classifier.tuned(tune).train()
 
 
-def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, config, device, description, now, resume):
+def train_epoch(trained, loader, criterion, optimizer, scheduler, scaler, config, device, description, now, resume):
     """The rest of an epoch: the loader's batches, after the `now["step"]` that are done. → the scores over all its
-    images (in training mode, as they came). `now` is kept up to date, and saved to `resume` when that is due."""
-    set_training_mode(classifier, config["tune"])
+    images (in training mode, as they came). `now` is kept up to date, and saved to `resume` when that is due. `trained`
+    is the Classifier, in training mode, or DistributedDataParallel around it."""
     began, last_look = time.perf_counter() - now["seconds"], time.monotonic()
     steps = now["step"] + len(loader)
     look_back, losses = -(-WINDOW // config["batch_size"]), []
@@ -306,32 +328,51 @@ def train_epoch(classifier, loader, criterion, optimizer, scheduler, scaler, con
         bar.update(now["step"] * config["batch_size"])
         for step, (images, targets) in enumerate(loader, now["step"]):
             images, targets = models.to_device(images, device), targets.to(device, non_blocking=True)
-            with models.autocast(device, config["amp"]):
-                logits = classifier(images)
-            loss = criterion(logits, targets)
             first = step - step % config["accumulate"]
             last = step + 1 == steps
-            scaler.scale(loss / min(config["accumulate"], steps - first)).backward()
+            whole = step + 1 - first == config["accumulate"] or last
+            # of several processes, each counts by its share of the batch: their gradients will be averaged
+            share = len(images) * WORLD / config["batch_size"]
+            with contextlib.nullcontext() if whole or WORLD == 1 else trained.no_sync():
+                with models.autocast(device, config["amp"]):
+                    logits = trained(images)
+                loss = criterion(logits, targets)
+                scaler.scale(loss * share / min(config["accumulate"], steps - first)).backward()
             now["logits"].append(logits.detach())
             now["targets"].append(targets)
             losses.append(loss.detach())
-            whole = step + 1 - first == config["accumulate"] or last
             if whole:
                 update(optimizer, scheduler, scaler)
                 now.update(step=step + 1, seconds=time.perf_counter() - began)
-            bar.update(len(images))
+            bar.update(config["batch_size"])
+            save = stop = False
+            if whole and not last:
+                save, stop = distributed.from_first(resume.due(), resume.time_is_up())
             # Looking at a number makes a GPU wait, so it is done now and then, and before anything is saved.
-            if last or (whole and resume.due()) or time.monotonic() - last_look > 0.5:
+            if last or save or time.monotonic() - last_look > 0.5:
                 check_losses(losses, step, steps, description, optimizer)
                 last_look, losses = time.monotonic(), []
-                if whole and not last and resume.due():
-                    now.update({key: [torch.cat(now[key])] for key in ("logits", "targets")})
-                    resume.save(now)
+                if save:
+                    now.update({key: [torch.cat(now[key])] for key in SEEN})
+                    save_progress(resume, now)
+                if stop:
+                    say(
+                        f"{description}: stopped by --stop-after; run it again to go on from step {step + 1} of {steps}"
+                    )
+                    sys.exit(TO_BE_CONTINUED)
                 if not bar.disable:
                     window = numpy(now["logits"][-look_back:]), numpy(now["targets"][-look_back:])
                     shown = {key: f"{value:.4f}" for key, value in scores(criterion, *window).items()}
                     bar.set_postfix(shown | {"lr": f"{current_lr(optimizer):.2e}"})
-    return scores(criterion, numpy(now["logits"]), numpy(now["targets"]))
+    seen = distributed.gather((numpy(now["logits"]), numpy(now["targets"])))
+    return scores(criterion, *(np.concatenate(parts) for parts in zip(*seen, strict=True)))
+
+
+def save_progress(resume, now):
+    """Saves `now`, of several processes with what each has seen of the epoch; all wait until the file is there."""
+    seen = {key: [tensor.cpu() for part in distributed.gather(now[key]) for tensor in part] for key in SEEN}
+    resume.save(now | seen)
+    distributed.from_first(0)
 
 
 def check_losses(losses, step, steps, description, optimizer):
@@ -377,11 +418,14 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
     classifier.tuned(config["tune"]).requires_grad_(True)
     optimizer, scheduler = make_optimizer(classifier.tuned(config["tune"]), config, -(-steps // config["accumulate"]))
     scaler = torch.amp.GradScaler(device.type, enabled=config["amp"] == "fp16")
+    trained = distributed.wrap(classifier, device)
     parts = dict(model=classifier, optimizer=optimizer, scaler=scaler) | ({"scheduler": scheduler} if scheduler else {})
     now = resume.load(**parts) or dict(epoch=1, rows=[], kept={}) | at_epochs_start()
+    if len(set(distributed.gather((now["epoch"], now["step"])))) > 1:
+        raise UserError(f"the processes see different files {resume.path}: give an --output that all of them see")
     if now["rows"] or now["step"]:
         say(f"fold {fold} of {folder.name} goes on in epoch {now['epoch']} after {now['step']} of {steps} steps")
-    now |= {key: [tensor.to(device) for tensor in now[key]] for key in ("logits", "targets")}
+    now |= {key: [tensor.to(device) for tensor in now[key][RANK::WORLD]] for key in SEEN}
 
     while now["epoch"] <= config["epochs"]:
         epoch, rows, kept = now["epoch"], now["rows"], now["kept"]
@@ -389,9 +433,8 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
         loader = training_batches(
             images, train_rows, targets[train_rows], config, fold, epoch, workers, device, now["step"]
         )
-        train = train_epoch(
-            classifier, loader, criterion, optimizer, scheduler, scaler, config, device, name, now, resume
-        )
+        set_training_mode(classifier, config["tune"])
+        train = train_epoch(trained, loader, criterion, optimizer, scheduler, scaler, config, device, name, now, resume)
         began = time.perf_counter()
         logits = models.predict(
             classifier, images, valid_rows, config["batch_size"], device, config["amp"], workers, f"{name} valid"
@@ -407,14 +450,15 @@ def train_fold(classifier, images, folds, fold, config, device, workers, folder,
             | {"images_per_second": steps * config["batch_size"] / now["seconds"]}
         )
         say(epoch_line(name, rows[-1]))
-        write_csv(folder / f"fold{fold}_epochs.csv", pd.DataFrame(rows))
+        if RANK == 0:
+            write_csv(folder / f"fold{fold}_epochs.csv", pd.DataFrame(rows))
         kept["last"] = dict(epoch=epoch, scores=valid, logits=torch.from_numpy(logits))
         if "best" not in kept or not valid["auc"] < kept["best"]["scores"]["auc"]:
-            kept["best"] = kept["last"] | weights_if(classifier, config["keep"] == "best")
+            kept["best"] = kept["last"] | weights_if(classifier, config["keep"] == "best" and RANK == 0)
         now.update(epoch=epoch + 1, **at_epochs_start())
         if epoch < config["epochs"]:
-            resume.save(now)
-    kept["last"] |= weights_if(classifier, config["keep"] == "last")
+            save_progress(resume, now)
+    kept["last"] |= weights_if(classifier, config["keep"] == "last" and RANK == 0)
     return kept
 
 
@@ -457,6 +501,17 @@ def save_fold(folder, fold, kept, config, prepared, folds):
         torch.save(saved, file)  # to a file object: given a path, torch writes its name into the archive
 
 
+@contextlib.contextmanager
+def taken(folder, config, args):
+    """Holds the fold for the block, and makes sure that the experiment's config.json is this config."""
+    with locked(folder / f".fold{args.fold}.lock", f"fold {args.fold} of {args.exp}"):
+        with locked(folder / ".lock", args.exp, wait=True):
+            if not check_config(folder, config):
+                write_json(folder / "config.json", config)
+        remove_leftovers(folder, f"fold{args.fold}*")
+        yield
+
+
 def main():
     args = ARGS
     config, device = resolve(args)
@@ -480,15 +535,15 @@ def main():
         return
     torch.manual_seed(np.random.SeedSequence([args.seed, args.fold]).generate_state(1).item())
     classifier = models.build_model(config, len(prepared["classes"])).to(device)
-    with locked(folder / f".fold{args.fold}.lock", f"fold {args.fold} of {args.exp}"):
-        with locked(folder / ".lock", args.exp, wait=True):
-            if not check_config(folder, config):
-                write_json(folder / "config.json", config)
-        remove_leftovers(folder, f"fold{args.fold}*")
-        resume = ResumeFile(folder / f"fold{args.fold}.resume.pt", args.save_minutes, dict(config=config))
+    resume = ResumeFile(folder / f"fold{args.fold}.resume.pt", args.save_minutes, dict(config=config), args.stop_after)
+    with distributed.together(device), taken(folder, config, args) if RANK == 0 else contextlib.nullcontext():
+        distributed.from_first(0)  # nobody begins before the first process has the fold in its hands
+        if RANK > 0:  # dropout must not hide the same places in each process' share of a batch
+            torch.manual_seed(np.random.SeedSequence([args.seed, args.fold, RANK]).generate_state(1).item())
         kept = train_fold(classifier, images, folds, args.fold, config, device, workers, folder, resume)
-        save_fold(folder, args.fold, kept, config, prepared, folds)
-        resume.remove()
+        if RANK == 0:
+            save_fold(folder, args.fold, kept, config, prepared, folds)
+            resume.remove()
     chosen = kept[args.keep]
     score = f"epoch {chosen['epoch']}, valid AUC {chosen['scores']['auc']:.4f}"
     say(f"fold {args.fold} of {args.exp}: kept {score} → {finished}")

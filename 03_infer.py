@@ -3,6 +3,7 @@
     python 03_infer.py base
     python 03_infer.py base convnext --batch-size 64       # the mean of two experiments
     python 03_infer.py demo --input input/demo --output output/demo
+    torchrun --nproc-per-node 2 03_infer.py base            # shares the test images between two GPUs
 
 Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv (for several experiments
 OUTPUT/submission_A+B_CV0.9596.csv) in the format and the order of the competition's sample_submit.csv. Where
@@ -10,7 +11,7 @@ INPUT/solution.csv exists (image_name, label, usage), the public and the private
 OUTPUT/experiments.csv.
 """
 
-from common import Parser, UserError, experiment_folder, number, prepared_folder, replacing, run, say
+from common import RANK, Parser, UserError, experiment_folder, number, prepared_folder, replacing, run, say
 
 
 def parse_args():
@@ -33,16 +34,16 @@ import csv
 
 import numpy as np
 
+import distributed
 import model as models
 from data import auc, note_in_ledger, open_images, read_oof, read_table, softmax
 
 # ---------------------------------------------------------------- prediction
 
 
-def predict_test(folder, config, prepared, images):
+def predict_test(folder, config, prepared, images, device):
     """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
     over the models (thesis 3.8)."""
-    device = models.pick_device(ARGS.device, ARGS.deterministic)
     workers = models.pick_workers(ARGS.workers, device)
     rows, probabilities = np.arange(len(images)), []
     for fold in range(prepared["folds"]):
@@ -133,10 +134,14 @@ def main():
     solution = args.input / "solution.csv"
     truth = read_solution(solution, names, classes) if solution.exists() else None
 
-    predictions = []
-    for (folder, config, *_), cached in zip(experiments, images, strict=True):
-        predictions.append(predict_test(folder, config, prepared, cached))
-        bad = ~np.isfinite(predictions[-1]).all(axis=1)
+    predictions, device = [], models.pick_device(args.device, args.deterministic)
+    with distributed.together(device):
+        for (folder, config, *_), cached in zip(experiments, images, strict=True):
+            predictions.append(predict_test(folder, config, prepared, cached, device))
+    if RANK > 0:
+        return
+    for (folder, *_), predicted in zip(experiments, predictions, strict=True):
+        bad = ~np.isfinite(predicted).all(axis=1)
         if bad.any():
             raise UserError(
                 f"{folder}: a model's predictions are no numbers for {int(bad.sum())} images: train it anew"

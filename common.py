@@ -16,6 +16,14 @@ import sys
 import time
 from pathlib import Path
 
+STARTED = time.monotonic()  # --stop-after counts from here
+# of a process that torchrun started, beside others on the same job; a process by itself is the first of one
+TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+RANK, LOCAL_RANK, WORLD = (
+    (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")) if TORCHRUN else (0, 0, 1)
+)
+joined = False  # whether the processes work together by now; before that, a mistake is the same for all
+
 # ---------------------------------------------------------------- errors
 
 
@@ -25,6 +33,7 @@ class UserError(Exception):
 
 def run(main):
     """Calls `main()`. A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         main()
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python tidies up ends it silently
@@ -35,11 +44,19 @@ def run(main):
         sys.exit(1)
 
 
+def _stop(number, frame):
+    """SIGTERM, by which Slurm ends a job whose time is up, and torchrun one of which a process died: ends as by an
+    exception, so that no half-written file stays."""
+    print(f"{Path(sys.argv[0]).name}: stopped by SIGTERM; files are whole, run it again to go on", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 def fail(message):
     """Prints the one line of a user's mistake. → the exit code, 2. Names come from strangers' files, so a line break or
     a terminal's control code in them is shown and not obeyed."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
-    print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
+    if LOCAL_RANK == 0 or joined:
+        print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
     return 2
 
 
@@ -196,10 +213,11 @@ def progress(total, description, unit="img"):
     """A tqdm bar with a rate and the time left; silent where stdout is no terminal, or without a description."""
     from tqdm import tqdm
 
-    silent = description is None or not sys.stdout.isatty()
+    silent = description is None or not sys.stdout.isatty() or RANK > 0
     return tqdm(total=total, desc=description, unit=unit, disable=silent, leave=False, dynamic_ncols=True)
 
 
 def say(*words):
-    """Prints at once, also into a pipe or a log file."""
-    print(*words, flush=True)
+    """Prints at once, also into a pipe or a log file; of several processes on one job, the first alone."""
+    if RANK == 0:
+        print(*words, flush=True)

@@ -16,7 +16,7 @@ Connected components of the accepted pairs are the groups.
 
 import cv2
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix, hstack, vstack
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
@@ -28,6 +28,8 @@ FEATURES = 200  # SIFT features kept, the strongest
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features
 WORDS = 1024  # size of the SIFT vocabulary
 COLOUR_WEIGHT = 0.8  # of the colours beside the words; of 0.5, 0.8 and 1.2 the best on the demo
+COLOUR_BINS = 6  # a channel
+VECTOR = WORDS + COLOUR_BINS**3  # numbers that describe an image's words and colours
 NEIGHBOURS = 12  # candidates per image and kind of descriptor
 
 # Accepting a pair. Measured by tests/bench/copies.py, whose table is in README.md.
@@ -117,21 +119,31 @@ def hash_bits(dct):
 # ---------------------------------------------------------------- 2. likely relatives
 
 
-def candidates(records, embedding=None):
-    """→ int [P, 2], pairs i < j of images that may be relatives: the nearest neighbours by DCT, and by bag of words and
-    colours, or by `embedding` [N, D] in place of these."""
-    from sklearn.neighbors import NearestNeighbors
-
-    count = min(NEIGHBOURS + 1, len(records))
+def candidates(records, vectors=None, embedding=None):
+    """→ int [P, 2], pairs i < j of images that may be relatives: the nearest neighbours by DCT, and by words and
+    colours, or by `embedding` [N, D] in place of these. `vectors` float32 [N, VECTOR] is room for words and colours,
+    which may be mapped to a file."""
     if embedding is None:
-        embedding = hstack([bag_of_words(records), COLOUR_WEIGHT * colours(records)]).tocsr()
-    pairs = []
-    for vectors, metric in ((d4_blind(records["dct"]), "euclidean"), (embedding, "cosine")):
-        near = NearestNeighbors(n_neighbors=count, metric=metric, n_jobs=-1).fit(vectors)
-        found = near.kneighbors(vectors, return_distance=False)
-        pairs.append(np.stack([np.repeat(np.arange(len(records)), count), found.ravel()], axis=1))
-    pairs = np.sort(np.concatenate(pairs), axis=1)
+        embedding = np.zeros((len(records), VECTOR), np.float32) if vectors is None else vectors
+        words_and_colours(records, embedding)
+    count = min(NEIGHBOURS + 1, len(records))
+    pairs = np.concatenate([nearest(d4_blind(records["dct"]), count), nearest(embedding, count)])
+    pairs.sort(axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
+
+
+def nearest(vectors, count, block=64):
+    """→ int32 [N * count, 2]: each row with its `count` nearest by the angle; vectors float32 [N, D] of unit length. N²
+    products, but of a block at a time: scikit-learn's takes 1 GB."""
+    found = np.empty((len(vectors), count), np.int32)
+    for start in range(0, len(vectors), block):
+        similarity = vectors[start : start + block] @ vectors.T
+        found[start : start + block] = np.argpartition(similarity, -count, axis=1)[:, -count:]
+    return np.stack([np.repeat(np.arange(len(vectors), dtype=np.int32), count), found.ravel()], axis=1)
+
+
+def unit(vectors):
+    return vectors / np.maximum(1e-6, np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def d4_blind(dct):
@@ -141,15 +153,13 @@ def d4_blind(dct):
     size[:, 0, 0] = 0
     lower, upper = size, np.swapaxes(size, 1, 2)
     rows, columns = np.triu_indices(8)
-    both = np.concatenate([(lower + upper)[:, rows, columns], np.abs(lower - upper)[:, rows, columns]], axis=1)
-    return both / np.maximum(1e-6, np.linalg.norm(both, axis=1, keepdims=True))
+    return unit(np.concatenate([(lower + upper)[:, rows, columns], np.abs(lower - upper)[:, rows, columns]], axis=1))
 
 
-def bag_of_words(records, block=256):
-    """RECORDs [N] → sparse [N, WORDS], each image's SIFT features counted by visual word, rare words weighted up
-    (Sivic and Zisserman 2003), unit length. The words are features drawn at random: cheaper than clusters and, for the
-    few dozen candidates wanted here, as good."""
-    from sklearn.feature_extraction.text import TfidfTransformer
+def words_and_colours(records, vectors, block=256):
+    """Fills vectors [N, VECTOR], of unit length, with each image's SIFT features counted by visual word, rare words
+    weighted up (Sivic and Zisserman 2003), and its colours. The words are features drawn at random: cheaper than
+    clusters and, for the few dozen candidates wanted here, as good."""
 
     def features(part):
         return part["descriptors"][np.arange(FEATURES) < part["count"][:, None]].astype(np.float32)
@@ -157,28 +167,33 @@ def bag_of_words(records, block=256):
     rng = np.random.default_rng(0)
     some = features(records[np.sort(rng.permutation(len(records))[:WORDS])])
     words = some[rng.permutation(len(some))[:WORDS]]
-    if not len(words):
-        return csr_matrix((len(records), 1))
-    half_squares, bags = (words**2).sum(axis=1) / 2, []
-    for start in range(0, len(records), block):
-        part = records[start : start + block]
-        nearest = (features(part) @ words.T - half_squares).argmax(axis=1)
-        rows = np.repeat(np.arange(len(part)), part["count"])
-        bags.append(csr_matrix((np.ones(len(rows)), (rows, nearest)), (len(part), len(words))))
-    return TfidfTransformer(sublinear_tf=True).fit_transform(vstack(bags))
+    half_squares, images_with = (words**2).sum(axis=1) / 2, np.zeros(WORDS)
+    blocks = [slice(start, start + block) for start in range(0, len(records), block)]
+    for part in blocks:
+        record = records[part]
+        word = (features(record) @ words.T - half_squares).argmax(axis=1) if len(words) else np.zeros(0, int)
+        row = np.repeat(np.arange(len(record)), record["count"])
+        counts = np.bincount(row * WORDS + word, minlength=len(record) * WORDS).reshape(-1, WORDS)
+        vectors[part, :WORDS] = counts
+        images_with += (counts > 0).sum(axis=0)
+    rarity = 1 + np.log((1 + len(records)) / (1 + images_with))
+    for part in blocks:
+        counts = vectors[part, :WORDS]
+        weighted = unit(np.where(counts > 0, 1 + np.log(np.maximum(1, counts)), 0) * rarity)
+        vectors[part] = unit(np.hstack([weighted, COLOUR_WEIGHT * colours(records[part])]))
 
 
-def colours(records, bins=6):
-    """RECORDs [N] → sparse [N, bins³], unit length: the joint histogram of the thumbnail's colours, each channel at
+def colours(records):
+    """RECORDs [N] → [N, COLOUR_BINS³], unit length: the joint histogram of the thumbnail's colours, each channel at
     mean 0 and deviation 1, so that light and tint don't matter, and square-rooted, as RootSIFT is."""
-    rows = np.zeros((len(records), bins**3), np.float32)
+    rows = np.zeros((len(records), COLOUR_BINS**3), np.float32)
     for row, record in zip(rows, records, strict=True):
         height, width = record["shape"]
         pixels = record["thumb"][:height, :width].reshape(-1, 3).astype(np.float32)
         pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
-        counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), bins, [(-2.4, 2.4)] * 3)[0].ravel()
+        counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), COLOUR_BINS, [(-2.4, 2.4)] * 3)[0].ravel()
         row[:] = np.sqrt(counts / counts.sum())
-    return csr_matrix(rows)
+    return rows
 
 
 # ---------------------------------------------------------------- 3. a pair

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import common
-from common import UserError
+import distributed
+from common import RANK, WORLD, UserError
 from data import Images
 
 # what torch.load, safetensors and load_state_dict raise for a file that isn't what it should be
@@ -32,6 +33,8 @@ def pick_device(name, deterministic=False):
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
     torch.use_deterministic_algorithms(deterministic)
+    if WORLD > 1:
+        name = distributed.own_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -53,7 +56,7 @@ def pick_workers(count, device):
     """Worker processes of the DataLoader: where a GPU computes, up to the thesis' 4; on the CPU they'd only compete."""
     if count is not None:
         return count
-    return min(4, common.cpu_count() - 1) if device.type == "cuda" else 0
+    return min(4, distributed.share_cores(common.cpu_count()) - 1) if device.type == "cuda" else 0
 
 
 def autocast(device, amp):
@@ -186,25 +189,26 @@ def to_device(images, device):
 def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=None):
     """Logits of `images[rows]` by a model in eval mode: float32 [len(rows), K], without any random transform.
 
-    The same for validation and for the test set; `model` may be wrapped in d4_views. `bar` names the progress bar.
+    The same for validation and for the test set; `model` may be wrapped in d4_views. `bar` names the progress bar. Of
+    several processes, each predicts its share of the rows, and all get the whole.
     """
     model.eval()
-    indices = [(i, 0) for i in range(len(rows))]
+    mine = rows[RANK::WORLD]
     loader = DataLoader(
-        Images(images, rows),
-        sampler=indices,
+        Images(images, mine),
+        sampler=[(i, 0) for i in range(len(mine))],
         batch_size=batch_size,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )
-    logits = []
-    with common.progress(len(rows), bar) as progress_bar, autocast(device, amp):
+    logits = [torch.empty(0, device=device)]  # of a process without a row
+    with common.progress(len(mine), bar) as progress_bar, autocast(device, amp):
         for batch, _ in loader:
             logits.append(model(to_device(batch, device)))
             progress_bar.update(len(batch))
-        return torch.cat(logits).cpu().numpy().astype(np.float32)
+    return distributed.gather_rows(torch.cat(logits).cpu().numpy().astype(np.float32))
 
 
 def ignore_ctrl_c(worker_id):

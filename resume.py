@@ -14,33 +14,39 @@ import time
 import numpy as np
 import torch
 
-from common import replacing, say
+import distributed
+from common import RANK, STARTED, replacing, say
 
 DIGEST = 32  # bytes of a SHA-256
 
 
 class ResumeFile:
     """foldK.resume.pt. `owner` (a dict) says whose state it is; at least `minutes` lie between two saves within an
-    epoch, and with 0 nothing is saved."""
+    epoch, and with 0 nothing is saved. `stop_after` seconds from the process' start, or None, the work should stop."""
 
-    def __init__(self, path, minutes, owner):
-        self.path, self.minutes, self.owner, self.parts = path, minutes, owner, {}
+    def __init__(self, path, minutes, owner, stop_after=None):
+        self.path, self.minutes, self.owner, self.stop_after, self.parts = path, minutes, owner, stop_after, {}
         self.last_save = time.monotonic()
 
     def due(self):
         """Whether it is time to save within the epoch."""
-        return self.minutes > 0 and time.monotonic() - self.last_save >= 60 * self.minutes
+        return self.time_is_up() or (self.minutes > 0 and time.monotonic() - self.last_save >= 60 * self.minutes)
+
+    def time_is_up(self):
+        return self.stop_after is not None and time.monotonic() - STARTED >= self.stop_after
 
     def save(self, progress):
-        """Writes the state of everything; `progress` is a dict of tensors, numbers, strings, lists and dicts."""
-        if self.minutes == 0:
+        """Writes the state of everything; `progress` is a dict of tensors, numbers, strings, lists and dicts. The first
+        of several processes writes: they are equal but for their random states."""
+        randoms = distributed.gather(random_states())
+        if self.minutes == 0 or RANK > 0:
             return
         state = dict(
             owner=self.owner,
             progress=progress,
             parts={name: part.state_dict() for name, part in self.parts.items()},
             attributes=plain_attributes(self.parts["optimizer"]),
-            random=random_states(),
+            random=randoms,
         )
         with replacing(self.path) as temporary, open(temporary, "wb") as file:
             hashed = _Hashed(file)
@@ -55,6 +61,14 @@ class ResumeFile:
         A damaged file, or one of other settings, is named and set aside, and the fold starts over.
         """
         self.parts, self.last_save = parts, time.monotonic()
+        if RANK > 0:
+            distributed.from_first(0)  # until the first process has looked at the file
+        progress = self._load()
+        if RANK == 0:
+            distributed.from_first(0)
+        return progress
+
+    def _load(self):
         if not self.path.exists():
             return None
         try:
@@ -69,7 +83,8 @@ class ResumeFile:
         for name, part in self.parts.items():
             part.load_state_dict(state["parts"][name])
         vars(self.parts["optimizer"]).update(state["attributes"])
-        restore_random_states(state["random"])
+        if len(state["random"]) > RANK:
+            restore_random_states(state["random"][RANK])
         return state["progress"]
 
     def remove(self):

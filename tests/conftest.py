@@ -27,7 +27,8 @@ def kit(script, *arguments):
 
     The same as a process of its own, without the seconds that importing torch takes each time.
     """
-    out, err, argv, interrupt = io.StringIO(), io.StringIO(), sys.argv, signal.getsignal(signal.SIGINT)
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     sys.argv = [str(ROOT / script), *map(str, arguments)]
     code = 0
     try:
@@ -37,7 +38,8 @@ def kit(script, *arguments):
         code = end.code or 0
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGINT, interrupt)  # as it was, for the pytest around it
+        for number, handler in handlers.items():  # as they were, for the pytest around it
+            signal.signal(number, handler)
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
 
 

@@ -1,0 +1,155 @@
+"""Two processes on one fold (Gloo, on the CPU) do what one does; a killed one ends the job, which can go on."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, TINY, done, load
+
+import distributed
+
+BATCH = 9  # which two processes can't halve
+
+
+def torchrun(script, *arguments, processes=2, **options):
+    """A running `torchrun script arguments`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, script]
+    return subprocess.Popen(
+        [str(word) for word in (*command, *arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def output_of(job):
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
+    return out
+
+
+@pytest.fixture
+def flags(toy):
+    """A prepared competition of 57 training and 11 test images in three folds."""
+    folders = toy(train=57, test=11)
+    done("00_prepare.py", *folders, "--size", 32, "--folds", 3, "--groups", "none")
+    return [*folders, *TINY, "--batch-size", BATCH, "--fold", 0]
+
+
+def experiment(flags, name):
+    """→ logits [N, 4], and the epochs' losses and scores, of fold 0."""
+    folder = Path(flags[3]) / name
+    logits = pd.read_csv(folder / "fold0.csv").iloc[:, 2:].to_numpy()
+    return logits, pd.read_csv(folder / "fold0_epochs.csv").filter(regex="loss|accuracy|auc").to_numpy()
+
+
+@pytest.mark.parametrize(
+    ("settings", "bound"),
+    [
+        ("--optimizer adamw", 1e-5),  # a residual network: batch statistics
+        ("--model test_vit --accumulate 2 --model-kwargs img_size=32", 1e-5),  # with Ranger21
+        ("--model test_vit --amp fp16 --tune head --model-kwargs img_size=32", 1e-2),  # the GradScaler; fp16 rounds
+    ],
+)
+def test_two_processes_train_as_one(flags, settings, bound):
+    flags += [*settings.split(), "--lr", "1e-3"]
+    done("01_train_fold.py", *flags, "--exp", "one")
+    output_of(torchrun("01_train_fold.py", *flags, "--exp", "two"))
+    for one, two in zip(experiment(flags, "one"), experiment(flags, "two"), strict=True):
+        assert one.shape == two.shape
+        assert np.abs(one - two).max() <= bound * max(1, np.abs(one).max())
+    assert sorted(path.name for path in (Path(flags[3]) / "two").iterdir() if path.name[0] != ".") == [
+        "config.json",
+        "fold0.csv",
+        "fold0.pt",
+        "fold0_epochs.csv",
+    ]
+
+
+def test_a_killed_process_ends_the_job_which_then_goes_on(flags):
+    flags += ["--optimizer", "adamw", "--lr", "1e-3"]
+    output_of(torchrun("01_train_fold.py", *flags, "--exp", "whole"))
+    job = torchrun("01_train_fold.py", *flags, "--exp", "killed", "--save-minutes", 1e-6)
+    killed, whole, alone = (Path(flags[3]) / name for name in ("killed", "whole", "alone"))
+    while not (killed / "fold0.resume.pt").exists():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
+    os.kill(child(job.pid, rank=1), signal.SIGKILL)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert re.search("(?m)^01_train_fold.py: (error: process 0 of 2 has lost the others|stopped by SIGTERM)", err), err
+    assert "in train_epoch" not in err  # no traceback of ours
+    shutil.copytree(killed, alone)
+    goes_on = r"goes on in epoch \d after \d of 4 steps"
+    assert re.search(goes_on, output_of(torchrun("01_train_fold.py", *flags, "--exp", "killed")))
+    for name in ("fold0.pt", "fold0.csv"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    assert not (killed / "fold0.resume.pt").exists()
+    assert re.search(goes_on, done("01_train_fold.py", *flags, "--exp", "alone"))  # by itself as well
+
+
+def child(pid, rank):
+    """The process of that rank among the children of a torchrun."""
+    for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if f"RANK={rank}\0" in Path(f"/proc/{number}/environ").read_text():
+            return int(number)
+    raise AssertionError("no such process")
+
+
+def test_two_processes_predict_the_test_set_as_one(flags):
+    for fold in range(3):
+        done("01_train_fold.py", *flags[:-1], fold)
+    done("03_infer.py", *flags[:4])
+    submission = next((Path(flags[3]) / "base").glob("submission_*.csv"))
+    one = pd.read_csv(submission, header=None)
+    submission.unlink()
+    out = output_of(torchrun("03_infer.py", *flags[:4], "--batch-size", 4))
+    assert out.count("11 rows, checked") == 1
+    two = pd.read_csv(submission, header=None)
+    assert two[0].tolist() == one[0].tolist()
+    assert np.abs(two[1] - one[1]).max() <= 1e-5
+
+
+def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
+    train, targets = load("01_train_fold.py"), np.arange(50) % 2
+    config = dict(seed=777, sampler="imbalanced", batch_size=BATCH, augment="none")
+    device = torch.device("cpu")
+
+    def batches(rank, world):
+        monkeypatch.setattr(train, "RANK", rank)
+        monkeypatch.setattr(train, "WORLD", world)
+        return list(train.training_batches(None, None, targets, config, 0, 1, 0, device).batch_sampler)
+
+    whole, shares = batches(0, 1), [batches(rank, 4) for rank in range(4)]
+    assert [len(batch) for batch in whole] == [BATCH] * 5
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(batch) == sorted(image for part in parts for image in part)
+        assert {len(part) for part in parts} == {2, 3}
+
+
+def test_rows_are_put_together_without_padding(monkeypatch):
+    rows = np.arange(22.0).reshape(11, 2)
+    monkeypatch.setattr(distributed, "WORLD", 4)
+    monkeypatch.setattr(distributed, "gather", lambda mine: [rows[rank::4] for rank in range(4)])
+    assert np.array_equal(distributed.gather_rows(rows[1::4]), rows)
+    monkeypatch.setattr(distributed, "gather", lambda mine: [rows[:1], *[np.zeros(0)] * 3])  # fewer rows than processes
+    assert np.array_equal(distributed.gather_rows(np.zeros(0)), rows[:1])
+
+
+def test_a_batch_smaller_than_the_processes_is_refused_once(flags):
+    job = torchrun("01_train_fold.py", *flags, "--batch-size", 1)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert err.count("error: --batch-size 1 can't be shared by 2 processes: raise it") == 1
