@@ -7,7 +7,7 @@ OUTPUT = output/demo
 DEMO = --input input/demo --output $(OUTPUT) --exp demo --model test_resnet --weights none --size 64 \
        --epochs 11 --batch-size 32 --lr 5e-3 --min-lr 3e-4
 
-.PHONY: demo test install lint lock
+.PHONY: demo test install lint lock pins
 
 demo: .venv/installed
 	.venv/bin/python input/make_demo.py
@@ -33,3 +33,10 @@ install: .venv/installed
 lock: .venv/installed
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
 	    --custom-compile-command "make lock" requirements-dev.txt -o requirements.lock
+
+# Needs the network: requirements.txt leaves the packages of Kaggle and Colab as they are, and suits each Python.
+pins: .venv/installed
+	for python in 3.11 3.12 3.13; do \
+	    .venv/bin/uv pip compile --quiet --python-version $$python requirements.txt >/dev/null || exit; done
+	for pins in tests/pins/*.txt; do python=$${pins##*-}; \
+	    .venv/bin/uv pip compile --quiet --python-version $${python%.txt} requirements.txt -c $$pins >/dev/null || exit; done

@@ -4,8 +4,10 @@ import contextlib
 import csv
 import importlib.util
 import io
+import os
 import runpy
 import signal
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -67,6 +69,18 @@ def load(script):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_sh(*flags, **environment):
+    """A running run.sh, in a session of its own: two folds, one view."""
+    return subprocess.Popen(
+        ["bash", str(ROOT / "run.sh"), *map(str, flags)],
+        env={**os.environ, "PYTHON": sys.executable, "PREPARE": "--folds 2", "INFER": "--tta none", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def png(array):

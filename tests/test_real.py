@@ -1,15 +1,9 @@
-"""The whole way on real images, scikit-learn's handwritten digits, and through run.sh as a user would go it."""
-
-import os
-import signal
-import subprocess
-import sys
-import time
+"""The whole way on real images, scikit-learn's handwritten digits; the demo competition; the help."""
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, TINY, done, load_path, png, run_main, write_csv, write_zip
+from conftest import ROOT, done, load_path, png, run_main, write_csv, write_zip
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -66,7 +60,7 @@ def test_two_classes_without_a_header(tmp_path):
     assert roc_auc_score(labels, table[1]) > 0.9
 
 
-# ---------------------------------------------------------------- the demo and run.sh
+# ---------------------------------------------------------------- the demo
 
 
 def draw(folder, *more):
@@ -92,50 +86,6 @@ def test_demo_is_a_competition_whose_test_products_are_new(tmp_path):
     by_source = labels.loc[train.image_name.str.split("/").str[1]].groupby(train.source.to_numpy()).nunique()
     assert (by_source == 1).all()
     assert set(pd.read_csv(tmp_path / "a" / "solution.csv").usage) == {"Public", "Private"}
-
-
-def run_sh(*flags, **options):
-    return subprocess.Popen(
-        ["bash", str(ROOT / "run.sh"), *map(str, flags)],
-        env={**os.environ, "PYTHON": sys.executable, "PREPARE": "--folds 2", "INFER": "--tta none"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **options,
-    )
-
-
-def test_run_sh_goes_all_the_way_and_on_after_ctrl_c(tmp_path):
-    draw(tmp_path / "input")
-    flags = ["--input", tmp_path / "input", "--output", tmp_path / "output", "--exp=quick", *TINY]
-    process = run_sh(*flags)
-    while not (tmp_path / "output" / "quick" / "fold0.pt").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in err
-    assert not list(tmp_path.rglob(".tmp*"))
-    assert not list((tmp_path / "output" / "quick").glob("submission*"))
-
-    process = run_sh(*flags)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "fold 0 of quick is finished" in out
-    assert "leaderboard by" in out
-    assert err == ""
-    assert list((tmp_path / "output" / "quick").glob("submission_quick_CV*.csv"))
-
-
-def test_run_sh_refuses_a_mistyped_flag_before_any_work(tmp_path):
-    process = run_sh("--input", tmp_path, "--output", tmp_path / "output", "--epohcs", "3")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.count("\n") == 1
-    assert "--epohcs" in err
-    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize("script", ["00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"])

@@ -1,0 +1,63 @@
+"""slurm/folds.sbatch on a real Slurm of one node, which `.ci/slurm.sh` starts."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT, TINY
+
+if shutil.which("sbatch") is None or "SLURM_CONF" not in os.environ:
+    if "CI" in os.environ:
+        pytest.fail("CI must test Slurm: see .ci/slurm.sh")
+    pytest.skip("no Slurm here: export SLURM_CONF=$(.ci/slurm.sh)", allow_module_level=True)
+
+
+def slurm(*command, **environment):
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHON": sys.executable, "GPU": "--cpus-per-task=1", **environment},
+    ).stdout
+
+
+def wait_until_done(folder, seconds=240):
+    """Waits for all jobs. → what they wrote. A job that is queued again would rest for two minutes; here it needn't."""
+    for _ in range(seconds):
+        queued = [line.split() for line in slurm("squeue", "--noheader", "--array", "--format=%A %r").splitlines()]
+        if not queued:
+            return "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+        for job, reason in queued:
+            if reason == "BeginTime":
+                slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        time.sleep(1)
+    raise AssertionError((queued, [path.read_text() for path in folder.glob("*.log")]))
+
+
+def submit(folder, *flags):
+    """Submits as a user does, but with the logs in `folder`; inner jobs take the place of logs from the environment."""
+    logs = f"{folder}/%x-%j.log"
+    slurm("sbatch", f"--output={logs}", "slurm/folds.sbatch", *flags, PREPARE="--folds 2", SBATCH_OUTPUT=logs)
+
+
+def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
+    # each fold is cut off after one of its two steps, and Slurm queues it again
+    submit(tmp_path, *toy(train=60), *TINY, "--batch-size", 15, "--epochs", 1, "--stop-after", "1s")
+    log = wait_until_done(tmp_path)
+    assert "folds in job" in log
+    assert log.count("stopped by --stop-after; run it again to go on from step 1 of 2") == 2
+    assert "fold 1 of base goes on in epoch 1 after 1 of 2 steps" in log
+    assert log.count("10 rows, checked") == 1
+    assert len(list((tmp_path / "output" / "base").glob("submission_base_CV*.csv"))) == 1
+
+
+def test_a_fold_that_fails_cancels_the_end(toy, tmp_path):
+    submit(tmp_path, *toy(train=60), *TINY, "--batch-size", 1000)
+    log = wait_until_done(tmp_path)
+    assert log.count("--batch-size 1000 is more than the 30 training images: lower it") == 2
+    assert "rows, checked" not in log
