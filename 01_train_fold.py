@@ -530,14 +530,18 @@ def main():
     config["folds_hash"] = prepared["folds_hash"]
     check_config(folder, config)
     finished = folder / f"fold{args.fold}.pt"
+    is_finished = f"fold {args.fold} of {args.exp} is finished (--overwrite trains it again)"
     if finished.exists() and not args.overwrite:
-        say(f"fold {args.fold} of {args.exp} is finished (--overwrite trains it again)")
+        say(is_finished)
         return
     torch.manual_seed(np.random.SeedSequence([args.seed, args.fold]).generate_state(1).item())
     classifier = models.build_model(config, len(prepared["classes"])).to(device)
     resume = ResumeFile(folder / f"fold{args.fold}.resume.pt", args.save_minutes, dict(config=config), args.stop_after)
     with distributed.together(device), taken(folder, config, args) if RANK == 0 else contextlib.nullcontext():
-        distributed.from_first(0)  # nobody begins before the first process has the fold in its hands
+        # nobody begins before the first process has the fold in its hands; by then, another job may have finished it
+        if distributed.from_first(finished.exists() and not args.overwrite)[0]:
+            say(is_finished)
+            return
         if RANK > 0:  # dropout must not hide the same places in each process' share of a batch
             torch.manual_seed(np.random.SeedSequence([args.seed, args.fold, RANK]).generate_state(1).item())
         kept = train_fold(classifier, images, folds, args.fold, config, device, workers, folder, resume)

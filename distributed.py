@@ -39,7 +39,7 @@ def together(device):
             f"process {RANK} of {WORLD} has lost the others, one of which has died: see the messages above, then start "
             "the same command again; it goes on from the last resume file"
         ) from None
-    dist.destroy_process_group()
+    # no destroy_process_group: with torch 2.6 and Gloo it waits for ever, every other time, for one that has ended
 
 
 def own_device(name):

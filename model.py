@@ -128,6 +128,8 @@ def create_backbone(config, kwargs):
     """timm.create_model, its many errors turned into one line each."""
     name, weights = config["model"], config["weights"]
     try:
+        if weights not in ("hub", "none") and not weights.endswith(".safetensors"):
+            torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
         with contextlib.redirect_stdout(io.StringIO()):
             return timm.create_model(name, pretrained=weights != "none", **kwargs)
     except OSError as error:  # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors

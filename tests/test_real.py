@@ -1,5 +1,9 @@
 """The whole way on real images, scikit-learn's handwritten digits; the demo competition; the help."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,3 +97,17 @@ def test_help_shows_commands_and_defaults(script):
     out = done(script, "--help")
     assert out.count(f"python {script}") == 3
     assert "(default: output)" in out
+
+
+@pytest.mark.parametrize("script", ["00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"])
+def test_a_mistyped_flag_answers_before_the_heavy_imports(script):
+    code = f"""
+import runpy, sys
+sys.argv = ["{script}", "--epohcs"]
+try:
+    runpy.run_path("{ROOT / script}", run_name="__main__")
+except SystemExit as end:
+    assert end.code == 2
+assert not sys.modules.keys() & {{"numpy", "pandas", "torch", "cv2", "sklearn"}}
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)

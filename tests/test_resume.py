@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, done, refused
 
+import model
 import resume
 
 FOLD = [*TINY, "--fold", 0, "--exp", "new", "--batch-size", 4]
@@ -98,6 +99,20 @@ def test_a_fold_has_one_process_at_a_time(flags):
     config.write_text(config.read_text().replace('"epochs": 200', '"epochs": 2'))
     (flags[3] / "new" / "fold0.resume.pt").unlink(missing_ok=True)
     done("01_train_fold.py", *flags, *FOLD)  # the lock of a dead process holds nobody up
+
+
+def test_a_fold_that_another_process_has_finished_meanwhile_is_left_alone(flags, monkeypatch):
+    finished, build = flags[3] / "new" / "fold0.pt", model.build_model
+
+    def slow_build(config, *arguments):
+        finished.parent.mkdir()
+        (finished.parent / "config.json").write_text(json.dumps(config))
+        finished.write_bytes(b"the other's")
+        return build(config, *arguments)
+
+    monkeypatch.setattr(model, "build_model", slow_build)
+    assert "fold 0 of new is finished" in done("01_train_fold.py", *flags, *FOLD)
+    assert finished.read_bytes() == b"the other's"
 
 
 def test_no_resume_file_where_none_is_wanted(flags):
