@@ -370,8 +370,8 @@ def train_epoch(trained, loader, criterion, optimizer, scheduler, scaler, config
 
 def save_progress(resume, now):
     """Saves `now`, of several processes with what each has seen of the epoch; all wait until the file is there."""
-    seen = {key: [tensor.cpu() for part in distributed.gather(now[key]) for tensor in part] for key in SEEN}
-    resume.save(now | seen)
+    seen = {key: distributed.gather([tensor.cpu() for tensor in now[key]]) for key in SEEN}
+    resume.save(now | {key: [tensor for part in parts for tensor in part] for key, parts in seen.items()})
     distributed.from_first(0)
 
 

@@ -3,13 +3,14 @@
 # usage: export SLURM_CONF=$(.ci/slurm.sh)
 set -euo pipefail
 folder=/tmp/foldkit-slurm
-if ! command -v slurmctld slurmd sbatch munged >/dev/null; then
+PATH=$PATH:/usr/sbin
+if ! type -P slurmctld slurmd sbatch munged >/dev/null; then
     apt-get update -qq >&2
     apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
 fi
 mkdir -p $folder/state $folder/spool /run/munge
 chown munge /run/munge
-pgrep -x munged >/dev/null || setpriv --reuid munge --regid munge --clear-groups munged
+munge -n >/dev/null 2>&1 || setpriv --reuid munge --regid munge --clear-groups munged
 memory=$(awk '/MemTotal/ { print int($2 / 1024 * 0.9) }' /proc/meminfo)
 cat >$folder/slurm.conf <<CONF
 ClusterName=foldkit
@@ -34,8 +35,8 @@ NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory Stat
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF=$folder/slurm.conf
-pgrep -x slurmctld >/dev/null || slurmctld >&2
-pgrep -x slurmd >/dev/null || slurmd >&2
+scontrol ping 2>/dev/null | grep -q UP || slurmctld >&2
+[[ $(sinfo -h -o %T 2>/dev/null) =~ idle|alloc|mix ]] || slurmd >&2
 for _ in $(seq 60); do
     if [[ $(sinfo -h -o %T 2>/dev/null) == idle ]]; then echo "$SLURM_CONF" && exit; fi
     sleep 0.5

@@ -59,8 +59,8 @@ def experiment(flags, name):
     ("settings", "bound"),
     [
         ("--optimizer adamw", 1e-5),  # a residual network: batch statistics
-        ("--model test_vit --accumulate 2 --model-kwargs img_size=32", 1e-5),  # with Ranger21
-        ("--model test_vit --amp fp16 --tune head --model-kwargs img_size=32", 1e-2),  # the GradScaler; fp16 rounds
+        ("--model test_vit --accumulate 2 --grad-checkpointing", 1e-5),  # with Ranger21
+        ("--model test_vit --amp fp16 --tune head", 1e-2),  # the GradScaler; fp16 rounds
     ],
 )
 def test_two_processes_train_as_one(flags, settings, bound):
