@@ -49,7 +49,7 @@ def wait_for(process, path):
 
 def test_parallel_trains_a_fold_on_each_visible_gpu(toy, tmp_path):
     """The GPUs are only named here; each process finds none and takes the CPU."""
-    flags = [*toy(train=60), "--parallel", *TINY, "--epochs", 3]
+    flags = [*toy(train=60), "--parallel", *TINY, "--epochs", 20]  # long enough to be met together
     two = dict(CUDA_VISIBLE_DEVICES="0,1")
     folder = tmp_path / "output" / "base"
     process = run_sh(*flags, **two)
