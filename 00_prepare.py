@@ -402,7 +402,8 @@ def find_relatives(args, folder, records, names, labels, test_names):
     → (group of each image int [N], the training images first, summary for prepared.json).
     """
     embedding = embed(args, folder) if args.embed else None
-    with array_in_file(folder, "vectors", np.float32, len(records), grouping.VECTOR) as vectors:
+    room = array_in_file(folder, "vectors", np.float32, len(records), grouping.VECTOR)
+    with contextlib.nullcontext() if args.embed else room as vectors:
         candidates = grouping.candidates(records, vectors, embedding)
     pairs, evidence = grouping.relatives(records, candidates)
     groups = grouping.components(pairs, len(records))

@@ -38,11 +38,14 @@ while (($#)); do
     shift
 done
 
-"$python" 01_train_fold.py --fold 0 --print-config "${flags[@]}" >/dev/null # a mistyped flag ends it here
-# shellcheck disable=SC2086 # PREPARE and INFER hold several words
-"$python" 00_prepare.py "${folders[@]}" "${size[@]}" ${PREPARE:-}
-folds=$("$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["folds"])' "$output/prepared/prepared.json")
-
+prepare() {
+    "$python" 01_train_fold.py --fold 0 --print-config "${flags[@]}" >/dev/null # a mistyped flag ends it here
+    # shellcheck disable=SC2086 # PREPARE and INFER hold several words
+    "$python" 00_prepare.py "${folders[@]}" "${size[@]}" ${PREPARE:-}
+}
+count() {
+    "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["folds"])' "$output/prepared/prepared.json"
+}
 train() { # fold: with what is left of --stop-after, which counts from the start of this script
     local left=()
     if [[ $stop_after ]]; then
@@ -52,6 +55,18 @@ train() { # fold: with what is left of --stop-after, which counts from the start
     "$python" 01_train_fold.py "${flags[@]}" --fold "$1" "${left[@]}"
 }
 
+finish() {
+    "$python" 02_oof.py "$exp" "${folders[@]}"
+    # shellcheck disable=SC2086
+    "$python" 03_infer.py "$exp" "${folders[@]}" ${INFER:-}
+}
+
+if [[ ${STEP:-} ]]; then # a part alone: slurm/folds.sbatch says which, "train 2" for one
+    $STEP
+    exit
+fi
+prepare
+folds=$(count)
 if [[ $parallel ]]; then
     visible=${CUDA_VISIBLE_DEVICES-$("$python" -c 'import torch; print(*range(torch.cuda.device_count()), sep=",")')}
     IFS=, read -ra gpus <<<"${visible:-none}"
@@ -71,6 +86,4 @@ if [[ $parallel ]]; then
 else
     for ((fold = 0; fold < folds; fold++)); do train "$fold"; done
 fi
-"$python" 02_oof.py "$exp" "${folders[@]}"
-# shellcheck disable=SC2086
-"$python" 03_infer.py "$exp" "${folders[@]}" ${INFER:-}
+finish

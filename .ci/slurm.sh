@@ -8,6 +8,9 @@ if ! type -P slurmctld slurmd sbatch munged >/dev/null; then
     apt-get update -qq >&2
     apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge >/dev/null
 fi
+# Afresh each time: what an earlier run left behind (jobs, a node that stopped answering) must not matter.
+while pkill -KILL -f "^slurm(ctld|d) -f $folder/slurm.conf"; do sleep 0.2; done
+rm -rf $folder
 mkdir -p $folder/state $folder/spool /run/munge
 chown munge /run/munge
 munge -n >/dev/null 2>&1 || setpriv --reuid munge --regid munge --clear-groups munged
@@ -35,8 +38,8 @@ NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory Stat
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF=$folder/slurm.conf
-scontrol ping 2>/dev/null | grep -q UP || slurmctld >&2
-[[ $(sinfo -h -o %T 2>/dev/null) =~ idle|alloc|mix ]] || slurmd >&2
+slurmctld -f $SLURM_CONF >&2
+slurmd -f $SLURM_CONF >&2
 for _ in $(seq 60); do
     if [[ $(sinfo -h -o %T 2>/dev/null) == idle ]]; then echo "$SLURM_CONF" && exit; fi
     sleep 0.5

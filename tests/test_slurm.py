@@ -15,11 +15,11 @@ if shutil.which("sbatch") is None or "SLURM_CONF" not in os.environ:
     pytest.skip("no Slurm here: export SLURM_CONF=$(.ci/slurm.sh)", allow_module_level=True)
 
 
-def slurm(*command, **environment):
+def slurm(*command, check=True, **environment):
     return subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
-        check=True,
+        check=check,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHON": sys.executable, "GPU": "--cpus-per-task=1", **environment},
@@ -29,12 +29,12 @@ def slurm(*command, **environment):
 def wait_until_done(folder, seconds=240):
     """Waits for all jobs. → what they wrote. A job that is queued again would rest for two minutes; here it needn't."""
     for _ in range(seconds):
-        queued = [line.split() for line in slurm("squeue", "--noheader", "--array", "--format=%A %r").splitlines()]
+        queued = [line.split() for line in slurm("squeue", "--noheader", "--array", "--format=%i %r").splitlines()]
         if not queued:
             return "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
         for job, reason in queued:
             if reason == "BeginTime":
-                slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+                slurm("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # it may just have begun
         time.sleep(1)
     raise AssertionError((queued, [path.read_text() for path in folder.glob("*.log")]))
 
