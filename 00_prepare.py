@@ -86,7 +86,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 import groups as grouping
 import shift
 from data import PREPARE, Augmentation, read_table
-from images import ImageSource, resize
+from images import ImageSource, contact_sheet, resize
 from tables import check_unique, given_groups, read_labels, read_sample_submit
 
 # ---------------------------------------------------------------- where the images are
@@ -253,30 +253,15 @@ def size_line(sizes):
 
 def draw_samples(path, images, folds, classes, seed, columns=4):
     """Images of each class before augmentation, and below each the same image after it (thesis figures 3.1 to 3.3)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rng, augment = np.random.default_rng(seed), Augmentation("d4")
-    shown = classes[:10]
-    figure, axes = plt.subplots(
-        2 * len(shown), columns, figsize=(2 * columns + 1, 4.2 * len(shown)), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    for row, label in enumerate(shown):
+    sheet = []
+    for label in classes[:10]:
         rows = np.flatnonzero(folds.label == label)
-        for column, i in enumerate(rng.choice(rows, min(columns, len(rows)), replace=False)):
-            before, after = axes[2 * row, column], axes[2 * row + 1, column]
-            before.imshow(images[i])
-            before.set_title(folds.image_name[i].replace("$", r"\$"), fontsize=8)
-            after.imshow(augment(images[i], seed=int(i)))
-        axes[2 * row, 0].set_ylabel(f"label {label}".replace("$", r"\$"))
-        axes[2 * row + 1, 0].set_ylabel("augmented")
+        chosen = rng.choice(rows, min(columns, len(rows)), replace=False)
+        sheet.append((f"label {label}", [(images[i], folds.image_name[i][-30:]) for i in chosen]))
+        sheet.append(("augmented", [(augment(images[i], seed=int(i)), "") for i in chosen]))
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
-    plt.close(figure)
+        contact_sheet(temporary, sheet, columns)
 
 
 # ---------------------------------------------------------------- main

@@ -514,12 +514,12 @@ def taken(folder, config, args):
 
 def main():
     args = ARGS
+    folder = experiment_folder(args, args.exp)
     config, device = resolve(args)
     workers = models.pick_workers(args.workers, device)
     if args.print_config:
         print(json.dumps(config | dict(fold=args.fold, exp=args.exp, device=str(device), workers=workers), indent=1))
         return
-    folder = experiment_folder(args, args.exp)
     prepared, folds = read_prepared(args)
     if args.fold >= prepared["folds"]:
         raise UserError(f"--fold {args.fold}: there are folds 0 to {prepared['folds'] - 1}")

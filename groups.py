@@ -21,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from threadpoolctl import threadpool_limits
 
 from common import cpu_count, progress
+from images import contact_sheet
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 THUMB = 64  # px, the long side of the thumbnail on which pixels are compared: too small to show blur or JPEG noise
@@ -412,37 +413,21 @@ def report_lines(found):
 
 def draw(path, records, pairs, evidence, groups, names, labels, test_names, most=12, columns=8):
     """A contact sheet: the least certain pairs first, then the largest groups."""
-    import matplotlib
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    def cell(i):
+        height, width = records["shape"][i]
+        part, name = part_and_name(i, names, test_names)
+        label = f" [{labels[i]}]" if part == "train" else ""
+        return records["thumb"][i][:height, :width], f"{part} {name[-16:]}{label[:12]}"
 
     certainty = evidence[:, 2] + np.minimum(evidence[:, 1], 40) / 40
     doubtful = pairs[np.argsort(certainty, kind="stable")[: 2 * columns]]
+    rows = [
+        ("least certain pairs", doubtful[k : k + columns // 2].ravel()) for k in range(0, len(doubtful), columns // 2)
+    ]
     sizes = np.bincount(groups)
-    largest = [g for g in np.argsort(-sizes, kind="stable")[:most] if sizes[g] > 1]
-    rows = [doubtful[k : k + columns // 2].ravel().tolist() for k in range(0, len(doubtful), columns // 2)]
-    titles = ["least certain pairs" if k == 0 else "" for k in range(len(rows))]
-    rows += [np.flatnonzero(groups == g)[:columns].tolist() for g in largest]
-    titles += [f"group {g}\n{sizes[g]} images" for g in largest]
-    figure, axes = plt.subplots(
-        max(1, len(rows)),
-        columns,
-        figsize=(1.5 * columns, 1.75 * max(1, len(rows))),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, (title, members) in enumerate(zip(titles, rows, strict=True)):
-        for column, i in enumerate(members):
-            axis, (height, width) = axes[row, column], records["shape"][i]
-            axis.imshow(records["thumb"][i][:height, :width])
-            part, name = part_and_name(i, names, test_names)
-            label = f" [{labels[i]}]" if part == "train" else ""
-            axis.set_title(f"{part} {name[-16:]}{label[:12]}".replace("$", r"\$"), fontsize=6)
-        axes[row, 0].text(-0.1, 0.5, title, ha="right", va="center", fontsize=7, transform=axes[row, 0].transAxes)
-    if not rows:
-        axes[0, 0].text(0, 0.5, "no relatives found")
-    figure.savefig(path, dpi=90, format="png")
-    plt.close(figure)
+    for group in np.argsort(-sizes, kind="stable")[:most]:
+        if sizes[group] > 1:
+            rows.append((f"group {group}\n{sizes[group]} images", np.flatnonzero(groups == group)[:columns]))
+    rows = [(title, [cell(i) for i in members]) for title, members in rows] or [("no relatives found", [])]
+    contact_sheet(path, rows, columns)

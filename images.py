@@ -149,3 +149,33 @@ def resize(image, size):
     """
     shrunk = min(image.shape[:2]) > 2 * size
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrunk else cv2.INTER_LINEAR)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def contact_sheet(path, rows, columns):
+    """Writes a PNG of `rows`: (title, [(image uint8 [H, W, 3], caption), …]). One row's images lie side by side.
+
+    All in one pair of axes: matplotlib takes seconds for an axes of its own around each image.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    inches, high, left = 1.6, 1.15, 0.3  # of a cell; its height and the titles' room in cells
+    figure = plt.figure(figsize=(inches * (columns + left), inches * high * len(rows)))
+    axis = figure.add_axes((0, 0, 1, 1))
+    for row, (title, cells) in enumerate(rows):
+        middle = (row + 0.5) * high + 0.05
+        axis.text(-left / 2, middle, title, fontsize=7, ha="center", va="center", rotation=90, parse_math=False)
+        for column, (image, caption) in enumerate(cells):
+            height, width = 0.48 * np.array(image.shape[:2]) / max(image.shape[:2])
+            x = column + 0.5
+            axis.imshow(image, extent=(x - width, x + width, middle + height, middle - height))
+            axis.text(x, middle - 0.5, caption, fontsize=6, ha="center", va="bottom", parse_math=False)
+    axis.axis("off")
+    axis.set(xlim=(-left, columns), ylim=(len(rows) * high, 0), aspect="auto")  # each imshow has set its own
+    figure.savefig(path, dpi=100, format="png")
+    plt.close(figure)

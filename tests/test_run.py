@@ -2,43 +2,12 @@
 
 import contextlib
 import os
-import re
 import signal
 import time
 from pathlib import Path
 
+import pytest
 from conftest import TINY, run_sh
-
-
-def test_run_sh_goes_all_the_way_and_on_after_ctrl_c(toy, tmp_path):
-    flags = [*toy(train=60), "--exp=quick", *TINY]
-    process = run_sh(*flags)
-    while not (tmp_path / "output" / "quick" / "fold0.pt").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "Traceback" not in err
-    assert not list(tmp_path.rglob(".tmp*"))
-    assert not list((tmp_path / "output" / "quick").glob("submission*"))
-
-    process = run_sh(*flags)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert "fold 0 of quick is finished" in out
-    assert "rows, checked" in out
-    assert err == ""
-    assert list((tmp_path / "output" / "quick").glob("submission_quick_CV*.csv"))
-
-
-def test_run_sh_refuses_a_mistyped_flag_before_any_work(tmp_path):
-    process = run_sh("--input", tmp_path, "--output", tmp_path / "output", "--epohcs", "3")
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.count("\n") == 1
-    assert "--epohcs" in err
-    assert not (tmp_path / "output").exists()
 
 
 def wait_for(process, path):
@@ -47,26 +16,42 @@ def wait_for(process, path):
         time.sleep(0.05)
 
 
-def test_parallel_trains_a_fold_on_each_visible_gpu(toy, tmp_path):
-    """The GPUs are only named here; each process finds none and takes the CPU."""
-    flags = [*toy(train=60), "--parallel", *TINY, "--epochs", 20]  # long enough to be met together
-    two = dict(CUDA_VISIBLE_DEVICES="0,1")
-    folder = tmp_path / "output" / "base"
-    process = run_sh(*flags, **two)
-    for fold in (0, 1):
-        wait_for(process, folder / f"fold{fold}.resume.pt")
-    os.kill(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C, which reaches run.sh alone
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert "Traceback" not in err
-    assert not [line for line in running() if str(tmp_path) in line]
-    assert not list(tmp_path.rglob(".tmp*"))
-
-    process = run_sh(*flags, **two)
+def test_run_sh_goes_on_after_stop_after_and_after_ctrl_c(toy, tmp_path):
+    flags = [*toy(train=60), "--exp=quick", *TINY]
+    folder = tmp_path / "output" / "quick"
+    process = run_sh(*flags, "--stop-after", "1s")
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert re.search("fold 0 of base (goes on|is finished)", out)
+    assert (process.returncode, err) == (75, "")
+    assert out.count("stopped by --stop-after; run it again to go on from step 1 of 3") == 1
+    assert "fold 1" not in out
+    assert (folder / "fold0.resume.pt").exists()
+
+    process = run_sh(*flags)
+    wait_for(process, folder / "fold0.pt")
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "fold 0 of quick goes on in epoch 1 after 1 of 3 steps" in out
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob(".tmp*"))
+    assert not list(folder.glob("submission*"))
+
+    process = run_sh(*flags, "--stop-after", "0.5h")
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert "fold 0 of quick is finished" in out
     assert "10 rows, checked" in out
+    assert list(folder.glob("submission_quick_CV*.csv"))
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--epohcs", "3"), ("--exp", "a/b")])
+def test_run_sh_refuses_a_wrong_flag_before_any_work(flag, value, tmp_path):
+    process = run_sh("--input", tmp_path, "--output", tmp_path / "output", flag, value)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.count("\n") == 1
+    assert flag in err
+    assert not (tmp_path / "output").exists()
 
 
 def running():
@@ -75,25 +60,35 @@ def running():
             yield path.read_text()
 
 
+def test_parallel_trains_a_fold_on_each_visible_gpu(toy, tmp_path):
+    """The GPUs are only named here; each process finds none and takes the CPU."""
+    flags = [*toy(train=60), "--parallel", *TINY]
+    two = dict(CUDA_VISIBLE_DEVICES="0,1")
+    process = run_sh(*flags, **two)
+
+    def folds():
+        return {line.split("--fold\0")[1][0] for line in running() if str(tmp_path) in line and "--fold\0" in line}
+
+    while folds() != {"0", "1"}:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    wait_for(process, tmp_path / "output" / "base" / "config.json")  # the imports are done, a fold is taken
+    os.kill(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C, which reaches run.sh alone
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert "Traceback" not in err
+    assert not folds()
+    assert not list(tmp_path.rglob(".tmp*"))
+
+    process = run_sh(*flags, **two)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (0, "")
+    assert "10 rows, checked" in out
+
+
 def test_parallel_ends_badly_where_a_fold_does(toy):
     process = run_sh(*toy(train=60), "--parallel", *TINY, "--batch-size", 1000, CUDA_VISIBLE_DEVICES="0,1")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2
     assert err.count("--batch-size 1000 is more than the 30 training images") == 2
     assert "rows, checked" not in out
-
-
-def test_stop_after_ends_the_run_and_the_next_goes_on(toy, tmp_path):
-    flags = [*toy(train=60), *TINY]
-    process = run_sh(*flags, "--stop-after", "1s")
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (75, "")
-    assert out.count("stopped by --stop-after; run it again to go on from step 1 of 3") == 1
-    assert "fold 1" not in out
-    assert (tmp_path / "output" / "base" / "fold0.resume.pt").exists()
-
-    process = run_sh(*flags, "--stop-after", "0.5h")
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
-    assert "fold 0 of base goes on in epoch 1 after 1 of 3 steps" in out
-    assert "10 rows, checked" in out

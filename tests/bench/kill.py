@@ -171,6 +171,8 @@ def main():
     for script in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"):  # imports; main isn't called
         spec = importlib.util.spec_from_file_location(script[3:-3], ROOT / script)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    for module in ("albumentations", "matplotlib.pyplot", "sklearn.metrics"):  # which they import when they need it
+        importlib.import_module(module)
     finish(start("input/make_demo.py", "--folder", args.folder / "input", "--products", 40, "--test-products", 12,
         "--copies", 2, "--side", 48))  # fmt: skip
     finish(start("00_prepare.py", *flags, "--size", 32, "--folds", 3))
