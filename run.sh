@@ -61,8 +61,8 @@ finish() {
     "$python" 03_infer.py "$exp" "${folders[@]}" ${INFER:-}
 }
 
-if [[ ${STEP:-} ]]; then # a part alone: slurm/folds.sbatch says which, "train 2" for one
-    $STEP
+if [[ ${FOLDKIT_STEP:-} ]]; then # a part alone: slurm/folds.sbatch says which, "train 2" for one
+    $FOLDKIT_STEP
     exit
 fi
 prepare

@@ -54,6 +54,7 @@ def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
     log = wait_until_done(tmp_path)
     assert "folds in job" in log
     assert log.count("stopped by --stop-after; run it again to go on from step 1 of 2") == 2
+    assert "Job is pending" not in log, "a fold must queue itself again, not the whole array"
     assert log.count("goes on in epoch 1 after 1 of 2 steps") == 2
     assert log.count("10 rows, checked") == 1
     assert len(list((tmp_path / "output" / "base").glob("submission_base_CV*.csv"))) == 1
