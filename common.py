@@ -18,9 +18,9 @@ from pathlib import Path
 
 STARTED = time.monotonic()  # --stop-after counts from here
 # of a process that torchrun started, beside others on the same job; a process by itself is the first of one
-TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
-RANK, LOCAL_RANK, WORLD = (
-    (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")) if TORCHRUN else (0, 0, 1)
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
+    (int(os.environ[name]) for name in TORCHRUN) if {*TORCHRUN, "MASTER_ADDR"} <= os.environ.keys() else (0, 0, 1, 1)
 )
 joined = False  # whether the processes work together by now; before that, a mistake is the same for all
 
@@ -55,8 +55,12 @@ def fail(message):
     """Prints the one line of a user's mistake. → the exit code, 2. Names come from strangers' files, so a line break or
     a terminal's control code in them is shown and not obeyed."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
-    if LOCAL_RANK == 0 or joined:
-        print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
+    if LOCAL_RANK > 0 and not joined:
+        # The machine's first process makes the same mistake and will say so, and torchrun then ends this one silently.
+        # Were this one to end before it, torchrun would stop the first one before it has said anything.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(60)
+    print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
     return 2
 
 

@@ -9,7 +9,6 @@ Several machines need an --output that all of them see.
 """
 
 import contextlib
-import os
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 import common
-from common import LOCAL_RANK, RANK, WORLD, UserError
+from common import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, UserError
 
 
 @contextlib.contextmanager
@@ -48,9 +47,9 @@ def own_device(name):
         return "cpu" if name == "auto" else name
     if name not in ("auto", "cuda"):
         raise UserError(f"--device {name}: under torchrun each process takes a GPU of its own: leave --device out")
-    if torch.cuda.device_count() <= LOCAL_RANK:
+    if torch.cuda.device_count() < LOCAL_WORLD:  # each process says so, not only those that find no GPU
         raise UserError(
-            f"torchrun started process {LOCAL_RANK} of this machine, and it has {torch.cuda.device_count()} GPUs: "
+            f"torchrun started {LOCAL_WORLD} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
             "lower --nproc-per-node"
         )
     torch.cuda.set_device(LOCAL_RANK)
@@ -138,8 +137,3 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return _Sum.forward(ctx, gradient.contiguous())
-
-
-def share_cores(count):
-    """Of `count` cores, those of this process."""
-    return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -56,7 +56,7 @@ def pick_workers(count, device):
     """Worker processes of the DataLoader: where a GPU computes, up to the thesis' 4; on the CPU they'd only compete."""
     if count is not None:
         return count
-    return min(4, distributed.share_cores(common.cpu_count()) - 1) if device.type == "cuda" else 0
+    return max(0, min(4, common.cpu_count() // common.LOCAL_WORLD - 1)) if device.type == "cuda" else 0
 
 
 def autocast(device, amp):

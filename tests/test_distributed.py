@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT, TINY, done, load
 
 import distributed
+from common import UserError
 
 BATCH = 9  # which two processes can't halve
 
@@ -153,3 +154,22 @@ def test_a_batch_smaller_than_the_processes_is_refused_once(flags):
     _, err = job.communicate(timeout=60)
     assert job.returncode != 0
     assert err.count("error: --batch-size 1 can't be shared by 2 processes: raise it") == 1
+
+
+def test_the_first_process_has_time_to_say_what_is_wrong():
+    """torchrun ends all when one ends: a second process that is quicker must not hide the first one's message."""
+    second = dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    command = [sys.executable, "01_train_fold.py", "--fold", "0", "--batch-size", "1"]
+    job = subprocess.Popen(command, cwd=ROOT, env=os.environ | second, stderr=subprocess.PIPE)
+    with pytest.raises(subprocess.TimeoutExpired):
+        job.wait(timeout=3)
+    job.terminate()
+    assert job.communicate(timeout=10)[1] == b""
+
+
+def test_more_processes_than_gpus_are_refused_by_each(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(distributed, "LOCAL_WORLD", 2)
+    with pytest.raises(UserError, match="started 2 processes on this machine, which has 1 GPUs: lower"):
+        distributed.own_device("auto")
