@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,9 +22,12 @@ from common import UserError
 BATCH = 9  # which two processes can't halve
 
 
-def torchrun(script, *arguments, processes=2, **options):
+ONE_MACHINE = ("--standalone", "--nproc-per-node", 2)
+
+
+def torchrun(script, *arguments, machines=ONE_MACHINE):
     """A running `torchrun script arguments`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes, script]
+    command = [sys.executable, "-m", "torch.distributed.run", *machines, script]
     return subprocess.Popen(
         [str(word) for word in (*command, *arguments)],
         cwd=ROOT,
@@ -31,7 +35,6 @@ def torchrun(script, *arguments, processes=2, **options):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **options,
     )
 
 
@@ -57,17 +60,23 @@ def experiment(flags, name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "bound"),
+    ("settings", "bound", "torchruns"),
     [
-        ("--optimizer adamw", 1e-5),  # a residual network: batch statistics
-        ("--model test_vit --accumulate 2 --grad-checkpointing", 1e-5),  # with Ranger21
-        ("--model test_vit --amp fp16 --tune head", 1e-2),  # the GradScaler; fp16 rounds
+        ("--optimizer adamw", 1e-5, 2),  # a residual network: batch statistics
+        ("--model test_vit --accumulate 2 --grad-checkpointing", 1e-5, 1),  # with Ranger21
+        ("--model test_vit --amp fp16 --tune head", 1e-2, 1),  # the GradScaler; fp16 rounds
     ],
 )
-def test_two_processes_train_as_one(flags, settings, bound):
+def test_two_processes_train_as_one(flags, settings, bound, torchruns):
     flags += [*settings.split(), "--lr", "1e-3"]
     done("01_train_fold.py", *flags, "--exp", "one")
-    output_of(torchrun("01_train_fold.py", *flags, "--exp", "two"))
+    machines = ONE_MACHINE
+    if torchruns == 2:  # as on two machines, with a process each
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        machines = ("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint)
+    jobs = [torchrun("01_train_fold.py", *flags, "--exp", "two", machines=machines) for _ in range(torchruns)]
+    assert "".join(output_of(job) for job in jobs).count("fold 0 of two: kept") == 1
     for one, two in zip(experiment(flags, "one"), experiment(flags, "two"), strict=True):
         assert one.shape == two.shape
         assert np.abs(one - two).max() <= bound * max(1, np.abs(one).max())

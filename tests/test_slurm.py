@@ -22,7 +22,7 @@ def slurm(*command, **environment):
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHON": sys.executable, "GPU": "--cpus-per-task=1", **environment},
+        env=os.environ | {"PYTHON": sys.executable, **environment},
     ).stdout
 
 
@@ -43,9 +43,10 @@ def wait_until_done(folder, seconds=240):
 
 
 def submit(folder, *flags):
-    """Submits as a user does, but with the logs in `folder`; inner jobs take the place of logs from the environment."""
-    logs = f"{folder}/%x-%j.log"
-    slurm("sbatch", f"--output={logs}", "slurm/folds.sbatch", *flags, PREPARE="--folds 2", SBATCH_OUTPUT=logs)
+    """Submits as a user does, but with the logs in `folder`; inner jobs take the place of logs from the environment.
+    Each fold has the node to itself, so that the second is cut off while the first is queued again."""
+    own = dict(PREPARE="--folds 2", GPU="--exclusive", SBATCH_OUTPUT=f"{folder}/%x-%j.log")
+    slurm("sbatch", f"--output={own['SBATCH_OUTPUT']}", "slurm/folds.sbatch", *flags, **own)
 
 
 def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
@@ -54,7 +55,7 @@ def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
     log = wait_until_done(tmp_path)
     assert "folds in job" in log
     assert log.count("stopped by --stop-after; run it again to go on from step 1 of 2") == 2
-    assert "Job is pending" not in log, "a fold must queue itself again, not the whole array"
+    assert "Job is pending" not in log, "the last fold must queue itself again, not the whole array"
     assert log.count("goes on in epoch 1 after 1 of 2 steps") == 2
     assert log.count("10 rows, checked") == 1
     assert len(list((tmp_path / "output" / "base").glob("submission_base_CV*.csv"))) == 1
