@@ -107,8 +107,9 @@ class _Hashed:
 
 def read_checked(path):
     """Reads a resume file. Raises ValueError where a byte of it has changed, or some are missing."""
-    sha256, left = hashlib.sha256(), path.stat().st_size - DIGEST
+    sha256 = hashlib.sha256()
     with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - DIGEST
         while left > 0:
             block = file.read(min(left, 2**22))
             if not block:
