@@ -20,6 +20,9 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+# Ctrl-C reaches the tested commands also where the suite runs in the background, whose children would ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # a small model from scratch that learns within seconds, for whatever needs a trained fold
 TINY = "--model test_resnet --weights none --size 32 --epochs 2 --batch-size 8 --lr 3e-3 --min-lr 3e-4".split()
 
