@@ -61,10 +61,8 @@ def running():
 
 
 def test_parallel_trains_a_fold_on_each_visible_gpu(toy, tmp_path):
-    """The GPUs are only named here; each process finds none and takes the CPU."""
-    flags = [*toy(train=60), "--parallel", *TINY]
-    two = dict(CUDA_VISIBLE_DEVICES="0,1")
-    process = run_sh(*flags, **two)
+    """The GPUs are only named here; each process finds none and takes the CPU. test_notebooks.py goes on to the end."""
+    process = run_sh(*toy(train=60), "--parallel", *TINY, CUDA_VISIBLE_DEVICES="0,1")
 
     def folds():
         return {line.split("--fold\0")[1][0] for line in running() if str(tmp_path) in line and "--fold\0" in line}
@@ -74,16 +72,11 @@ def test_parallel_trains_a_fold_on_each_visible_gpu(toy, tmp_path):
         time.sleep(0.05)
     wait_for(process, tmp_path / "output" / "base" / "config.json")  # the imports are done, a fold is taken
     os.kill(process.pid, signal.SIGINT)  # as a terminal's Ctrl-C, which reaches run.sh alone
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert "Traceback" not in err
     assert not folds()
     assert not list(tmp_path.rglob(".tmp*"))
-
-    process = run_sh(*flags, **two)
-    out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
-    assert "10 rows, checked" in out
 
 
 def test_parallel_ends_badly_where_a_fold_does(toy):
