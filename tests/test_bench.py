@@ -1,5 +1,6 @@
-"""The benchmarks that a GPU or much time is for still run, at a tiny size; their figures are not asserted."""
+"""The benchmarks that need a GPU or much time, at their smallest; what they must find is asserted, not how fast."""
 
+import json
 import subprocess
 import sys
 
@@ -13,3 +14,23 @@ def test_gpu_bench_runs_on_a_cpu():
     for words in ("bare model", "kit's training loop", "8 views", "step of ranger21-package", "whole job"):
         assert f"| {words}" in result.stdout or words in result.stdout
     assert result.stdout.count("| ") > 10
+
+
+def test_twenty_kills_and_the_same_bytes(tmp_path):
+    """Both Ranger21s and AdamW, 0 and 2 workers, at random moments and during saves."""
+    command = [sys.executable, ROOT / "tests" / "bench" / "kill.py", "20", "--folder", tmp_path / "kill"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    rows = json.loads((tmp_path / "kill" / "kills.json").read_text())
+    assert all(row["equal"] for row in rows)
+    training = [row for row in rows if "within_epoch" in row]
+    assert sum(row["kills"] for row in training) >= 20
+    assert sum(row["within_epoch"] for row in training) >= 4
+    assert sum(row["during_save"] for row in training) >= 4
+
+
+def test_fuzzing_for_a_few_seconds():
+    command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "2"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    counts = dict(part.split(" ", 1)[::-1] for part in result.stdout.strip().split(", "))
+    assert set(counts) == {f"{kind} {end}" for kind in ("images", "archives", "tables") for end in ("read", "refused")}

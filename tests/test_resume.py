@@ -24,18 +24,6 @@ def flags(trained, tmp_path):
     return ["--input", trained.input, "--output", tmp_path / "output"]
 
 
-def test_twenty_kills_and_the_same_bytes(tmp_path):
-    """The benchmark at its smallest: both Ranger21s and AdamW, 0 and 2 workers, at random moments and during saves."""
-    command = [sys.executable, ROOT / "tests" / "bench" / "kill.py", "20", "--folder", tmp_path / "kill"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    rows = json.loads((tmp_path / "kill" / "kills.json").read_text())
-    assert all(row["equal"] for row in rows)
-    training = [row for row in rows if "within_epoch" in row]
-    assert sum(row["kills"] for row in training) >= 20
-    assert sum(row["within_epoch"] for row in training) >= 4
-    assert sum(row["during_save"] for row in training) >= 4
-
-
 def stop_within(flags, epochs=2):
     """Starts a fold that saves after each step and kills it in its last epoch. → the experiment's folder."""
     folder = flags[3] / "new"
@@ -154,12 +142,3 @@ def test_the_whole_way_twice_gives_the_same_bytes(trained, tmp_path):
     assert len(names) == 9
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-
-
-def test_fuzzing_for_a_few_seconds():
-    """The benchmark at its smallest; its figures are in README.md."""
-    command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "2"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    counts = dict(part.split(" ", 1)[::-1] for part in result.stdout.strip().split(", "))
-    assert set(counts) == {f"{kind} {end}" for kind in ("images", "archives", "tables") for end in ("read", "refused")}
