@@ -62,9 +62,8 @@ def kit(tmp_path):
 
 
 def test_kaggle(toy, tmp_path, kit, monkeypatch):
-    """The time is up in the first session; the second begins with its output, and goes on to the submission. The two
-    GPUs are only named: each process finds none and takes the CPU."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    """The time is up in the first session, which sees no GPU; the second begins with its output, trains a fold on each
+    of two GPUs, and goes on to the submission. The GPUs are only named: each process finds none and takes the CPU."""
     inputs, working = (tmp_path / "kaggle" / name for name in ("input", "working"))
     competition = Path(toy(train=60)[1])
     inputs.mkdir(parents=True)
@@ -78,13 +77,14 @@ def test_kaggle(toy, tmp_path, kit, monkeypatch):
     subprocess.run(["chmod", "-R", "a-w", inputs], check=True)
 
     first = run_notebook(without_end(tmp_path), tmp_path, f"{flags} --save-minutes 1e-6")
-    assert first.count("stopped by --stop-after; run it again to go on from step 1 of 3") == 2
+    assert first.count("stopped by --stop-after; run it again to go on from step 1 of 3") == 1
     subprocess.run(["chmod", "u+w", inputs], check=True)
     working.rename(inputs / "earlier")
     working.mkdir()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     out = run_notebook(ROOT / "notebooks" / "kaggle.ipynb", tmp_path, flags)
     assert "is up to date" in out
-    assert out.count("goes on in epoch 1 after 1 of 3 steps") == 2
+    assert out.count("goes on in epoch 1 after 1 of 3 steps") == 1
     assert "10 rows, checked" in out
     assert (working / "submission.csv").read_text().count("\n") == 10
 
