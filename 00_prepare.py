@@ -2,6 +2,7 @@
 
     python 00_prepare.py                                   # input/ → output/prepared/
     python 00_prepare.py --size 384                        # adds a cache of another size; the folds stay
+    python 00_prepare.py --limit 200 --output output/look  # a quick look at the whole chain
     python 00_prepare.py --train-images train_images --image-column image_id --sample-submit sample_submission.csv
 
 Reads INPUT/train.csv, INPUT/sample_submit.csv, and the images straight out of INPUT/train.zip and INPUT/test.zip, or
@@ -10,101 +11,106 @@ test_448.npy, samples.png, prepared.json, duplicates.csv and duplicates.png: the
 in one fold (--groups), or the CV would be measured on images that the model has seen.
 """
 
-from common import (
-    Parser,
-    UserError,
-    cpu_count,
-    file_hash,
-    listing,
-    locked,
-    number,
-    prepared_folder,
-    progress,
-    read_json,
-    replacing,
-    run,
-    say,
-    write_csv,
-    write_json,
-)
-
-
-def parse_args():
-    parser = Parser(__doc__)
-    add = parser.add_argument_group("images").add_argument
-    add("--size", type=number(int, 1), default=448, help="side in px of the cached images (thesis 3.1.1)")
-    add("--train-images", metavar="NAME", help="zip or folder in --input; by itself train.zip, else train")
-    add("--test-images", metavar="NAME", help="zip or folder in --input; by itself test.zip, else test")
-
-    add = parser.add_argument_group("tables").add_argument
-    add("--train-csv", default="train.csv", help="the table of images and labels")
-    add("--image-column", default="image_name", help="its column of image names")
-    add("--label-column", default="label", help="its column of labels")
-    add("--sample-submit", default="sample_submit.csv", help="the sample submission: the test images and the format")
-    add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether the sample has a header line")
-    add("--submit-value", choices=("auto", "probability", "label"), default="auto",
-        help="what its one value column wants; auto: the label where there are several classes or the sample shows "
-        "class names, else the probability of the second class")  # fmt: skip
-
-    add = parser.add_argument_group("folds (thesis 3.1.2)").add_argument
-    add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
-    add("--seed", type=number(int, 0), default=777, help="decides the folds (listing)")
-    add("--overwrite", action="store_true", help="make everything anew; models of the earlier folds are then refused")
-
-    add = parser.add_argument_group("groups: images that must stay in one fold").add_argument
-    add("--groups", default="auto", help="auto: copies of one source, found by groups.py; none (the thesis); a column "
-        "of the training table; or a FILE.csv with image_name,group")  # fmt: skip
-    add("--embed", metavar="MODEL", help="find auto's candidates by the features of a timm model, not by SIFT words")
-    add("--weights", help="of --embed: hub (by itself), none, or a .safetensors or .pth file")
-    args = parser.parse_args()
-    if args.embed and args.groups != "auto":
-        parser.error("--embed helps --groups auto to find groups: leave it out, or leave out --groups")
-    if args.weights and not args.embed:
-        parser.error("--weights belongs to --embed: give that too")
-    args.weights = args.weights or "hub"
-    return args
-
-
-if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
-
 import contextlib
 import hashlib
-import io
-import math
-import os
-import shutil
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-import groups as grouping
-import shift
-from data import PREPARE, Augmentation, read_table
-from images import ImageSource, contact_sheet, resize
-from tables import check_unique, given_groups, read_labels, read_sample_submit
+import common
+from common import UserError, listing, number, prepared_folder, say
+from kit import copies, forecast
+from kit.cache import array_in_file, cache, staged
+from kit.folds import fold_table, given_groups, make_folds
+from kit.images import ImageSource, contact_sheet
+from kit.locks import locked
+from kit.metrics import METRICS, default_metric
+from kit.tables import SUBMISSIONS, check_unique, positive_class, read_labels, read_sample_submit
 
-# ---------------------------------------------------------------- where the images are
+
+def make_parser():
+    parser = common.Parser(__doc__)
+    add = parser.add_argument_group("images").add_argument
+    add("--size", type=number(int, 1), default=448, help="side in px of the cached images (thesis 3.1.1)")
+    add("--train-images", metavar="NAME", help="zip or folder in --input; by default train.zip, else train")
+    add("--test-images", metavar="NAME", help="zip or folder in --input; by default test.zip, else test")
+    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="grey: use what is left, else grey pixels")
+    add("--limit", type=number(int, 1), metavar="N", help="a quick look: about N training and the first N test images")
+
+    add = parser.add_argument_group("tables").add_argument
+    add("--train-csv", default="train.csv", help="the table of images and labels")
+    add("--image-column", default="image_name", help="its column of image names")
+    add("--label-column", default="label", help="its column of labels")
+    add("--metric", choices=("auto", *METRICS), default="auto", help="of 01 to 03; auto: auc, of many classes accuracy")
+    add("--positive", metavar="LABEL", help="the class of two whose probability is wanted; by default the larger")
+    add("--sample-submit", default="sample_submit.csv", help="the sample submission: the test images and the format")
+    add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether the sample has a header line")
+    add("--submit-value", choices=("auto", *SUBMISSIONS), default="auto", help="what its one value column wants; auto: "
+        "the label of several classes or where the sample shows words, else the probability")  # fmt: skip
+
+    add = parser.add_argument_group("folds (thesis 3.1.2)").add_argument
+    add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
+    add("--seed", type=number(int, 0), default=777, help="decides the folds (listing)")
+    add("--overwrite", action="store_true", help="make everything anew; models of other folds are then refused")
+
+    add = parser.add_argument_group("groups: images that must stay in one fold").add_argument
+    add("--groups", default="auto", help="auto: copies of one source, found by kit/copies.py; none (the thesis); a "
+        "column of the training table; or a FILE.csv with image_name,group")  # fmt: skip
+    add("--embed", metavar="MODEL", help="find auto's candidates by the features of a timm model, not by SIFT words")
+    add("--weights", help="of --embed: hub (the default), none, or a .safetensors or .pth file")
+    return parser
 
 
-def image_source(args, part, given):
+# ---------------------------------------------------------------- what the competition gives
+
+
+def read_competition(args):
+    """Reads and checks all tables, and finds every image. → what is in them, and the settings that decide the folds."""
+    names, labels, classes = read_labels(args)
+    sources = {part: image_source(args, part) for part in ("train", "test")}
+    test_names, submission = read_sample_submit(args, sources["test"], classes)
+    positive = positive_class(args, classes, submission)
+    classes = sorted(classes, key=lambda label: label == positive) if positive else classes
+    metric = default_metric(classes) if args.metric == "auto" else args.metric
+    if reason := METRICS[metric].fits(classes):
+        raise UserError(f"--metric {metric} doesn't suit the classes {listing(classes)}: {reason}")
+    groups, alone = (np.arange(len(names)), 0) if args.groups in ("auto", "none") else given_groups(args, names)
+    if args.limit:
+        rows, test_names = some_of_each(labels, args.limit, args.folds, args.seed), test_names[: args.limit]
+        names, labels, groups = [names[i] for i in rows], [labels[i] for i in rows], groups[rows]
+    names = dict(train=names, test=test_names)
+    tables = dict(train=args.input / args.train_csv, test=args.input / args.sample_submit)
+    content = hashlib.sha256(repr((names["train"], labels, test_names, groups.tolist())).encode()).hexdigest()
+    settings = dict(
+        made_from=dict(tables=content) | {f"{part}_images": source.fingerprint for part, source in sources.items()},
+        task="classes", classes=classes, positive=positive, metric=metric, folds=args.folds, seed=args.seed,
+        groups=args.groups + (f" by {args.embed} {args.weights or 'hub'}" if args.embed else ""),
+        submission=submission, limit=args.limit,
+    )  # fmt: skip
+    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))])  # a test image is a group
+    keys = {part: find_all(sources[part], names[part], tables[part]) for part in sources}
+    return SimpleNamespace(names=names, labels=labels, groups=groups, alone=alone, sources=sources, keys=keys,
+        settings=settings)  # fmt: skip
+
+
+def image_source(args, part):
     """The zip or folder of `part`: the one given by flag, else INPUT/part.zip, else INPUT/part."""
-    names = [given] if given else [f"{part}.zip", part]
-    for name in names:
-        path = args.input / name
+    given = getattr(args, f"{part}_images")
+    paths = [args.input / name for name in ([given] if given else [f"{part}.zip", part])]
+    for path in paths:
         if path.exists():
             return ImageSource(path)
-    raise UserError(
-        f"{args.input / names[0]} is missing: put the competition's images there, or name them with --{part}-images"
-    )
+    raise UserError(f"{paths[0]} is missing: put the competition's images there, or name them with --{part}-images")
 
 
-# ---------------------------------------------------------------- caches
+def some_of_each(labels, count, least, seed):
+    """→ the rows of about `count` labels: of each class its share, and at least `least`."""
+    labels = pd.Series(labels).sample(frac=1, random_state=seed)
+    of_class = labels.groupby(labels)
+    share = (of_class.transform("size") * count / len(labels)).round().clip(lower=least)
+    return np.sort(labels.index[of_class.cumcount() < share])
 
 
 def find_all(source, names, table):
@@ -117,332 +123,159 @@ def find_all(source, names, table):
     return keys
 
 
-def check_disk(folder, needed):
-    """Raises UserError where `needed` bytes don't fit."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"{folder} has {free / 2**30:.1f} GiB free and the caches need {needed / 2**30:.1f} GiB: "
-            "free some space, choose another --output, or a smaller --size"
-        )
+# ---------------------------------------------------------------- what is made of it
 
 
-def cache(source, keys, size, path, look):
-    """Decodes every image once and writes uint8 [N, size, size, 3] to `path`. → the Counter of (width, height) seen.
+def earlier_prepared(args, data):
+    """→ (prepared.json, folds.csv, its whole caches of this size) of an earlier run, or None. Raises UserError where
+    files or settings differ: other folds would make every model trained so far look better or worse than it is."""
+    folder = prepared_folder(args)
+    if args.overwrite or not all((folder / name).exists() for name in ("prepared.json", "folds.csv")):
+        return None
+    prepared, folds = common.read_prepared(args)
+    changed = [key for key, value in data.settings.items() if prepared.get(key) != value]
+    if changed:
+        remedy = "use another --output, or --overwrite to prepare anew (models of other folds are then refused)"
+        raise UserError(f"{folder} was prepared with other {listing(changed)}: {remedy}")
+    caches = []
+    with contextlib.suppress(UserError):  # of another size, or lost or damaged: made again
+        caches = [common.open_images(args, prepared, part, args.size, len(names)) for part, names in data.names.items()]
+    return prepared, folds, caches
 
-    Each thread writes its images to their place in the file, so memory doesn't grow with the data, and a disk that
-    fills up is an error and no bus error. All unreadable images are reported together. `look(i, image)` sees
-    every whole image as well.
+
+def prepare(args, data, new, earlier):
+    """Makes all files in the folder `new`; after an `earlier` run, only the caches. → (prepared.json, folds.csv as a
+    table, {part: Counter of the images' sizes})."""
+    names, count, find = data.names["train"], len(data.groups), args.groups == "auto" and not earlier
+    statistics = np.zeros((count, forecast.STATISTICS), np.float32)
+    with array_in_file(new, copies.RECORD, count) if find else contextlib.nullcontext() as records:
+        seen, unreadable = cache_all(args, data, new, statistics, records)
+        groups, relatives = find_relatives(args, data, new, records) if find else (data.groups, None)
+    if not earlier:
+        shift = forecast.adversarial_validation(statistics, np.arange(count) >= len(names), groups, args.seed)
+        folds = make_folds(names, data.labels, data.settings["classes"], groups[: len(names)], args.folds, args.seed)
+        common.write_csv(new / "folds.csv", folds)
+        common.write_csv(new / "test.csv", pd.DataFrame(dict(image_name=data.names["test"])))
+        hashed = common.file_hash(new / "folds.csv")
+        earlier = dict(sizes=[], folds_hash=hashed, relatives=relatives, shift=shift, unreadable=[]), folds, []
+    prepared, folds, _ = earlier
+    sizes, unreadable = {*prepared["sizes"], args.size}, dict.fromkeys([*prepared["unreadable"], *unreadable])
+    prepared = data.settings | prepared | dict(sizes=sorted(sizes), unreadable=list(unreadable))
+    draw_samples(args, new, folds, data.settings["classes"])
+    common.write_json(new / "prepared.json", prepared)
+    return prepared, folds, seen
+
+
+def cache_all(args, data, folder, statistics, records):
+    """Caches the images of both parts, and looks at each once on the way: fills `statistics` and `records`, if any.
+    → ({part: Counter of the images' sizes}, unreadable images). Raises UserError naming those, unless they may be grey.
     """
-    header = io.BytesIO()
-    shape = (len(keys), size, size, 3)
-    np.lib.format.write_array_header_1_0(header, dict(descr="|u1", fortran_order=False, shape=shape))
-    image_bytes, sizes, unreadable = size * size * 3, Counter(), []
+    seen, unreadable, first = {}, [], 0
+    for part, names in data.names.items():
 
-    def convert(task):
-        i, key = task
-        try:
-            image = source.decoded(key)
-        except ValueError as error:
-            return f"{key} ({error})", None
-        os.pwrite(file.fileno(), resize(image, size).data, header.tell() + i * image_bytes)
-        look(i, image)
-        return None, image.shape[1::-1]
+        def look(i, image, first=first):
+            statistics[first + i] = forecast.statistics(image)
+            if records is not None:
+                records[first + i] = copies.describe(image)
 
-    with replacing(path) as temporary:
-        with open(temporary, "wb") as file, ThreadPoolExecutor(cpu_count()) as pool:
-            file.write(header.getvalue())
-            file.flush()
-            with progress(len(keys), path.name) as bar:
-                for error, shape in pool.map(convert, enumerate(keys)):
-                    if error:
-                        unreadable.append(error)
-                    else:
-                        sizes[shape] += 1
-                    bar.update()
-        if unreadable:
-            count = len(unreadable)
-            raise UserError(f"{source.path} has {count} unreadable images: {listing(unreadable)}: replace them")
-    return sizes
+        path = folder / f"{part}_{args.size}.npy"
+        seen[part], reasons = cache(data.sources[part], data.keys[part], args.size, path, look)
+        unreadable += [f"{part}/{names[i]} ({reason})" for i, reason in reasons.items()]
+        first += len(names)
+    if unreadable and args.unreadable == "refuse":
+        shown = f"{len(unreadable)} unreadable images: {listing(unreadable)}"
+        raise UserError(f"{args.input} has {shown}: replace them, or go on with --unreadable grey")
+    return seen, unreadable
 
 
-@contextlib.contextmanager
-def array_in_file(folder, name, dtype, *shape):
-    """An array that lies in a temporary file, so that memory doesn't grow with the data."""
-    path, dtype = folder / f".tmp{os.getpid()}.{name}", np.dtype(dtype)
-    try:
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)  # a full disk is an error here
-        yield np.memmap(path, dtype, "r+", shape=shape)
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written ({error.strerror}): free some space, or use another --output"
-        ) from error
-    finally:
-        path.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- folds
-
-
-def make_folds(names, labels, classes, groups, count, seed):
-    """Stratified folds, shuffled (thesis 3.1.2), in which no group (int [N]) is split. → the table folds.csv.
-
-    Without groups of two or more these are the thesis' folds. Raises UserError where a class has too few groups to be
-    in every fold.
-    """
-    table = pd.DataFrame(dict(image_name=names, label=labels))
-    table["target"] = table.label.map({label: i for i, label in enumerate(classes)})
-    table["group"] = groups
-    if table.group.nunique() < count:
-        raise UserError(
-            f"{table.group.nunique()} groups of relatives can't fill {count} folds: lower --folds, or see --groups"
-        )
-    table["fold"] = -1
-    single = table.group.is_unique
-    splitter = (StratifiedKFold if single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
-    for fold, (_, held_out) in enumerate(splitter.split(table, table.target, None if single else table.group)):
-        table.loc[held_out, "fold"] = fold
-    counts = pd.crosstab(table.label, table.fold).reindex(columns=range(count), fill_value=0)
-    lacking = counts.index[(counts == 0).any(axis=1)]
-    if len(lacking):
-        raise UserError(
-            f"classes {listing(lacking)} have too few groups of relatives for {count} folds: lower --folds, or see "
-            "--groups"
-        )
-    return table
+def find_relatives(args, data, folder, records):
+    """Finds the images that show one source; writes duplicates.csv and duplicates.png. → (group of each image int [N],
+    the training images first, summary for prepared.json)."""
+    images = data.names["train"], data.labels, data.names["test"]
+    with array_in_file(folder, np.float32, len(records), copies.VECTOR) as vectors:
+        candidates = copies.candidates(records, vectors, embed(args, folder) if args.embed else None)
+    pairs, evidence = copies.relatives(records, candidates)
+    groups = copies.components(pairs, len(records))
+    common.write_csv(folder / "duplicates.csv", copies.table(pairs, evidence, groups, *images))
+    copies.draw(folder / "duplicates.png", records, pairs, evidence, groups, *images)
+    return groups, copies.summary(groups, *images)
 
 
 def embed(args, folder):
-    """Features of a timm model, of the training images and then the test images: float32 [N, D]."""
-    import torch  # with timm it takes seconds to import; only --embed needs it
+    """Features of a timm model, of the training images and then the test images: float32 [N, D], of unit length."""
+    import torch  # with timm it takes seconds to import; only --embed needs them
 
-    import model as models
+    from kit import device, model
 
-    device = models.pick_device("auto")
-    config = dict(model=args.embed, model_kwargs={}, weights=args.weights, head="fresh", size=args.size, norm="model")
-    torch.manual_seed(args.seed)
-    network = models.build_model(config, 0).to(device)
+    torch.manual_seed(args.seed)  # decides --weights none
+    place = device.pick_device("auto")
+    network = model.build_features(args.embed, args.size, args.weights or "hub").to(place)
     parts = [np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in ("train", "test")]
-    return grouping.unit(
-        np.concatenate(
-            [models.predict(network, images, np.arange(len(images)), 32, device, bar="features") for images in parts]
-        )
-    )
+    features = [model.predict(network, part, np.arange(len(part)), 32, place, bar="features") for part in parts]
+    return copies.unit(np.concatenate(features))
 
 
 # ---------------------------------------------------------------- what is shown
 
 
-def fold_table(folds, classes):
-    """Images of each class in each fold, with sums, as text."""
-    counts = pd.crosstab(folds.fold, folds.label)[classes]
-    counts.loc["all"] = counts.sum()
-    counts["all"] = counts.sum(axis=1)
-    counts.columns.name = None
-    return counts.rename_axis("fold").to_string()
-
-
-def size_line(sizes):
-    """'96 × 96 (12), 80 × 60 (3) and 4 more sizes, 40 to 900 px'"""
-    most = ", ".join(f"{w} × {h} ({n})" for (w, h), n in sizes.most_common(3))
-    sides = [side for size in sizes for side in size]
-    more = f" and {len(sizes) - 3} more sizes" if len(sizes) > 3 else ""
-    return f"{most}{more}; sides {min(sides)} to {max(sides)} px"
-
-
-def draw_samples(path, images, folds, classes, seed, columns=4):
-    """Images of each class before augmentation, and below each the same image after it (thesis figures 3.1 to 3.3)."""
-    rng, augment = np.random.default_rng(seed), Augmentation("d4")
-    sheet = []
+def draw_samples(args, folder, folds, classes, columns=6):
+    """Draws samples.png: images of each class, as the cache holds them."""
+    rng, sheet = np.random.default_rng(args.seed), []
+    images = np.load(folder / f"train_{args.size}.npy", mmap_mode="r")
     for label in classes[:10]:
         rows = np.flatnonzero(folds.label == label)
         chosen = rng.choice(rows, min(columns, len(rows)), replace=False)
-        sheet.append((f"label {label}", [(images[i], folds.image_name[i][-30:]) for i in chosen]))
-        sheet.append(("augmented", [(augment(images[i], seed=int(i)), "") for i in chosen]))
-    with replacing(path) as temporary:
-        contact_sheet(temporary, sheet, columns)
+        sheet.append((f"label {label} · {len(rows)} images", [(images[i], folds.image_name[i]) for i in chosen]))
+    contact_sheet(folder / "samples.png", sheet, columns)
 
 
-# ---------------------------------------------------------------- main
-
-
-def main():
-    args = ARGS
-    cv2.setNumThreads(1)  # the threads of `cache` share the cores already
-    folder = prepared_folder(args)
-    data = read_competition(args)
-    if up_to_date(folder, data, args):
-        return
-    with locked(args.output / ".prepare.lock", folder), staging_folder(folder) as new:
-        if up_to_date(folder, data, args):  # by the process that held the lock until now
-            return
-        earlier = earlier_prepared(folder, data.settings, args)
-        findings, folds, seen = prepare(args, data, new, folder, earlier)
-        publish(new, folder, anew=not earlier)
-    for part, source, used, sizes in (
-        ("train", data.train, data.names, seen[0]),
-        ("test", data.test, data.test_names, seen[1]),
-    ):
-        say(f"{part:5}  {len(used)} images, {size_line(sizes)}; {len(source.files) - len(used)} more that no row names")
-    submission = data.settings["submission"]
-    say(f"submission  {'with' if submission['header'] else 'no'} header, {submission['value']}")
-    for line in [*grouping.report_lines(findings["relatives"]), *shift.report_lines(findings["shift"])]:
-        say(line)
-    say(f"\n{fold_table(folds, data.settings['classes'])}\n\nprepared {args.size} px → {folder} (look at samples.png)")
-
-
-def read_competition(args):
-    """Reads and checks all tables, and finds every image. → what is in them, and the settings that decide the folds."""
-    names, labels, classes = read_labels(args)
-    train, test = image_source(args, "train", args.train_images), image_source(args, "test", args.test_images)
-    test_names, submission = read_sample_submit(args, test, classes)
-    train_keys = find_all(train, names, args.input / args.train_csv)
-    test_keys = find_all(test, test_names, args.input / args.sample_submit)
-    groups = given_groups(args, names) if args.groups not in ("auto", "none") else np.arange(len(names))
-    tables = hashlib.sha256(repr((names, labels, test_names, groups.tolist())).encode()).hexdigest()
-    settings = dict(
-        made_from=dict(tables=tables, train_images=train.fingerprint, test_images=test.fingerprint),
-        classes=classes,
-        folds=args.folds,
-        seed=args.seed,
-        groups=args.groups + (f" by {args.embed} {args.weights}" if args.embed else ""),
-        submission=submission,
-    )
-    return SimpleNamespace(
-        names=names,
-        labels=labels,
-        test_names=test_names,
-        train=train,
-        test=test,
-        train_keys=train_keys,
-        test_keys=test_keys,
-        groups=np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))]),  # each test image by itself
-        settings=settings,
-    )
-
-
-def up_to_date(folder, data, args):
-    earlier = earlier_prepared(folder, data.settings, args)
-    if not earlier or args.size not in earlier["sizes"]:
-        return False
-    say(
-        f"{folder} is up to date: {args.folds} folds, seed {args.seed}, sizes {listing(earlier['sizes'])} px. "
-        "Nothing to do."
-    )
-    return True
-
-
-def prepare(args, data, new, folder, earlier):
-    """Makes all files in the folder `new`; after an `earlier` run only those of another size.
-
-    → (what was found of relatives and shift, the table folds.csv, the image sizes seen in each part).
-    """
-    train_count, count = len(data.names), len(data.names) + len(data.test_names)
-    find, groups, relatives = args.groups == "auto" and not earlier, data.groups, None
-    check_disk(new, count * (args.size**2 * 3 + find * (grouping.RECORD.itemsize + 4 * grouping.VECTOR)))
-    statistics = np.zeros((count, shift.STATISTICS), np.float32)
-    with array_in_file(new, "records", grouping.RECORD, count) if find else contextlib.nullcontext() as records:
-        seen = cache_all(args, data, new, statistics, records)
-        if find:
-            groups, relatives = find_relatives(args, new, records, data.names, data.labels, data.test_names)
-    if earlier:
-        findings = {key: earlier[key] for key in ("relatives", "shift")}
-        folds, folds_hash, sizes = read_table(folder / "folds.csv", PREPARE), earlier["folds_hash"], earlier["sizes"]
-    else:
-        found = shift.adversarial_validation(statistics, np.arange(count) >= train_count, groups, args.seed)
-        findings, sizes, classes = dict(relatives=relatives, shift=found), [], data.settings["classes"]
-        folds = make_folds(data.names, data.labels, classes, groups[:train_count], args.folds, args.seed)
-        write_csv(new / "folds.csv", folds)
-        write_csv(new / "test.csv", pd.DataFrame(dict(image_name=data.test_names)))
-        folds_hash = file_hash(new / "folds.csv")
-    images = np.load(new / f"train_{args.size}.npy", mmap_mode="r")
-    draw_samples(new / "samples.png", images, folds, data.settings["classes"], args.seed)
-    whole = data.settings | findings | dict(sizes=sorted([*sizes, args.size]), folds_hash=folds_hash)
-    write_json(new / "prepared.json", whole)
-    return findings, folds, seen
-
-
-def cache_all(args, data, folder, statistics, records):
-    """Caches the images of both parts, and looks at each image once on the way: fills `statistics` and, if there are
-    any, `records`. → the sizes seen in each part."""
-
-    def look_from(first):
-        def look(i, image):
-            statistics[first + i] = shift.statistics(image)
-            if records is not None:
-                records[first + i] = grouping.describe(image)
-
-        return look
-
-    return [
-        cache(data.train, data.train_keys, args.size, folder / f"train_{args.size}.npy", look_from(0)),
-        cache(data.test, data.test_keys, args.size, folder / f"test_{args.size}.npy", look_from(len(data.names))),
+def report(args, data, prepared, folds, seen):
+    """Prints what was found: a topic a line, and how the classes lie in the folds."""
+    submission, positive, unreadable = (prepared[key] for key in ("submission", "positive", "unreadable"))
+    wanted = submission["value"]
+    if wanted == "probability":
+        wanted += " of each class" if submission["columns"] else f" of {positive!r}"
+    topics = [(part, images_line(seen[part], len(data.sources[part].files))) for part in data.names]
+    topics += [
+        ("limit", args.limit and f"a quick look: the submission covers the first {args.limit} test images"),
+        ("unreadable", unreadable and f"{len(unreadable)} images, grey where nothing is left: {listing(unreadable)}"),
+        ("metric", METRICS[prepared["metric"]].name + (f", positive class {positive!r}" if positive else "")),
+        ("submission", f"{'with' if submission['header'] else 'no'} header, {wanted}"),
+        ("groups", data.alone and f"{data.alone} images have a blank cell for their group: each is its own group"),
+        *zip(["groups", *[""] * 9], copies.report_lines(prepared["relatives"]), strict=False),
+        *zip(["shift", *[""] * 9], forecast.report_lines(prepared["shift"]), strict=False),
     ]
+    for topic, line in topics:
+        if line:
+            say(f"{topic:<12}{line}")
+    say(f"\n{fold_table(folds, prepared['classes'])}\n")
+    say(f"prepared {args.size} px → {prepared_folder(args)} (look at samples.png)")
 
 
-def find_relatives(args, folder, records, names, labels, test_names):
-    """Finds the images that show one source; writes duplicates.csv and duplicates.png.
-
-    → (group of each image int [N], the training images first, summary for prepared.json).
-    """
-    embedding = embed(args, folder) if args.embed else None
-    room = array_in_file(folder, "vectors", np.float32, len(records), grouping.VECTOR)
-    with contextlib.nullcontext() if args.embed else room as vectors:
-        candidates = grouping.candidates(records, vectors, embedding)
-    pairs, evidence = grouping.relatives(records, candidates)
-    groups = grouping.components(pairs, len(records))
-    write_csv(folder / "duplicates.csv", grouping.table(pairs, evidence, groups, names, labels, test_names))
-    with replacing(folder / "duplicates.png") as temporary:
-        grouping.draw(temporary, records, pairs, evidence, groups, names, labels, test_names)
-    return groups, grouping.summary(groups, names, labels, test_names)
+def images_line(sizes, files):
+    """'15 images, 96 × 96 (9), 80 × 60 (3), 64 × 64 (1) and 2 more sizes, 40 to 900 px; 2 more not used'"""
+    sides, others = [side for size in sizes for side in size], len(sizes) - 3
+    most = ", ".join(f"{w} × {h} ({n})" for (w, h), n in sizes.most_common(3))
+    more = f" and {others} more sizes, {min(sides)} to {max(sides)} px" if others > 0 else ""
+    return f"{sizes.total()} images, {most}{more}; {files - sizes.total()} more not used"
 
 
-@contextlib.contextmanager
-def staging_folder(folder):
-    """An empty folder beside the final files, in which all new ones are made, so that a run that fails or is killed
-    leaves the earlier ones as they were."""
-    staging = folder / ".new"
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # of a killed run
-        staging.mkdir(parents=True)
-        yield staging
-    except OSError as error:
-        raise UserError(
-            f"{staging} can't be written ({error.strerror or error}): mend that, or use another --output"
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def publish(staging, folder, anew):
-    """Gives the new files their names. prepared.json goes first and comes last: without it nothing is prepared."""
-    (folder / "prepared.json").unlink(missing_ok=True)
-    if anew:
-        for path in [*folder.glob("*_*.npy"), *folder.glob("duplicates.*")]:
-            path.unlink()
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == "prepared.json"):
-        os.replace(path, folder / path.name)
-
-
-def earlier_prepared(folder, settings, args):
-    """→ what an earlier run prepared from the same files with the same settings, or None where there is nothing yet.
-
-    Other folds under the same name would make every model trained so far look better or worse than it is: refused.
-    """
-    if args.overwrite or not (folder / "prepared.json").exists():
-        return None
-    earlier = read_json(folder / "prepared.json", "run python 00_prepare.py")
-    changed = [key for key, value in settings.items() if earlier.get(key) != value]
-    if changed:
-        raise UserError(
-            f"{folder} was prepared with other {listing(changed)}: use another --output, or --overwrite to "
-            "prepare anew (models trained on the present folds are then refused)"
-        )
-    if file_hash(folder / "folds.csv") != earlier["folds_hash"]:
-        raise UserError(f"{folder / 'folds.csv'} was changed since: restore it, or --overwrite to make new folds")
-    return earlier
+def main(args):
+    if args.embed and args.groups != "auto":
+        raise UserError("--embed helps --groups auto to find groups: leave it out, or leave out --groups")
+    if args.weights and not args.embed:
+        raise UserError("--weights belongs to --embed: give that too")
+    cv2.setNumThreads(1)  # the threads of `cache` share the cores already
+    data, folder = read_competition(args), prepared_folder(args)
+    with locked(args.output / ".prepare.lock", folder):
+        earlier = earlier_prepared(args, data)
+        if earlier and earlier[2]:
+            return say(f"{folder} is up to date: sizes {listing(earlier[0]['sizes'])} px. Nothing to do.")
+        search = (copies.RECORD.itemsize + 4 * copies.VECTOR) * (args.groups == "auto" and not earlier)
+        with staged(folder, len(data.groups) * (args.size**2 * 3 + search), anew=not earlier) as new:
+            result = prepare(args, data, new, earlier)
+    report(args, data, *result)
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main, make_parser())

@@ -2,333 +2,212 @@
 
     python 02_oof.py base
     python 02_oof.py base nosampler                        # compares them, and blends them
+    python 02_oof.py base --metric logloss                 # shows another metric beside that of 00_prepare.py
     python 02_oof.py base --lb-public 0.888 --lb-private 0.905
 
-Reads OUTPUT/EXP as 01_train_fold.py left it, all folds finished. Prints the thesis' table 4.2 for this run, the pooled
-score (the CV) and the mean over the folds, at the best and at the last epoch, each with a 95 % interval from a
-bootstrap over groups, accuracy and confusion matrix. Writes OUTPUT/EXP/oof.csv, report.html (open it in a browser),
-confusion.png, roc.png and curves.png, and the experiment's row of OUTPUT/experiments.csv.
+Reads what 01_train_fold.py left in OUTPUT/EXP, of as many folds as are finished. Prints the thesis' table 4.2, and the
+score at the best epoch, at the last epoch and of what is submitted, each with a 95 % interval from a bootstrap over
+groups. The last line is the CV: the pooled score of what is submitted. Writes OUTPUT/EXP/oof.csv, report.html (open it
+in a browser), confusion.png, roc.png and curves.png, and the experiment's row of OUTPUT/experiments.csv.
 """
-
-from common import Parser, experiment_folder, listing, number, prepared_folder, run, say, write_csv
-
-
-def parse_args():
-    parser = Parser(__doc__)
-    parser.add_argument(
-        "exps", nargs="*", default=["base"], metavar="EXP", help="one experiment, or several to compare"
-    )
-    parser.add_argument("--metric", choices=("auc", "accuracy", "logloss", "f1"), default="auc", help="the score")
-    parser.add_argument("--draws", type=number(int, 100), default=1000, help="bootstrap samples")
-    add = parser.add_argument_group("what the leaderboard said, for experiments.csv").add_argument
-    for part in ("public", "private"):
-        add(f"--lb-{part}", type=number(float, 0), help=f"the {part} score; of several experiments, that of their mean")
-    args = parser.parse_args()
-    repeated = {exp for exp in args.exps if args.exps.count(exp) > 1}
-    if repeated:
-        parser.error(f"{listing(repeated)} is named twice: name each experiment once")
-    return args
-
-
-if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
 
 from datetime import datetime
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
-from sklearn.metrics import confusion_matrix, f1_score, log_loss
+from sklearn.metrics import confusion_matrix
 
-import report
-from data import accuracy, auc, note_in_ledger, open_images, read_oof, read_table, softmax
+from common import Parser, UserError, listing, number, read_table, run, say, softmax, write_csv
+from kit import metrics, report
+from kit.experiment import note_in_ledger, of_folds, read_oof
+from kit.metrics import METRICS
 
-MOST_EPOCHS = 5  # shown in the table
-SHOWN_OF_LEDGER = "experiment date settings metric cv cv_low cv_high last_epoch minutes public private".split()
-
-# ---------------------------------------------------------------- scores and their intervals
-
-
-def f1(targets, probabilities, weights=None):
-    """F1 of the second class of two, or its mean over more classes."""
-    average = "binary" if probabilities.shape[1] == 2 else "macro"
-    predicted = probabilities.argmax(axis=1)
-    return float(f1_score(targets, predicted, sample_weight=weights, average=average, zero_division=0))
+MOST_EPOCHS, WIDTH = 5, 120  # epochs in the table; characters of the widest line
+MOST_CLASSES, MOST_CONFUSIONS = 12, 10  # of more classes, the commonest confusions stand for the matrix
 
 
-def logloss(targets, probabilities, weights=None):
-    return float(log_loss(targets, probabilities, sample_weight=weights, labels=range(probabilities.shape[1])))
-
-
-METRICS = dict(auc=auc, accuracy=accuracy, logloss=logloss, f1=f1)
-NAMES = dict(auc="AUC", accuracy="accuracy", logloss="log loss", f1="F1")
-
-
-def mean_of_folds(metric, folds):
-    """A metric that is taken in each fold and averaged over the folds; folds int [N]."""
-
-    def score(targets, probabilities, weights=None):
-        weights = np.ones(len(targets)) if weights is None else weights
-        parts = [(targets[mine], probabilities[mine], weights[mine]) for mine in (folds == k for k in np.unique(folds))]
-        return float(np.mean([metric(*part) for part in parts]))
-
-    return score
-
-
-def bootstrap_weights(groups, draws, seed=777):
-    """→ int [draws, N]: how often each image is in each bootstrap sample.
-
-    Groups, not images, are drawn with replacement: copies of one source are one piece of evidence, and an interval from
-    drawn images would be too narrow. The same samples serve every experiment, so that differences are paired.
-    """
-    _, groups = np.unique(groups, return_inverse=True)
-    count = groups.max() + 1
-    rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(0, count, count), minlength=count)[groups] for _ in range(draws)])
-
-
-def interval(values):
-    """The middle 95 % of bootstrap values; samples that lack a class don't count."""
-    return tuple(float(x) for x in np.nanquantile(values, [0.025, 0.975]))
-
-
-def scored(metric, targets, probabilities, weights):
-    """→ (score, its values over the bootstrap samples)."""
-    return metric(targets, probabilities), np.array([metric(targets, probabilities, w) for w in weights])
-
-
-def with_interval(score, values):
-    low, high = interval(values)
-    return f"{score:.4f} ({low:.4f} to {high:.4f})"
-
-
-# ---------------------------------------------------------------- several experiments
-
-
-def comparison_line(name, other, score, values, other_score, other_values, larger_is_better):
-    """The paired difference `other` - `name`, its interval and what it says, in one plain sentence."""
-    delta, deltas = other_score - score, other_values - values
-    low, high = interval(deltas)
-    figures = f"Δ = {delta:+.4f}, 95 % {low:+.4f} … {high:+.4f}, P(Δ > 0) = {np.nanmean(deltas > 0):.2f}"
-    if low <= 0 <= high:
-        return f"{other} against {name}: no evidence either way: {figures}"
-    better = other if (delta > 0) == larger_is_better else name
-    return f"{other} against {name}: {better} is better: {figures}"
-
-
-def blends(probabilities):
-    """Mean of several experiments' probabilities, and of their ranks: {name: [N, K]}. Ranks are scaled to sum to 1."""
-    ranks = np.mean([rankdata(p, axis=0) for p in probabilities], axis=0)
-    return {
-        "mean of probabilities": np.mean(probabilities, axis=0),
-        "mean of ranks": ranks / ranks.sum(axis=1, keepdims=True),
-    }
+def make_parser():
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("exps", nargs="*", default=["base"], metavar="EXP", help="one experiment, or several to compare and blend")
+    add("--metric", choices=METRICS, help="another metric, shown beside that of 00_prepare.py")
+    add("--draws", type=number(int, 100), default=1000, help="bootstrap samples")
+    add = parser.add_argument_group("what the leaderboard said, for experiments.csv").add_argument
+    for part in ("public", "private"):
+        add(f"--lb-{part}", type=number(float, -np.inf), help=f"the {part} score; of several: of their mean blend")
+    return parser
 
 
 # ---------------------------------------------------------------- tables
 
 
-def read_epochs(folder, folds):
-    """→ foldK_epochs.csv of every fold, one below the other, with a column `fold`."""
-    tables = []
-    for fold in range(folds):
-        path = folder / f"fold{fold}_epochs.csv"
-        remedy = f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
-        tables.append(read_table(path, remedy).assign(fold=fold))
+def cv_cells(score, values):
+    """→ a score and its interval, from its values in the bootstrap samples, as the ledger has them."""
+    return dict(zip(("cv", "cv_low", "cv_high"), (score, *metrics.interval(values)), strict=True))
+
+
+def with_interval(score, values):
+    return "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv_cells(score, values))
+
+
+def read_epochs(oof):
+    """→ foldK_epochs.csv of every finished fold, one below the other, with a column `fold`."""
+    metric, tables = oof.prepared["metric"], []
+    for fold in oof.present:
+        path = oof.folder / f"fold{fold}_epochs.csv"
+        remedy = f"run python 01_train_fold.py --exp {oof.exp} --fold {fold} --overwrite"
+        table = read_table(path, remedy, dtype=None, keep_default_na=True)
+        if f"valid_{metric}" not in table:
+            raise UserError(f"{path} has no valid_{metric}, the metric of 00_prepare.py: {remedy}")
+        tables.append(table.assign(fold=fold))
     return pd.concat(tables, ignore_index=True)
 
 
-def epoch_table(epochs):
-    """The thesis' table 4.2 as text: train and valid AUC per fold and epoch. Of many epochs, some."""
-    last = epochs.epoch.max()
-    shown = sorted({round(x) for x in np.linspace(1, last, min(last, MOST_EPOCHS))})
-    table = epochs[epochs.epoch.isin(shown)].pivot(index="fold", columns="epoch", values=["train_auc", "valid_auc"])
+def epoch_table(epochs, metric):
+    """The thesis' table 4.2 as text: the metric in training and validation per fold and epoch. Of many epochs, some."""
+    some = epochs.epoch.isin(np.linspace(1, epochs.epoch.max(), MOST_EPOCHS).round())
+    columns = [f"train_{metric}", f"valid_{metric}"]
+    table = epochs[some].pivot(index="fold", columns="epoch", values=columns).astype(float)
     table.loc["mean"] = table.mean()
-    table.columns = [f"{kind.replace('_auc', '')} {epoch}" for kind, epoch in table.columns]
-    return table.rename_axis("fold").to_string(float_format="{:.4f}".format)
+    table.columns = [f"{column[:5]} {epoch}" for column, epoch in table.columns]
+    return table.rename_axis("fold").to_string(float_format="{:.4f}".format, na_rep="nan")
 
 
-def confusion_text(matrix, classes):
-    """Rows are the labels, columns the predictions (thesis figure 4.1)."""
-    table = pd.DataFrame(matrix, index=classes, columns=classes)
-    return table.rename_axis("label \\ prediction").to_string()
+def confusion_text(targets, predicted, classes):
+    """The confusion matrix (thesis figure 4.1). Of many classes, the commonest confusions."""
+    matrix = confusion_matrix(targets, predicted, labels=range(len(classes)))
+    width = WIDTH // (1 + len(classes) if len(classes) <= MOST_CLASSES else 3) - 2
+    names = [name if len(name) <= width else name[: width - 1] + "…" for name in classes]
+    if len(classes) <= MOST_CLASSES:
+        table = pd.DataFrame(matrix, index=names, columns=names).to_string()
+        return f"images: a row for each label, a column for each prediction\n{table}"
+    np.fill_diagonal(matrix, 0)
+    cells = [divmod(cell, len(classes)) for cell in np.argsort(-matrix, axis=None, kind="stable")[:MOST_CONFUSIONS]]
+    rows = [f"{names[i]} → {names[j]}  {matrix[i, j]}" for i, j in cells if matrix[i, j]]
+    return "\n".join(["the commonest confusions: label → prediction  images", *rows])
 
 
 # ---------------------------------------------------------------- one experiment
 
 
-def score_one(exp):
-    """Scores one experiment, prints that, and writes oof.csv. → all that the comparison, ledger and report need."""
-    folder = experiment_folder(ARGS, exp)
-    config, prepared, folds, logits = read_oof(ARGS, folder)
-    classes, targets = prepared["classes"], folds.target.to_numpy()
-    epochs = read_epochs(folder, prepared["folds"])
-    probabilities = softmax(logits[config["keep"]])
-    matrix = confusion_matrix(targets, probabilities.argmax(axis=1), labels=range(len(classes)))
-    table = folds[["image_name", "label", "fold"]].copy()
-    table[[f"probability_{label}" for label in classes]] = probabilities
-    write_csv(folder / "oof.csv", table)
+def score_one(args, oof):
+    """Scores one experiment, prints that, and writes oof.csv. `oof` gets what comparison, ledger and report need."""
+    metric, classes, few = oof.prepared["metric"], oof.prepared["classes"], of_folds(oof) and f", {of_folds(oof)}"
+    oof.targets, oof.probabilities = oof.folds.target.to_numpy(), softmax(oof.logits["views"])
+    oof.epochs = read_epochs(oof)
+    oof.submitted = f"{oof.config['keep']} epoch" if oof.config["tta"] == "none" else f"{oof.config['tta']} views"
+    table = pd.DataFrame(oof.probabilities, columns=[f"probability_{label}" for label in classes])
+    write_csv(oof.folder / "oof.csv", pd.concat([oof.folds[["image_name", "label", "fold"]], table], axis=1))
 
-    say(f"experiment {exp}: AUC by epoch\n{epoch_table(epochs)}\n\n{confusion_text(matrix, classes)}\n")
-    say(f"{NAMES[ARGS.metric]} and its 95 % interval, over {folds.group.nunique()} groups of {len(folds)} images")
-    scores = score_epochs(config, folds, targets, logits)
-    for kind, found in scores.items():
-        pooled, mean = with_interval(*found.pooled), with_interval(*found.mean)
-        say(f"  {kind} epoch   pooled {pooled}   mean of the folds {mean}   ({found.note})")
-    say(f"accuracy {accuracy(targets, probabilities):.4f}   → {folder / 'oof.csv'}, report.html and pictures")
-    if ARGS.metric == "auc":
-        say(f"CV (pooled out-of-fold AUC) {auc(targets, probabilities):.4f}")
-    return SimpleNamespace(
-        exp=exp,
-        folder=folder,
-        config=config,
-        prepared=prepared,
-        folds=folds,
-        targets=targets,
-        epochs=epochs,
-        probabilities=probabilities,
-        scores=scores,
-    )
+    name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups of {len(oof.folds)} images"
+    say(f"experiment {oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n")
+    say(confusion_text(oof.targets, oof.probabilities.argmax(axis=1), classes))
+    oof.scores, oof.fold_table = score_predictions(args, oof), fold_table(args, oof)
+    rows = {score.title: (with_interval(*score.pooled), with_interval(*score.mean)) for score in oof.scores.values()}
+    oof.score_table = pd.DataFrame.from_dict(rows, orient="index", columns=["pooled", "mean of the folds"])
+    say(f"\n{name} and its 95 % interval, by a bootstrap over {groups}\n{oof.score_table.to_string()}")
+    say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
+    oof.cv = cv_cells(*oof.scores[oof.submitted].pooled)
+    interval = "95 % {cv_low:.4f} to {cv_high:.4f}".format(**oof.cv)
+    oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
+    say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
 
 
-def score_epochs(config, folds, targets, logits):
-    """Pooled and mean over folds, best and last epoch, side by side, so that the optimism of choosing is visible.
+def score_predictions(args, oof):
+    """Scores the best epoch, the last one and the views side by side, so that the optimism of choosing is visible.
 
-    → {"best" and "last": pooled and mean, each (score, bootstrap values), and a note}.
+    → {row: its title; pooled and mean of the folds, each (score, bootstrap values)}; --metric adds a row.
     """
-    metric, weights = METRICS[ARGS.metric], bootstrap_weights(folds.group, ARGS.draws)
-    by_fold, found = mean_of_folds(metric, folds.fold.to_numpy()), {}
-    kept = "chosen by the score: a little too good" if config["keep"] == "best" else "not kept"
-    for kind, note in (("best", kept), ("last", "kept" if config["keep"] == "last" else "honest about the epoch")):
-        probabilities = softmax(logits[kind])
-        pooled, mean = (scored(m, targets, probabilities, weights) for m in (metric, by_fold))
-        found[kind] = SimpleNamespace(pooled=pooled, mean=mean, note=note)
-    return found
+    metric, scores = oof.prepared["metric"], {}
+    note = " (optimistic: chosen by this score)" if oof.config["keep"] == "best" else ""
+    rows = {"best epoch": (metric, "best", note), "last epoch": (metric, "last", "")}
+    rows.setdefault(oof.submitted, (metric, "views", " (submitted)"))
+    if args.metric not in (None, metric):
+        rows[METRICS[args.metric].name] = (args.metric, "views", f" ({oof.submitted})")
+    weights = metrics.bootstrap_weights(oof.folds.group, args.draws)
+    for row, (key, kind, note) in rows.items():
+        data = (key, oof.targets, softmax(oof.logits[kind]))
+        pooled, mean = metrics.scored(*data, weights), metrics.mean_of_folds(*data, oof.folds.fold.to_numpy(), weights)
+        scores[row] = SimpleNamespace(title=row + note, pooled=pooled, mean=mean)
+    return scores
 
 
-def fold_rows(one):
-    """→ a row per fold for the report: images, epochs, scores of the kept predictions, minutes."""
-    rows = []
-    for fold, epochs in one.epochs.groupby("fold"):
-        mine = (one.folds.fold == fold).to_numpy()
-        scores = [metric(one.targets[mine], one.probabilities[mine]) for metric in METRICS.values()]
-        best = epochs.epoch[epochs.valid_auc[::-1].idxmax()]
-        rows.append([fold, mine.sum(), best, *(f"{s:.4f}" for s in scores), f"{epochs.seconds.sum() / 60:.1f}"])
-    return rows
+def fold_table(args, oof):
+    """→ a row for each fold: images, kept epoch, scores of what is submitted, minutes."""
+    keys, rows = dict.fromkeys([oof.prepared["metric"], "accuracy", args.metric or "accuracy"]), {}
+    for fold, epochs in oof.epochs.groupby("fold"):
+        held_out = (oof.folds.fold == fold).to_numpy()
+        scores = {
+            METRICS[key].name: METRICS[key].score(oof.targets[held_out], oof.probabilities[held_out]) for key in keys
+        }
+        about = {"images": held_out.sum(), "kept epoch": oof.records[fold]["epoch"]}
+        rows[fold] = about | scores | {"minutes": f"{epochs.seconds.sum() / 60:.1f}"}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
 
-def ledger_cells(one, noted):
-    """→ the experiment's row of experiments.csv, with the leaderboard's scores in `noted`.
-
-    fold0_train_auc and fold0_valid_auc hold a figure per epoch: the thesis' table 4.2 can be read from them; cv, public
-    and private are its tables 4.3, 4.4 and 4.6.
-    """
-    kept = one.scores[one.config["keep"]].pooled
-    low, high = interval(kept[1])
-    trained = max((one.folder / f"fold{fold}.pt").stat().st_mtime for fold in range(one.prepared["folds"]))
+def ledger_cells(oof, leaderboard):
+    """→ the row of experiments.csv. fold0_train_auc and fold0_valid_auc hold a figure per epoch: the thesis' table 4.2
+    can be read from them; cv, public and private are its tables 4.3, 4.4 and 4.6."""
+    metric, count, epochs = oof.prepared["metric"], oof.prepared["folds"], oof.epochs
+    trained = max((oof.folder / f"fold{fold}.pt").stat().st_mtime for fold in oof.present)
     cells = dict(
         date=f"{datetime.fromtimestamp(trained):%Y-%m-%d %H:%M}",
-        settings=" ".join(f"{key}={value}" for key, value in one.config["changed"].items()),
-        metric=ARGS.metric,
-        cv=kept[0],
-        cv_low=low,
-        cv_high=high,
-        mean_of_folds=one.scores[one.config["keep"]].mean[0],
-        last_epoch=one.scores["last"].pooled[0],
-        accuracy=accuracy(one.targets, one.probabilities),
-        minutes=f"{one.epochs.seconds.sum() / 60:.1f}",
-        **noted,
-    )
-    for fold, epochs in one.epochs.groupby("fold"):
-        mine = (one.folds.fold == fold).to_numpy()
-        cells[f"fold{fold}"] = METRICS[ARGS.metric](one.targets[mine], one.probabilities[mine])
-        for kind in ("train", "valid"):
-            cells[f"fold{fold}_{kind}_auc"] = " ".join(f"{value:.4f}" for value in epochs[f"{kind}_auc"])
+        settings=" ".join(f"{key}={value}" for key, value in oof.config["changed"].items()),
+        folds=f"{len(oof.present)} of {count}", metric=metric, **oof.cv,
+        mean_of_folds=oof.scores[oof.submitted].mean[0], last_epoch=oof.scores["last epoch"].pooled[0],
+        accuracy=METRICS["accuracy"].score(oof.targets, oof.probabilities),
+        minutes=f"{epochs.seconds.sum() / 60:.1f}", **leaderboard,
+    )  # fmt: skip
+    for fold in range(count):  # a fold that is missing empties its cells
+        cells[f"fold{fold}"] = oof.fold_table[METRICS[metric].name].get(fold, "")
+        for kind in (f"train_{metric}", f"valid_{metric}"):
+            cells[f"fold{fold}_{kind}"] = " ".join(f"{value:.4f}" for value in epochs.loc[epochs.fold == fold, kind])
     return cells
 
 
-def write_report(one, ledger, comparisons):
-    """Writes the experiment's report.html and pictures."""
-    kept = one.scores[one.config["keep"]].pooled
-    low, high = interval(kept[1])
-    row = ledger[ledger.experiment == one.exp].iloc[0]
-    known = [f"{part} {row[part].rstrip('0')}" for part in ("public", "private") if row[part]]
-    grouped = f"{one.folds.group.nunique()} groups of {len(one.folds)} images"
-    header = ["epoch", "pooled", "95 %", "mean of the folds", "95 %", ""]
-    scores = []
-    for kind, found in one.scores.items():
-        parts = [(f"{s:.4f}", "{:.4f} to {:.4f}".format(*interval(v))) for s, v in (found.pooled, found.mean)]
-        scores.append([kind, *parts[0], *parts[1], found.note])
-    shown = dict(
-        headline=f"{NAMES[ARGS.metric]} {kept[0]:.4f}",
-        interval=f"95 % {low:.4f} to {high:.4f}, by a bootstrap over {grouped}",
-        notes=[
-            f"{one.config['model']}, {row['date']}, settings: {row['settings'] or 'the default ones'}",
-            *([f"leaderboard: {', '.join(known)}"] if known else []),
-        ],
-        scores=(header, scores),
-        folds=(["fold", "images", "best epoch", *NAMES.values(), "minutes"], fold_rows(one)),
-        ledger=(SHOWN_OF_LEDGER, ledger[SHOWN_OF_LEDGER].values.tolist()),
-        comparisons=comparisons,
-    )
-    report.write(
-        one.folder,
-        one.exp,
-        one.config,
-        one.prepared,
-        one.folds,
-        one.targets,
-        one.probabilities,
-        one.epochs,
-        thumbnails(one),
-        shown,
-    )
+def compare(args, oofs, shared):
+    """Prints several experiments and their blends side by side, on the folds `shared`. → (one-sentence verdicts, the
+    ledger's cells of the mean blend)."""
+    first, rows = oofs[0], [oof.folds.fold.isin(shared).to_numpy() for oof in oofs]
+    parts = {oof.exp: oof.probabilities[kept] for oof, kept in zip(oofs, rows, strict=True)}
+    parts |= {f"{how} blend": metrics.blend([*parts.values()], how) for how in metrics.BLENDS}
+    targets, weights = first.targets[rows[0]], metrics.bootstrap_weights(first.folds.group[rows[0]], args.draws)
+    metric, folds, verdicts = first.prepared["metric"], f"{len(shared)} of {first.prepared['folds']}", []
+    for key in dict.fromkeys([args.metric or metric, metric]):  # the metric of 00_prepare.py last
+        name, better = METRICS[key].name, METRICS[key].larger_is_better
+        scores = {part: metrics.scored(key, targets, p, weights) for part, p in parts.items()}
+        (base, score), *others = scores.items()
+        table = pd.Series({part: with_interval(*score) for part, score in scores.items()}).to_string()
+        say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {folds} folds\n{table}")
+        verdicts += [f"{name}: {metrics.compare(base, part, *score, *other, better)}" for part, other in others]
+    say("\n".join(verdicts))
+    return verdicts, dict(settings="mean blend", folds=folds, metric=metric, **cv_cells(*scores["mean blend"]))
 
 
-def thumbnails(one):
-    """The training images at the smallest size that lies in the cache, or None: a report can do without."""
-    for size in one.prepared["sizes"]:
-        if (prepared_folder(ARGS) / f"train_{size}.npy").exists():
-            return open_images(ARGS, one.prepared, "train", size, len(one.folds))
-    return None
-
-
-# ---------------------------------------------------------------- main
-
-
-def compare(results):
-    """Prints several experiments side by side, and their blends. → (lines of comparison, score of the first blend)."""
-    metric, weights = METRICS[ARGS.metric], bootstrap_weights(results[0].folds.group, ARGS.draws)
-    targets, every = results[0].targets, {one.exp: one.probabilities for one in results}
-    mixed = blends([*every.values()])
-    found = {name: scored(metric, targets, p, weights) for name, p in (every | mixed).items()}
-    say(f"\n{NAMES[ARGS.metric]}, pooled, and its 95 % interval")
-    for name, score in found.items():
-        say(f"  {name:24} {with_interval(*score)}")
-    first, *others = found
-    lines = [comparison_line(first, name, *found[first], *found[name], ARGS.metric != "logloss") for name in others]
-    for line in lines:
-        say(line)
-    return lines, found[next(iter(mixed))]
-
-
-def main():
-    results = [score_one(exp) for exp in ARGS.exps]
-    noted = dict(public=ARGS.lb_public, private=ARGS.lb_private)
-    comparisons = []
-    if len(results) > 1:
-        comparisons, (cv, values) = compare(results)
-        if noted != dict(public=None, private=None):
-            low, high = interval(values)
-            cells = dict(settings="mean of probabilities", metric=ARGS.metric, cv=cv, cv_low=low, cv_high=high)
-            note_in_ledger(ARGS, "+".join(ARGS.exps), cells | noted)
-        noted = dict(public=None, private=None)
-    for one in results:
-        ledger = note_in_ledger(ARGS, one.exp, ledger_cells(one, noted))
-    for one in results:
-        write_report(one, ledger, comparisons)
+def main(args):
+    if len({*args.exps}) < len(args.exps):
+        raise UserError(f"an experiment is named twice ({listing(args.exps)}): name each once")
+    oofs = [read_oof(args, exp) for exp in args.exps]
+    shared = set.intersection(*(set(oof.present) for oof in oofs))
+    if not shared:
+        finished = "; ".join(f"{oof.exp}: {listing(oof.present)}" for oof in oofs)
+        raise UserError(f"no fold is finished in all experiments ({finished}): train one with 01_train_fold.py")
+    if args.metric and (reason := METRICS[args.metric].fits(oofs[0].prepared["classes"])):
+        raise UserError(f"--metric {args.metric}: {reason}")
+    for oof in oofs:
+        score_one(args, oof)
+    verdicts, leaderboard = [], dict(public=args.lb_public, private=args.lb_private)
+    if len(oofs) > 1:
+        verdicts, cells = compare(args, oofs, shared)
+        if {*leaderboard.values()} != {None}:
+            note_in_ledger(args, "+".join(args.exps), cells | leaderboard)
+        leaderboard = dict.fromkeys(leaderboard)
+    for oof in oofs:
+        ledger = note_in_ledger(args, oof.exp, ledger_cells(oof, leaderboard))
+    for oof in oofs:
+        report.write(args, oof, ledger, verdicts)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, make_parser())

@@ -1,107 +1,102 @@
 """Predicts the test set with the models of all folds and writes the submission.
 
     python 03_infer.py base
-    python 03_infer.py base convnext --batch-size 64       # the mean of two experiments
-    python 03_infer.py demo --input input/demo --output output/demo
-    torchrun --nproc-per-node 2 03_infer.py base            # shares the test images between two GPUs
+    python 03_infer.py base convnext --weights 0.6 0.4     # a blend of two experiments
+    torchrun --nproc-per-node 2 03_infer.py base           # shares the test images between two GPUs
 
-Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv (for several experiments
+Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Keeps each fold's test logits in foldK_test.npy, so that nothing is
+predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv (for several experiments
 OUTPUT/submission_A+B_CV0.9596.csv) in the format and the order of the competition's sample_submit.csv. Where
 INPUT/solution.csv exists (image_name, label, usage), the public and the private score are printed, and noted in
 OUTPUT/experiments.csv.
 """
 
-from common import RANK, Parser, UserError, experiment_folder, number, prepared_folder, replacing, run, say
-
-
-def parse_args():
-    parser = Parser(__doc__)
-    parser.add_argument("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or several to blend")
-    add = parser.add_argument_group("prediction (thesis 3.8)").add_argument
-    add("--tta", choices=("d4", "none"), default="d4", help="mean over the 8 orientations of the square, or one view")
-    add("--batch-size", type=number(int, 1), default=32, help="images a batch (listing)")
-    add("--workers", type=number(int, 0), help="image-loading processes; by itself up to 4 beside a GPU, else none")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
-    add("--competition-id", type=int, help="for the submit command (SIGNATE's food package contest is 1106)")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    ARGS = parse_args()  # before the heavy imports: a mistyped flag answers at once
-
 import csv
+import functools
 
 import numpy as np
 
-import distributed
-import model as models
-from data import auc, note_in_ledger, open_images, read_oof, read_table, softmax
+import common
+from common import RANK, Parser, UserError, file_hash, number, prepared_folder, read_table, replacing, say, softmax
+from kit import distributed
+from kit.device import PRECISIONS, enough_memory, pick_amp, pick_device, pick_workers
+from kit.experiment import note_in_ledger, of_folds, read_oof
+from kit.metrics import BLENDS, METRICS, blend
+from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
+from kit.tables import check_submission, submission_rows
+
+
+def make_parser():
+    parser = Parser(__doc__)
+    parser.add_argument("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or several to blend")
+    add = parser.add_argument_group("prediction (thesis 3.8)").add_argument
+    add("--tta", choices=TTAS, help="views that are averaged (default: those of the experiment)")
+    add("--blend", choices=BLENDS, default="mean", help="of several experiments: the mean of probabilities or of ranks")
+    add("--weights", nargs="+", type=number(float, 0), metavar="W", help="of several experiments: a weight for each")
+    add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch (listing)")
+    add("--workers", type=number(int, 0), help="image-loading processes (default: up to 4 beside a GPU, else none)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--amp", choices=PRECISIONS, default="auto", help="mixed precision; auto: fp16 on a GPU, none on the CPU")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
+    add("--competition-id", type=int, help="for the submit command (SIGNATE's food package contest is 1106)")
+    return parser
+
 
 # ---------------------------------------------------------------- prediction
 
 
-def predict_test(folder, config, prepared, images, device):
+def fold_logits(args, oof, fold, images, test_hash, device):
+    """→ logits float32 [N, K] of the test images by one fold's model: those kept in foldK_test.npy, if the same model
+    has predicted the same images with the same views, else new ones."""
+    path = oof.folder / f"fold{fold}_test.npy"
+    record = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test_hash, tta=args.tta or oof.config["tta"])
+    name = f"{oof.exp} fold {fold}, {record['tta']} views"
+    about = path.with_suffix(".json")
+    kept = path.exists() and about.exists() and common.read_json(about, f"remove {about}") == record
+    if distributed.from_first(kept)[0]:
+        say(f"{name}: {len(images)} images, predicted earlier")
+        return np.load(path)
+    saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device)
+    if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.prepared["classes"]:
+        raise UserError(
+            f"{oof.folder / f'fold{fold}.pt'} isn't the model of fold{fold}.json: train it with --overwrite"
+        )
+    logits = predict(
+        TTAS[record["tta"]](classifier), images, np.arange(len(images)), args.batch_size, device,
+        pick_amp(args.amp, device), pick_workers(args.workers, device), name,
+    )  # fmt: skip
+    bad = ~np.isfinite(logits).all(axis=1)
+    if bad.any():
+        raise UserError(f"{name}: the predictions of {bad.sum()} images are no numbers: train the fold anew")
+    if RANK == 0:
+        about.unlink(missing_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, logits)
+        common.write_json(about, record)
+    say(f"{name}: {len(images)} images predicted")
+    return logits
+
+
+def predict_test(args, oof, images, test_hash, device):
     """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
     over the models (thesis 3.8)."""
-    workers = models.pick_workers(ARGS.workers, device)
-    rows, probabilities = np.arange(len(images)), []
-    for fold in range(prepared["folds"]):
-        path = folder / f"fold{fold}.pt"
-        saved, classifier = models.load_fold(path, device)
-        if saved["folds_hash"] != prepared["folds_hash"] or saved["classes"] != prepared["classes"]:
-            raise UserError(
-                f"{path} was trained on other folds than the present ones: train it again, with --overwrite"
-            )
-        if saved["config"] != config:
-            raise UserError(
-                f"{path} was trained with other settings than config.json's: train it again, with --overwrite"
-            )
-        views = models.d4_views(classifier) if ARGS.tta == "d4" else classifier
-        name = f"{folder.name} fold {fold}, {8 if ARGS.tta == 'd4' else 1} views"
-        amp = models.pick_amp(config["amp"], device)
-        logits = models.predict(views, images, rows, ARGS.batch_size, device, amp, workers, name)
-        probabilities.append(softmax(logits))
-        say(f"{name}: {len(images)} images predicted")
-    return np.mean(probabilities, axis=0)
+    return np.mean([softmax(fold_logits(args, oof, fold, images, test_hash, device)) for fold in oof.present], axis=0)
 
 
-# ---------------------------------------------------------------- the submission
-
-
-def submission_rows(names, probabilities, classes, submission):
-    """The rows of the file, header included where the sample has one, in the format that 00_prepare.py found."""
-    if submission["value"] == "label":
-        values = [[classes[c]] for c in probabilities.argmax(axis=1)]
-    elif submission["columns"]:
-        order = [classes.index(label) for label in submission["columns"]]
-        values = [[f"{p:.9g}" for p in row] for row in probabilities[:, order]]
-    else:
-        values = [[f"{p:.9g}"] for p in probabilities[:, 1]]
-    rows = [[name, *value] for name, value in zip(names, values, strict=True)]
-    return ([submission["header"]] if submission["header"] else []) + rows
-
-
-def check_submission(path, names, classes, submission):
-    """Reads the written file back and checks rows, names, order and values, before it gets its name.
-
-    A failure here is a fault of the kit or of a model, so it is an AssertionError with its traceback, except for
-    predictions that are no numbers.
-    """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
-    if submission["header"]:
-        assert rows.pop(0) == submission["header"], "the header differs from the sample's"
-    assert [row[0] for row in rows] == names, "rows, names or their order differ from the sample's"
-    cells = [cell for row in rows for cell in row[1:]]
-    width = len(submission["columns"] or [0])
-    assert len(cells) == width * len(names), "a row has another number of columns than the sample's"
-    if submission["value"] == "label":
-        assert set(cells) <= set(classes), "a predicted label is none of the training labels"
-    else:
-        values = np.array(cells, np.float64)
-        assert np.isfinite(values).all(), "a probability is no number"
-        assert 0 <= values.min() <= values.max() <= 1, "a probability isn't in [0, 1]"
+def cross_validate(args, oofs, mix):
+    """→ the blend's score out of fold, over the rows that all experiments have, with the views of the submission."""
+    shared = set.intersection(*(set(oof.present) for oof in oofs))
+    if not shared:
+        raise UserError(f"{', '.join(args.exps)} have no finished fold in common: train one")
+    parts = []
+    for oof in oofs:
+        kind = "views" if args.tta in (None, oof.config["tta"]) else oof.config["keep"]
+        if kind != "views" and args.tta != "none":
+            say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {args.tta}")
+        rows = oof.folds.fold.isin(shared).to_numpy()
+        parts.append(softmax(oof.logits[kind][rows]))
+    targets = oofs[0].folds.target[oofs[0].folds.fold.isin(shared)].to_numpy()
+    return float(METRICS[oofs[0].prepared["metric"]].score(targets, mix(parts), None))
 
 
 # ---------------------------------------------------------------- scores of a competition that has ended
@@ -119,51 +114,63 @@ def read_solution(path, names, classes):
     return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
 
 
+def leaderboard(args, name, prepared, names, probabilities):
+    """Prints and notes the public and the private score, where there is a solution.csv. → whether there is one."""
+    path, metric = args.input / "solution.csv", METRICS[prepared["metric"]]
+    if not path.exists():
+        return False
+    targets, parts = read_solution(path, names, prepared["classes"])
+    scores = {part: float(metric.score(targets[mask], probabilities[mask], None)) for part, mask in parts.items()}
+    say(f"leaderboard by {path}: {metric.name} {', '.join(f'{part} {score:.4f}' for part, score in scores.items())}")
+    note_in_ledger(args, name, scores)
+    return True
+
+
 # ---------------------------------------------------------------- main
 
 
-def main():
-    args = ARGS
-    experiments = [(experiment_folder(args, exp), *read_oof(args, experiment_folder(args, exp))) for exp in args.exps]
-    _, _, prepared, folds, _ = experiments[0]
-    oof = np.mean([softmax(logits[config["keep"]]) for _, config, _, _, logits in experiments], axis=0)
-    cv, name = auc(folds.target.to_numpy(), oof), "+".join(args.exps)
-    classes, submission = prepared["classes"], prepared["submission"]
-    names = read_table(prepared_folder(args) / "test.csv", "run python 00_prepare.py --overwrite").image_name.tolist()
-    images = [open_images(args, prepared, "test", config["size"], len(names)) for _, config, *_ in experiments]
-    solution = args.input / "solution.csv"
-    truth = read_solution(solution, names, classes) if solution.exists() else None
-
-    predictions, device = [], models.pick_device(args.device, args.deterministic)
-    with distributed.together(device):
-        for (folder, config, *_), cached in zip(experiments, images, strict=True):
-            predictions.append(predict_test(folder, config, prepared, cached, device))
-    if RANK > 0:
-        return
-    for (folder, *_), predicted in zip(experiments, predictions, strict=True):
-        bad = ~np.isfinite(predicted).all(axis=1)
-        if bad.any():
-            raise UserError(
-                f"{folder}: a model's predictions are no numbers for {int(bad.sum())} images: train it anew"
-            )
-    probabilities = np.mean(predictions, axis=0)
-    folder = experiments[0][0] if len(experiments) == 1 else args.output
-    path = folder / f"submission_{name}_CV{cv:.4f}.csv"
+def write_submission(path, names, probabilities, prepared):
+    """Writes the submission and reads it back, before it gets its name."""
+    rows = submission_rows(names, probabilities, prepared["classes"], prepared["submission"])
     with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(submission_rows(names, probabilities, classes, submission))
-        check_submission(temporary, names, classes, submission)
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        check_submission(temporary, names, prepared["classes"], prepared["submission"])
 
-    if truth:
-        targets, parts = truth
-        scores = {part: auc(targets[mask], probabilities[mask]) for part, mask in parts.items()}
-        say(f"leaderboard by {solution}: AUC {', '.join(f'{part} {score:.4f}' for part, score in scores.items())}")
-        note_in_ledger(args, name, scores)
-    if args.competition_id or not truth:
+
+def main(args):
+    if args.weights and not (len(args.weights) == len(args.exps) and sum(args.weights) > 0):
+        raise UserError(f"--weights needs a number for each of {', '.join(args.exps)}, not all of them 0")
+    oofs = [read_oof(args, exp) for exp in args.exps]
+    prepared, name = oofs[0].prepared, "+".join(args.exps)
+    mix = functools.partial(blend, how=args.blend, weights=args.weights)
+    cv = cross_validate(args, oofs, mix)
+    tests = prepared_folder(args) / "test.csv"
+    names = read_table(tests, f"{common.PREPARE} --overwrite").image_name.tolist()
+    images = [common.open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
+    solution = args.input / "solution.csv"
+    if solution.exists():
+        read_solution(solution, names, prepared["classes"])  # a mistake in it must not wait for the prediction's end
+    test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
+    device = pick_device(args.device, args.deterministic)
+    with distributed.together(device), enough_memory("lower --batch-size"):
+        predicted = [predict_test(args, *pair, test_hash, device) for pair in zip(oofs, images, strict=True)]
+    if RANK > 0:
+        return
+    probabilities = mix(predicted)
+    folder = oofs[0].folder if len(oofs) == 1 else args.output
+    path = folder / f"submission_{name}_CV{cv:.4f}.csv"
+    write_submission(path, names, probabilities, prepared)
+    if not leaderboard(args, name, prepared, names, probabilities) or args.competition_id:
         competition = args.competition_id or "ID"
         say(f'signate submit --competition-id={competition} {path} --note "{name} CV {cv:.4f}"')
-    say(f"CV {cv:.4f}, {len(names)} rows, checked → {path}")
+    for oof in oofs:
+        if of_folds(oof):
+            say(f"{oof.exp}: {of_folds(oof)}")
+    if prepared.get("limit"):
+        say(f"a quick look at {len(names)} test images (--limit {prepared['limit']}): not to be submitted")
+    say(f"CV {cv:.4f} ({METRICS[prepared['metric']].name}), {len(names)} rows, checked → {path}")
 
 
 if __name__ == "__main__":
-    run(main)
+    common.run(main, make_parser())

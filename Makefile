@@ -7,14 +7,18 @@ OUTPUT = output/demo
 DEMO = --input input/demo --output $(OUTPUT) --exp demo --model test_resnet --weights none --size 64 \
        --epochs 11 --batch-size 32 --lr 5e-3 --min-lr 3e-4
 
-.PHONY: demo test install lint lock pins
+.PHONY: demo test test-slow install lint lock pins
 
 demo: .venv/installed
 	.venv/bin/python input/make_demo.py
 	$(RUN) $(DEMO)
 
+# Two processes share the cores, hence one thread each.
 test: .venv/installed
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest # two processes share the cores
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow
 
 lint: .venv/installed
 	.venv/bin/ruff check .

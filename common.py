@@ -1,28 +1,31 @@
-"""What the four scripts share and what must answer at once: flags, one-line errors, files written whole.
-
-Imports the standard library only, so that a wrong flag or --help answers before torch is loaded. Reading and scoring
-is in data.py, everything that needs torch is in model.py.
-"""
+"""What the four scripts share: flags, one-line errors, files written whole, the prepared data, progress."""
 
 import argparse
+import ast
 import contextlib
-import fcntl
+import difflib
 import hashlib
 import json
 import os
-import platform
 import signal
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
 STARTED = time.monotonic()  # --stop-after counts from here
-# of a process that torchrun started, beside others on the same job; a process by itself is the first of one
+# torchrun tells each process its place; a process that it didn't start is the only one
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
     (int(os.environ[name]) for name in TORCHRUN) if {*TORCHRUN, "MASTER_ADDR"} <= os.environ.keys() else (0, 0, 1, 1)
 )
-joined = False  # whether the processes work together by now; before that, a mistake is the same for all
+joined = False  # whether the processes have met; until then each finds the same mistakes
+PREPARE = "run python 00_prepare.py"
+LINE_SECONDS = 30  # between the lines of progress in a log
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 # ---------------------------------------------------------------- errors
 
@@ -31,11 +34,12 @@ class UserError(Exception):
     """A mistake that the user can mend. Its message names the file, the row or the flag, and says what to do."""
 
 
-def run(main):
-    """Calls `main()`. A UserError becomes one line on stderr and exit code 2; any other error keeps its traceback."""
+def run(main, parser, argv=None):
+    """Parses the flags and calls `main(args)`. A UserError becomes one line on stderr and exit code 2; any other error
+    keeps its traceback."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        main()
+        main(parser.parse_args(argv))
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python tidies up ends it silently
     except UserError as error:
         sys.exit(fail(error))
@@ -45,8 +49,7 @@ def run(main):
 
 
 def _stop(number, frame):
-    """SIGTERM, by which Slurm ends a job whose time is up, and torchrun one of which a process died: ends as by an
-    exception, so that no half-written file stays."""
+    """SIGTERM, by which Slurm and torchrun end a process: leaves as by an exception, so that no half file stays."""
     print(f"{Path(sys.argv[0]).name}: stopped by SIGTERM; files are whole, run it again to go on", file=sys.stderr)
     sys.exit(128 + number)
 
@@ -56,12 +59,18 @@ def fail(message):
     a terminal's control code in them is shown and not obeyed."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
     if LOCAL_RANK > 0 and not joined:
-        # The machine's first process makes the same mistake and will say so, and torchrun then ends this one silently.
-        # Were this one to end before it, torchrun would stop the first one before it has said anything.
+        # The machine's first process makes the same mistake and will say so; torchrun then ends this one silently.
+        # If this one ended first, torchrun would stop the first one before it has said anything.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60)
     print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
     return 2
+
+
+def warn(*words):
+    """Prints a warning at once, on stderr; under torchrun, the first process alone."""
+    if RANK == 0:
+        print(f"{Path(sys.argv[0]).name}: warning:", *words, file=sys.stderr, flush=True)
 
 
 def listing(items, most=10):
@@ -85,24 +94,41 @@ sys.excepthook = _one_line_for_ctrl_c
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, defaults in the help, no abbreviated flags, and --input and --output."""
+    """argparse with one-line errors, @FILE arguments, no abbreviated flags, and --input and --output."""
 
     def __init__(self, doc):
-        super().__init__(description=doc, formatter_class=_HelpFormatter, allow_abbrev=False)
-        folders = self.add_argument_group("folders")
-        folders.add_argument("--input", type=Path, default=Path("input"), help="the competition's files, only read")
-        folders.add_argument("--output", type=Path, default=Path("output"), help="everything that the kit writes")
+        super().__init__(
+            description=doc, formatter_class=_HelpFormatter, allow_abbrev=False, fromfile_prefix_chars="@",
+            epilog="@FILE stands for the flags in FILE, with # comments; a FILE may name another one.",
+        )  # fmt: skip
+        folders = self.add_argument_group("folders").add_argument
+        folders("--input", type=Path, default=Path("input"), help="the competition's files, only read")
+        folders("--output", type=Path, default=Path("output"), help="everything that the kit writes")
+
+    def convert_arg_line_to_args(self, line):
+        return line.partition("#")[0].split()
 
     def error(self, message):
         sys.exit(fail(f"{message} (--help lists the flags)"))
 
+    def _check_value(self, action, value):
+        """argparse would list every choice; where there are many, the nearest are of more use."""
+        if action.choices is None or value in action.choices:
+            return
+        near = difflib.get_close_matches(str(value), action.choices, 3) if len(action.choices) > 12 else action.choices
+        hint = f"choose from {', '.join(near)}" if near else "no such name"
+        raise argparse.ArgumentError(action, f"invalid choice: {value!r} ({hint})")
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as it stands, and every default."""
+    """The docstring as it stands, and every default but None and False."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 def number(kind, minimum=None, above=None):
-    """An argparse type: an int or float with a lower bound, so that 0 epochs or a NaN rate is refused by name."""
+    """An argparse type: an int or float with a lower bound, so that 0 epochs or a NaN rate is an error that says so."""
 
     def parse(text):
         value = kind(text)
@@ -113,6 +139,26 @@ def number(kind, minimum=None, above=None):
 
     parse.__name__ = "whole number" if kind is int else "number"  # argparse: "invalid whole number value: 'x'"
     return parse
+
+
+def duration(text):
+    """An argparse type: '8.5h' → 30600.0 seconds."""
+    number, unit = text[:-1], dict(s=1, m=60, h=3600).get(text[-1:])
+    seconds = float(number) * unit if unit and number.replace(".", "", 1).isdecimal() else 0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a time such as 8.5h, 90m or 300s")
+    return seconds
+
+
+def key_value(text):
+    """An argparse type: 'drop_path_rate=0.1' → ('drop_path_rate', 0.1)"""
+    key, equals, value = text.partition("=")
+    if not (key.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text}: write KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
 
 
 # ---------------------------------------------------------------- files
@@ -151,34 +197,8 @@ def replacing(path):
             f"{path} can't be written ({cause.strerror or cause}): mend that, or use another --output"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path, what, wait=False):
-    """Holds the lock file `path` for the block. `what` is being worked on; a second process waits, or is refused with
-    the name of the first. A process that died holds no lock: the system lets go of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): mend that, or use another --output") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # which of the two, the system chooses
-            file.seek(0)
-            raise UserError(f"{what} is in the hands of {file.read().strip()}: wait for it, or stop it") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        yield
-
-
-def remove_leftovers(folder, name="*"):
-    """Removes what a killed process left of the files `name`, half written. Only for the holder of their lock."""
-    for path in folder.glob(f".tmp*.{name}"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path, content):
@@ -202,10 +222,63 @@ def read_json(path, remedy):
         raise UserError(f"{path} is damaged ({error}): remove it, then {remedy}") from None
 
 
+def read_table(path, remedy, **options):
+    """Reads a CSV of the kit's own. Names and labels stay strings (`0001` must not become 1, nor `NA` a gap)."""
+    options = dict(dtype={"image_name": str, "label": str}, keep_default_na=False) | options
+    try:
+        return pd.read_csv(path, encoding="utf-8", **options)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {remedy}") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, then {remedy}") from None
+
+
 def file_hash(path):
     """SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- the prepared data
+
+
+def read_prepared(args):
+    """→ (prepared.json as a dict, folds.csv as a table). Raises UserError where folds.csv was changed by hand."""
+    folder = prepared_folder(args)
+    prepared = read_json(folder / "prepared.json", PREPARE)
+    folds = read_table(folder / "folds.csv", PREPARE)
+    if file_hash(folder / "folds.csv") != prepared["folds_hash"]:
+        raise UserError(
+            f"{folder / 'folds.csv'} isn't the file that 00_prepare.py wrote: restore it, "
+            "or run python 00_prepare.py --overwrite to make new folds"
+        )
+    return prepared, folds
+
+
+def open_images(args, prepared, part, size, count):
+    """The cached images of `part` ("train" or "test"): uint8 [count, size, size, 3] RGB, mapped, not read."""
+    path = prepared_folder(args) / f"{part}_{size}.npy"
+    if size not in prepared["sizes"]:
+        raise UserError(f"{path.parent} holds images of {listing(prepared['sizes'])} px: {PREPARE} --size {size}")
+    try:
+        images = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {PREPARE} --size {size}") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it, then {PREPARE} --size {size}") from None
+    if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
+        raise UserError(f"{path} holds {images.shape} {images.dtype}: remove it, then {PREPARE} --size {size}")
+    return images
+
+
+def softmax(logits):
+    """Probabilities in float64 from logits [N, K]; each row sums to 1."""
+    logits = np.asarray(logits, np.float64)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+# ---------------------------------------------------------------- progress
 
 
 def cpu_count():
@@ -213,15 +286,25 @@ def cpu_count():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def progress(total, description, unit="img"):
-    """A tqdm bar with a rate and the time left; silent where stdout is no terminal, or without a description."""
-    from tqdm import tqdm
+class _Lines(tqdm):
+    """tqdm for a log: a line every half minute instead of a bar that is drawn again."""
 
-    silent = description is None or not sys.stdout.isatty() or RANK > 0
-    return tqdm(total=total, desc=description, unit=unit, disable=silent, leave=False, dynamic_ncols=True)
+    def display(self, msg=None, pos=None):
+        if msg is None and self.n > 0:
+            print(self, flush=True)
+
+
+def progress(total, description, unit="img"):
+    """A tqdm bar with a rate and the time left; off a terminal, a line every 30 s. Silent without a description and in
+    all processes but the first."""
+    terminal = sys.stdout.isatty()
+    pace = {} if terminal else dict(mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, miniters=1, bar_format=LINE)
+    silent = description is None or RANK > 0
+    kind = tqdm if terminal else _Lines
+    return kind(total=total, desc=description, unit=unit, disable=silent, leave=False, dynamic_ncols=terminal, **pace)
 
 
 def say(*words):
-    """Prints at once, also into a pipe or a log file; of several processes on one job, the first alone."""
+    """Prints at once, also into a pipe or a log file; under torchrun, the first process alone."""
     if RANK == 0:
         print(*words, flush=True)

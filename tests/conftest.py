@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 # Ctrl-C reaches the tested commands also where the suite runs in the background, whose children would ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# a small model from scratch that learns within seconds, for whatever needs a trained fold
+# A small model from scratch that learns within seconds, for whatever needs a trained fold.
 TINY = "--model test_resnet --weights none --size 32 --epochs 2 --batch-size 8 --lr 3e-3 --min-lr 3e-4".split()
 
 
@@ -63,6 +63,11 @@ def refused(script, *arguments):
     assert len(lines) == 1, result.err
     assert lines[0].startswith(f"{script}: error: "), lines
     return lines[0]
+
+
+def prepare(flags, size=32, *more):
+    """00 on plain folds, for tests whose subject is something else."""
+    return done("00_prepare.py", *flags, "--size", size, "--groups", "none", *more)
 
 
 def load(script):
@@ -143,8 +148,7 @@ def trained(tmp_path_factory):
         drawing, "--folder", folder / "input", "--products", 60, "--test-products", 12, "--copies", 2, "--side", 48
     )
     done("00_prepare.py", *flags, "--size", 32, "--folds", 3)
-    for fold in range(3):
-        done("01_train_fold.py", *flags, *TINY, "--fold", fold)
+    done("01_train_fold.py", *flags, *TINY, "--fold", "all")
     return SimpleNamespace(
         flags=flags, output=folder / "output", input=folder / "input", base=folder / "output" / "base"
     )

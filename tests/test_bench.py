@@ -4,20 +4,23 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_gpu_bench_runs_on_a_cpu():
     command = [sys.executable, ROOT / "tests" / "bench" / "gpu.py", "--tiny"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    for words in ("bare model", "kit's training loop", "8 views", "step of ranger21-package", "whole job"):
-        assert f"| {words}" in result.stdout or words in result.stdout
-    assert result.stdout.count("| ") > 10
+    table = result.stdout.partition("| CPU |")[2]
+    rows = "bare model", "kit's training loop", "inference, views d4", "step of ranger21", "thesis' whole job"
+    assert [words for words in rows if f"\n| {words}" not in table] == []
 
 
+@pytest.mark.slow
 def test_twenty_kills_and_the_same_bytes(tmp_path):
-    """Both Ranger21s and AdamW, 0 and 2 workers, at random moments and during saves."""
+    """Ranger21 and AdamW, 0 and 2 workers, at random moments and during saves."""
     command = [sys.executable, ROOT / "tests" / "bench" / "kill.py", "20", "--folder", tmp_path / "kill"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = json.loads((tmp_path / "kill" / "kills.json").read_text())
@@ -28,6 +31,7 @@ def test_twenty_kills_and_the_same_bytes(tmp_path):
     assert sum(row["during_save"] for row in training) >= 4
 
 
+@pytest.mark.slow
 def test_fuzzing_for_a_few_seconds():
     command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "2"]
     result = subprocess.run(command, capture_output=True, text=True)

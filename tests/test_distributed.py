@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, TINY, done, load
+from conftest import ROOT, TINY, done, prepare
 
-import distributed
 from common import UserError
+from kit import batches, distributed
 
 BATCH = 9  # which two processes can't halve
 
@@ -48,7 +48,7 @@ def output_of(job):
 def flags(toy):
     """A prepared competition of 57 training and 11 test images in three folds."""
     folders = toy(train=57, test=11)
-    done("00_prepare.py", *folders, "--size", 32, "--folds", 3, "--groups", "none")
+    prepare(folders, 32, "--folds", 3)
     return [*folders, *TINY, "--batch-size", BATCH, "--fold", 0]
 
 
@@ -59,10 +59,11 @@ def experiment(flags, name):
     return logits, pd.read_csv(folder / "fold0_epochs.csv").filter(regex="loss|accuracy|auc").to_numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "bound", "torchruns"),
     [
-        ("--optimizer adamw", 1e-5, 2),  # a residual network: batch statistics
+        ("--model test_convnext --optimizer adamw", 1e-5, 2),
         ("--model test_vit --accumulate 2 --grad-checkpointing", 1e-5, 1),  # with Ranger21
         ("--model test_vit --amp fp16 --tune head", 1e-2, 1),  # the GradScaler; fp16 rounds
     ],
@@ -80,14 +81,20 @@ def test_two_processes_train_as_one(flags, settings, bound, torchruns):
     for one, two in zip(experiment(flags, "one"), experiment(flags, "two"), strict=True):
         assert one.shape == two.shape
         assert np.abs(one - two).max() <= bound * max(1, np.abs(one).max())
-    assert sorted(path.name for path in (Path(flags[3]) / "two").iterdir() if path.name[0] != ".") == [
-        "config.json",
-        "fold0.csv",
-        "fold0.pt",
-        "fold0_epochs.csv",
-    ]
+    files = sorted(path.name for path in (Path(flags[3]) / "two").iterdir() if path.name[0] != ".")
+    assert files == "augmented.png config.json fold0.csv fold0.json fold0.pt fold0_epochs.csv".split()
 
 
+@pytest.mark.slow
+def test_batch_norm_on_cpus_takes_shares_and_says_so(flags):
+    job = torchrun("01_train_fold.py", *flags, "--epochs", 1, "--fold", 0, 1, "--augment", "none")
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
+    assert err.count("warning: batch norm on CPUs") == 2, "once a fold, by the first process alone"
+    assert out.count(": kept epoch 1") == 2
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_which_then_goes_on(flags):
     flags += ["--optimizer", "adamw", "--lr", "1e-3"]
     output_of(torchrun("01_train_fold.py", *flags, "--exp", "whole"))
@@ -118,13 +125,15 @@ def child(pid, rank):
     raise AssertionError("no such process")
 
 
+@pytest.mark.slow
 def test_two_processes_predict_the_test_set_as_one(flags):
-    for fold in range(3):
-        done("01_train_fold.py", *flags[:-1], fold)
+    done("01_train_fold.py", *flags[:-1], "all")
     done("03_infer.py", *flags[:4])
     submission = next((Path(flags[3]) / "base").glob("submission_*.csv"))
     one = pd.read_csv(submission, header=None)
     submission.unlink()
+    for kept in (Path(flags[3]) / "base").glob("fold?_test.npy"):
+        kept.unlink()
     out = output_of(torchrun("03_infer.py", *flags[:4], "--batch-size", 4))
     assert out.count("11 rows, checked") == 1
     two = pd.read_csv(submission, header=None)
@@ -133,16 +142,16 @@ def test_two_processes_predict_the_test_set_as_one(flags):
 
 
 def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
-    train, targets = load("01_train_fold.py"), np.arange(50) % 2
+    targets = np.arange(50) % 2
     config = dict(seed=777, sampler="imbalanced", batch_size=BATCH, augment="none")
     device = torch.device("cpu")
 
-    def batches(rank, world):
-        monkeypatch.setattr(train, "RANK", rank)
-        monkeypatch.setattr(train, "WORLD", world)
-        return list(train.training_batches(None, None, targets, config, 0, 1, 0, device).batch_sampler)
+    def drawn(rank, world):
+        monkeypatch.setattr(batches, "RANK", rank)
+        monkeypatch.setattr(batches, "WORLD", world)
+        return list(batches.training_batches(None, None, targets, config, 0, 1, 0, device).batch_sampler)
 
-    whole, shares = batches(0, 1), [batches(rank, 4) for rank in range(4)]
+    whole, shares = drawn(0, 1), [drawn(rank, 4) for rank in range(4)]
     assert [len(batch) for batch in whole] == [BATCH] * 5
     for batch, *parts in zip(whole, *shares, strict=True):
         assert sorted(batch) == sorted(image for part in parts for image in part)
@@ -158,6 +167,7 @@ def test_rows_are_put_together_without_padding(monkeypatch):
     assert np.array_equal(distributed.gather_rows(np.zeros(0)), rows[:1])
 
 
+@pytest.mark.slow
 def test_a_batch_smaller_than_the_processes_is_refused_once(flags):
     job = torchrun("01_train_fold.py", *flags, "--batch-size", 1)
     _, err = job.communicate(timeout=60)
@@ -168,10 +178,10 @@ def test_a_batch_smaller_than_the_processes_is_refused_once(flags):
 def test_the_first_process_has_time_to_say_what_is_wrong():
     """torchrun ends all when one ends: a second process that is quicker must not hide the first one's message."""
     second = dict(RANK="1", LOCAL_RANK="1", WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    command = [sys.executable, "01_train_fold.py", "--fold", "0", "--batch-size", "1"]
+    command = [sys.executable, "-c", "import common; common.fail('a mistake')"]
     job = subprocess.Popen(command, cwd=ROOT, env=os.environ | second, stderr=subprocess.PIPE)
     with pytest.raises(subprocess.TimeoutExpired):
-        job.wait(timeout=3)
+        job.wait(timeout=4)
     job.terminate()
     assert job.communicate(timeout=10)[1] == b""
 

@@ -1,33 +1,50 @@
 """00_prepare.py: archives and tables of every kind, images as a person sees them, stratified folds, caches."""
 
+import csv
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import unicodedata
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import done, kit, load, png, refused, toy_image, write_csv, write_zip
+import sklearn
+from conftest import ROOT, done, kit, load, png, prepare, refused, toy_image, write_csv, write_zip
+from damage import snapshot
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
-import images
-import tables
+from kit.cache import array_in_file
+from kit.folds import fold_table, make_folds
+from kit.images import ImageSource, contact_sheet, decode, resize
+from kit.tables import check_submission, read_rows, submission_rows
 
-prepare = load("00_prepare.py")
+script = load("00_prepare.py")
 
 
 def prepared(flags):
     return flags[flags.index("--output") + 1] / "prepared"
 
 
+def settings(flags):
+    return json.loads((prepared(flags) / "prepared.json").read_text())
+
+
 def cache(flags, part="train", size=32):
     return np.load(prepared(flags) / f"{part}_{size}.npy")
 
 
-def toy_run(flags, *more):
-    return done("00_prepare.py", *flags, "--size", 32, *more)
+def refused_prepare(flags, *more):
+    return refused("00_prepare.py", *flags, "--size", 32, "--groups", "none", *more)
+
+
+def relabel(flags, label_of):
+    """train.csv with other labels: label_of(i) of image i."""
+    write_csv(flags[1] / "train.csv", [("image_name", "label"), *((f"{i:04}.png", label_of(i)) for i in range(40))])
 
 
 # ---------------------------------------------------------------- caches and folds
@@ -35,23 +52,24 @@ def toy_run(flags, *more):
 
 def test_caches_hold_every_image_resized_in_the_order_of_the_tables(toy):
     flags = toy()
-    out = toy_run(flags)
+    out = prepare(flags)
     images, rng = cache(flags), np.random.default_rng(0)
     assert images.shape == (40, 32, 32, 3)
     assert images.dtype == np.uint8
     for i in range(40):
-        assert (images[i] == prepare.resize(toy_image(rng, i % 2), 32)).all()
+        assert (images[i] == resize(toy_image(rng, i % 2), 32)).all()
     folds = pd.read_csv(prepared(flags) / "folds.csv", dtype=str)
     assert list(folds.columns) == ["image_name", "label", "target", "group", "fold"]
     assert folds.image_name.tolist() == [f"{i:04}.png" for i in range(40)]
     assert pd.read_csv(prepared(flags) / "test.csv").image_name.tolist() == [f"t{i:03}.png" for i in range(10)]
-    assert "40 images, 24 × 24 (40)" in out
+    assert "train       40 images, 24 × 24 (40); 0 more not used" in out
+    assert out.strip().splitlines()[-1].startswith(f"prepared 32 px → {prepared(flags)}")
     assert Image.open(prepared(flags) / "samples.png").size[0] > 300
 
 
 def test_folds_are_the_thesis_stratified_ones(toy):
     flags = toy(train=63)
-    toy_run(flags)
+    prepare(flags)
     folds = pd.read_csv(prepared(flags) / "folds.csv")
     splits = StratifiedKFold(5, shuffle=True, random_state=777).split(np.zeros(63), folds.target)
     for fold, (_, held_out) in enumerate(splits):
@@ -62,32 +80,151 @@ def test_folds_are_the_thesis_stratified_ones(toy):
 
 def test_a_second_run_does_nothing_and_another_size_keeps_the_folds(toy):
     flags = toy()
-    toy_run(flags)
+    prepare(flags)
     before = {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in prepared(flags).iterdir()}
-    assert "Nothing to do" in toy_run(flags)
+    assert "Nothing to do" in prepare(flags)
     assert before == {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in prepared(flags).iterdir()}
-    done("00_prepare.py", *flags, "--size", 16)
+    prepare(flags, 16)
     assert (prepared(flags) / "folds.csv").stat().st_mtime_ns == before["folds.csv"][0]
     assert cache(flags, "test", 16).shape == (10, 16, 16, 3)
-    assert json.loads((prepared(flags) / "prepared.json").read_text())["sizes"] == [16, 32]
+    assert settings(flags)["sizes"] == [16, 32]
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "of another count"])
+def test_a_lost_or_damaged_cache_is_made_again_and_the_folds_stay(toy, damage):
+    flags = toy()
+    prepare(flags, 16)
+    prepare(flags)
+    path, folds = prepared(flags) / "test_32.npy", prepared(flags) / "folds.csv"
+    whole, before = path.read_bytes(), (folds.stat().st_mtime_ns, settings(flags))
+    if damage == "of another count":
+        np.save(path, np.load(path)[:3])
+    else:
+        path.unlink() if damage == "lost" else path.write_bytes(whole[:1000])
+    assert "prepared 32 px" in prepare(flags)
+    assert path.read_bytes() == whole
+    assert (folds.stat().st_mtime_ns, settings(flags)) == before
+    assert cache(flags, size=16).shape == (40, 16, 16, 3)
 
 
 def test_other_settings_or_files_are_refused_until_overwrite(toy):
     flags = toy()
-    toy_run(flags)
-    assert "--overwrite" in refused("00_prepare.py", *flags, "--size", 32, "--seed", 1)
+    prepare(flags)
+    for other in (["--seed", 1], ["--metric", "accuracy"], ["--positive", "0"], ["--limit", 20], ["--folds", 4]):
+        line = refused_prepare(flags, *other)
+        assert f"prepared with other {other[0].removeprefix('--')}" in line.replace("classes, ", "").replace(
+            "made_from, ", ""
+        )
+        assert "--overwrite" in line
     rows = (flags[1] / "train.csv").read_text().splitlines()
     (flags[1] / "train.csv").write_text("\n".join([*rows[:-2], rows[-1], rows[-2]]) + "\n")
-    assert "made_from" in refused("00_prepare.py", *flags, "--size", 16)
-    done("00_prepare.py", *flags, "--size", 16, "--overwrite")
+    assert "made_from" in refused_prepare(flags, "--size", 16)
+    prepare(flags, 16, "--overwrite")
     assert not (prepared(flags) / "train_32.npy").exists(), "a cache in the old order was left behind"
 
 
 def test_a_full_disk_is_noticed_before_any_work(toy, monkeypatch):
     flags = toy()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
-    assert "GiB free" in refused("00_prepare.py", *flags, "--size", 32)
+    assert "GiB free" in refused_prepare(flags)
     assert list(prepared(flags).iterdir()) == []
+
+
+def test_macos_without_posix_fallocate(toy, monkeypatch, tmp_path):
+    monkeypatch.delattr(os, "posix_fallocate")
+    flags = toy()
+    done("00_prepare.py", *flags, "--size", 32)
+    assert cache(flags).shape == (40, 32, 32, 3)
+    with array_in_file(tmp_path, np.uint16, 3, 2**23) as array:
+        assert array.shape == (3, 2**23)
+        assert not array[:, ::1000].any()
+
+
+def test_folds_that_a_limit_or_groups_make_too_small_are_refused():
+    labels = ["a", "b"] * 6
+    with pytest.raises(script.UserError, match="3 groups of relatives can't fill them"):
+        make_folds(range(12), labels, ["a", "b"], np.arange(12) // 4, 4, 0)
+    with pytest.raises(script.UserError, match="too few groups of relatives in the classes b"):
+        make_folds(range(12), labels, ["a", "b"], [i if i % 2 == 0 else 1 for i in range(12)], 3, 0)
+
+
+def test_old_scikit_learn_is_warned_about_where_there_are_groups(toy, monkeypatch):
+    monkeypatch.setattr(sklearn, "__version__", "1.7.2")
+    flags = toy()
+    quiet = kit("00_prepare.py", *flags, "--size", 32, "--groups", "none")
+    assert (quiet.code, quiet.err) == (0, "")
+    write_csv(flags[1] / "g.csv", [("image_name", "group"), *((f"{i:04}.png", i // 2) for i in range(40))])
+    grouped = kit("00_prepare.py", *flags, "--size", 32, "--groups", flags[1] / "g.csv", "--overwrite")
+    assert grouped.code == 0
+    assert "warning: scikit-learn 1.7.2 doesn't stratify grouped folds" in grouped.err
+
+
+def test_blank_cells_of_a_group_column_or_file_are_groups_of_their_own(toy):
+    flags = toy()
+    cells = [f"p{i // 4}" if i < 20 else ("", " ", "nan")[i % 3] for i in range(40)]
+    rows = [(f"{i:04}.png", i % 2, cell) for i, cell in enumerate(cells)]
+    write_csv(flags[1] / "train.csv", [("image_name", "label", "patient"), *rows])
+    write_csv(flags[1] / "groups.csv", [("image_name", "group"), *((name, cell) for name, _, cell in rows)])
+    for given in ("patient", flags[1] / "groups.csv"):
+        out = done("00_prepare.py", *flags, "--size", 32, "--groups", given, "--overwrite")
+        assert "20 images have a blank cell for their group" in out
+        groups = pd.read_csv(prepared(flags) / "folds.csv").group
+        assert groups.value_counts().tolist() == [4] * 5 + [1] * 20
+
+
+def test_limit_takes_some_of_each_class_and_the_first_test_images(toy):
+    flags = toy(train=40)
+    relabel(flags, lambda i: "rare" if i < 5 else "often")
+    out = prepare(flags, 32, "--limit", 16, "--positive", "rare")
+    folds = pd.read_csv(prepared(flags) / "folds.csv", dtype=str)
+    assert folds.label.value_counts().to_dict() == {"often": 14, "rare": 5}, "16 × 35 / 40, and a rare one in each fold"
+    assert folds.image_name.tolist() == sorted(folds.image_name)
+    assert folds.fold.nunique() == 5
+    assert cache(flags).shape[0] == 19
+    assert cache(flags, "test").shape[0] == 10
+    assert settings(flags)["limit"] == 16
+    assert "limit       a quick look" in out
+    again = [*flags[:3], flags[3].with_name("again")]
+    prepare(again, 32, "--limit", 4, "--positive", "rare", "--seed", 1)
+    names = pd.read_csv(prepared(again) / "test.csv").image_name.tolist()
+    assert names == ["t000.png", "t001.png", "t002.png", "t003.png"]
+    others = set(pd.read_csv(prepared(again) / "folds.csv", dtype=str).image_name)
+    assert not others <= set(folds.image_name), "the seed decides which"
+
+
+def test_fold_table_of_81_classes_fits_the_screen():
+    names = [f"class {c:02} with a name that is too long to be shown" for c in range(81)]
+    labels = [name for c, name in enumerate(names) for _ in range(10 + c)]
+    folds = pd.DataFrame(dict(label=labels, fold=np.arange(len(labels)) % 5))
+    lines = fold_table(folds, names).splitlines()
+    assert len(lines) == 1 + 8 + 1 + 8 + 1
+    assert lines[0].split() == "class fold 0 fold 1 fold 2 fold 3 fold 4 all".split()
+    assert lines[1].startswith("class 80 ")
+    assert lines[1].split()[-1] == "90"
+    assert lines[9].strip() == "… 65 more"
+    assert lines[-2].startswith("class 00 ")
+    assert lines[-2].split()[-1] == "10"
+    assert lines[-1].split() == ["all", "810", "810", "810", "810", "810", "4050"]
+    assert len({len(line) for line in lines[:9]}) == 1, "the columns are aligned"
+
+
+@pytest.mark.parametrize(("classes", "folds"), [(2, 3), (2, 40), (300, 10)])
+def test_fold_table_is_never_wider_than_120_columns(classes, folds):
+    names = ["食品" * 30, *(f"{c}\n\x1b[31m" for c in range(1, classes))]
+    table = pd.DataFrame(dict(label=names * 999, fold=np.arange(999 * classes) // 7 % folds))
+    text = fold_table(table, names)
+    widths = [sum(2 if c in "食品" else 1 for c in line) for line in text.splitlines() if "more" not in line]
+    assert max(widths) <= 120
+    assert len(set(widths)) == 1, "aligned on the screen, where a kanji takes two columns"
+    assert "\x1b" not in text
+    assert len(text.splitlines()) == (4 if classes == 2 else 19)
+    assert str(999 * classes) in text.splitlines()[-1]
+
+
+def test_00_starts_without_torch_and_matplotlib():
+    heavy = "{'torch', 'timm', 'albumentations', 'matplotlib'}"
+    code = f"import runpy, sys; runpy.run_path('00_prepare.py'); assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 # ---------------------------------------------------------------- archives and names
@@ -96,8 +233,7 @@ def test_a_full_disk_is_noticed_before_any_work(toy, monkeypatch):
 @pytest.mark.parametrize("layout", ["top folder", "no folder", "macos", "folder"])
 def test_archive_layouts_give_the_same_caches(toy, tmp_path, layout):
     flags = toy()
-    toy_run(flags)
-    expected = cache(flags)
+    prepare(flags)
     rng = np.random.default_rng(0)
     images = {f"{i:04}.png": png(toy_image(rng, i % 2)) for i in range(40)}
     other = tmp_path / "other"
@@ -112,9 +248,9 @@ def test_archive_layouts_give_the_same_caches(toy, tmp_path, layout):
         junk = {f"__MACOSX/train/._{name}": b"junk" for name in images} | {"train/.DS_Store": b"junk"}
         write_zip(other / "train.zip", {top + n: c for n, c in images.items()} | (junk if layout == "macos" else {}))
     again = ["--input", other, "--output", tmp_path / "again"]
-    out = toy_run(again)
-    assert (cache(again) == expected).all()
-    assert "0 more that no row names" in out
+    out = prepare(again)
+    assert (cache(again) == cache(flags)).all()
+    assert "0 more not used" in out
 
 
 def zip_with_raw_names(path, files):
@@ -129,22 +265,20 @@ def zip_with_raw_names(path, files):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8 nfd", "cp932"])
 def test_japanese_names_in_any_encoding(tmp_path, encoding):
     names = [f"train/食品パッケージ{i}.png" for i in range(10)]
-    rng = np.random.default_rng(0)
-    form = unicodedata.normalize("NFD" if "nfd" in encoding else "NFC", "")
-    assert form == ""
-    raw = [
-        unicodedata.normalize("NFD" if "nfd" in encoding else "NFC", name).encode(encoding.split()[0]) for name in names
-    ]
-    zip_with_raw_names(tmp_path / "train.zip", {r: png(toy_image(rng, i % 2)) for i, r in enumerate(raw)})
-    source = prepare.ImageSource(tmp_path / "train.zip")
-    for name in names:
-        assert source.decoded(source.find(name)).shape == (24, 24, 3)
+    form = "NFD" if "nfd" in encoding else "NFC"
+    raw = [unicodedata.normalize(form, name).encode(encoding.split()[0]) for name in names]
+    assert (raw[0].decode(encoding.split()[0]) == names[0]) == (form == "NFC"), "パ is one letter, or two"
+    pictures = [toy_image(np.random.default_rng(i), 0) for i in range(10)]
+    zip_with_raw_names(tmp_path / "train.zip", {r: png(picture) for r, picture in zip(raw, pictures, strict=True)})
+    source = ImageSource(tmp_path / "train.zip")
+    for name, picture in zip(names, pictures, strict=True):
+        assert (source.decoded(source.find(name)) == picture).all()
         assert source.find(name.removeprefix("train/")) == source.find(name)
 
 
 def test_names_without_ending_are_found_where_one_file_is_meant(tmp_path):
     write_zip(tmp_path / "a.zip", {"x/0001.png": b"", "x/0002.png": b"", "x/0002.jpg": b"", "x/notes.txt": b""})
-    source = prepare.ImageSource(tmp_path / "a.zip")
+    source = ImageSource(tmp_path / "a.zip")
     assert source.find("0001") == "x/0001.png"
     assert source.find("0002") is None
     assert source.find("../0001.png") is None
@@ -154,10 +288,10 @@ def test_names_without_ending_are_found_where_one_file_is_meant(tmp_path):
 def test_missing_and_superfluous_images_are_counted(toy):
     flags = toy()
     write_csv(flags[1] / "sample_submit.csv", [(f"t{i:03}.png", 0) for i in range(4)])
-    assert "6 more that no row names" in toy_run(flags)
+    assert "6 more not used" in prepare(flags)
     with open(flags[1] / "train.csv", "a") as file:
         file.writelines(f"gone{i}.png,1\n" for i in range(12))
-    line = refused("00_prepare.py", *flags, "--size", 32, "--overwrite")
+    line = refused_prepare(flags, "--overwrite")
     assert "12 of the images" in line
     assert "gone9.png and 2 more" in line
 
@@ -177,27 +311,35 @@ GRADIENT = np.stack(np.meshgrid(np.arange(40) * 6, np.arange(30) * 8), -1)[..., 
 def test_modes_come_out_as_seen():
     rgb = Image.fromarray(GRADIENT)
     grey = GRADIENT[..., 0]
-    assert (images.decode(saved(rgb, "PNG")) == GRADIENT).all()
-    assert (images.decode(saved(rgb, "WEBP", lossless=True)) == GRADIENT).all()
-    assert (images.decode(saved(Image.fromarray(grey), "PNG")) == grey[..., None]).all()
+    assert (decode(saved(rgb, "PNG")) == GRADIENT).all()
+    assert (decode(saved(rgb, "WEBP", lossless=True)) == GRADIENT).all()
+    assert (decode(saved(Image.fromarray(grey), "PNG")) == grey[..., None]).all()
     wide = Image.fromarray(grey.astype(np.uint16) * 257)
-    assert (images.decode(saved(wide, "PNG")) == grey[..., None]).all()
+    assert (decode(saved(wide, "PNG")) == grey[..., None]).all()
     palette = rgb.quantize(64)
-    assert (images.decode(saved(palette, "PNG")) == np.asarray(palette.convert("RGB"))).all()
+    assert (decode(saved(palette, "PNG")) == np.asarray(palette.convert("RGB"))).all()
     cmyk = np.asarray(Image.open(io.BytesIO(saved(rgb.convert("CMYK"), "JPEG", quality=95))).convert("RGB"))
-    assert (images.decode(saved(rgb.convert("CMYK"), "JPEG", quality=95)) == cmyk).all()
+    assert (decode(saved(rgb.convert("CMYK"), "JPEG", quality=95)) == cmyk).all()
     assert np.abs(cmyk.astype(int) - GRADIENT).mean() < 8
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_files_keep_the_grey_levels_of_the_depth_that_they_use(bits):
+    levels = np.linspace(0, 2**bits - 1, 4096).astype(np.uint16).reshape(64, 64)
+    seen = decode(saved(Image.fromarray(levels), "PNG"))
+    assert (seen[..., 0] == levels >> (bits - 8)).all()
+    assert len(np.unique(seen)) == 256
 
 
 def test_transparent_parts_stand_on_white():
     alpha = np.zeros((30, 40), np.uint8)
     alpha[:, :20] = 255
-    seen = images.decode(saved(Image.fromarray(np.dstack([GRADIENT, alpha])), "PNG"))
+    seen = decode(saved(Image.fromarray(np.dstack([GRADIENT, alpha])), "PNG"))
     assert (seen[:, :20] == GRADIENT[:, :20]).all()
     assert (seen[:, 20:] == 255).all()
     hidden = Image.fromarray(np.zeros((5, 5), np.uint8), "P")
     hidden.putpalette([10, 20, 30])
-    assert (images.decode(saved(hidden, "PNG", transparency=0)) == 255).all()
+    assert (decode(saved(hidden, "PNG", transparency=0)) == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -209,36 +351,98 @@ def test_exif_rotation_is_applied(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(undo(GRADIENT)))
-    assert (images.decode(saved(stored, "PNG", exif=exif)) == GRADIENT).all()
+    assert (decode(saved(stored, "PNG", exif=exif)) == GRADIENT).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_truncated_images_are_no_images(kind):
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
     whole = saved(Image.fromarray(noise), kind)
-    images.decode(whole)
+    decode(whole)
     for tenth in range(10):
         with pytest.raises(ValueError, match=r".+"):
-            images.decode(whole[: len(whole) * tenth // 10])
+            decode(whole[: len(whole) * tenth // 10])
 
 
-def test_unreadable_images_are_named_and_nothing_is_left(toy):
-    flags = toy()
-    rng = np.random.default_rng(0)
-    jpeg = saved(Image.fromarray(rng.integers(0, 255, (99, 99, 3)).astype(np.uint8)), "JPEG")
+@pytest.fixture
+def damaged(toy):
+    """→ flags of a competition with three unreadable training images, one of them a truncated JPEG, and such a test
+    image."""
+    flags, rng = toy(), np.random.default_rng(0)
+    jpeg = saved(Image.fromarray(rng.integers(180, 240, (96, 96, 3)).astype(np.uint8)), "JPEG")
     files = {f"train/{i:04}.png": png(toy_image(rng, i % 2)) for i in range(40)}
     files |= {"train/0007.png": jpeg[: len(jpeg) // 2], "train/0011.png": b"", "train/0012.png": b"<html>"}
     write_zip(flags[1] / "train.zip", files)
-    line = refused("00_prepare.py", *flags, "--size", 32)
-    for name in ("0007", "0011", "0012", "3 unreadable"):
-        assert name in line
-    assert list(prepared(flags).iterdir()) == []
+    tests = {f"test/t{i:03}.png": png(toy_image(rng, i % 2)) for i in range(9)}
+    write_zip(flags[1] / "test.zip", tests | {"test/t009.png": jpeg[: len(jpeg) // 2]})
+    return flags
+
+
+def test_unreadable_images_of_both_parts_are_named_together_and_nothing_is_left(damaged):
+    line = refused_prepare(damaged)
+    for words in (
+        "4 unreadable",
+        "train/0007.png (",
+        "0011.png (empty",
+        "0012.png (no image)",
+        "test/t009.png (",
+        "grey",
+    ):
+        assert words in line
+    assert list(prepared(damaged).iterdir()) == []
+
+
+def test_unreadable_grey_takes_what_is_left(damaged):
+    out = prepare(damaged, 96, "--unreadable", "grey")
+    assert "unreadable  4 images" in out
+    assert "0012.png (no image)" in out
+    names = [text.partition(" (")[0] for text in settings(damaged)["unreadable"]]
+    assert names == ["train/0007.png", "train/0011.png", "train/0012.png", "test/t009.png"]
+    images = cache(damaged, size=96)
+    for left in (images[7], cache(damaged, "test", 96)[9]):
+        assert np.abs(left[:16].mean() - 210) < 3
+        assert (left[-16:] == 128).all(), "the rows that are missing"
+    assert (images[[11, 12]] == 128).all()
+    assert "unreadable images" in refused_prepare(damaged, "--size", 16), "a second size needs the flag again"
+    prepare(damaged, 16, "--unreadable", "grey")
+    assert [text.partition(" (")[0] for text in settings(damaged)["unreadable"]] == names
+
+
+def test_a_failed_run_leaves_the_earlier_files(damaged):
+    prepare(damaged, 32, "--unreadable", "grey")
+    before = snapshot(damaged[3])
+    refused_prepare(damaged, "--overwrite")
+    refused_prepare(damaged, "--size", 16)
+    assert snapshot(damaged[3]) == before
 
 
 def test_large_images_are_averaged_not_skipped():
-    stripes = np.zeros((400, 400, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert np.abs(prepare.resize(stripes, 40).astype(int) - 127).max() <= 1
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3)).astype(np.uint8)
+    means = noise.reshape(40, 10, 40, 10, 3).mean(axis=(1, 3))
+    assert np.abs(resize(noise, 40) - means).max() <= 1
+
+
+@pytest.mark.parametrize("height", [100, 448, 700, 1000])
+def test_a_wide_picture_is_averaged_along_its_long_side(height):
+    columns = np.random.default_rng(0).integers(0, 256, (4480, 3)).astype(np.uint8)
+    wide, means = np.repeat(columns[None], height, axis=0), columns.reshape(448, 10, 3).mean(axis=1)
+    assert np.abs(resize(wide, 448) - means).max() <= 1, "each px is the mean of its ten"
+    assert np.abs(resize(wide.swapaxes(0, 1).copy(), 448) - means[:, None]).max() <= 1
+
+
+def test_contact_sheet_puts_each_image_under_its_title(tmp_path):
+    red, tall = np.full((40, 40, 3), (255, 0, 0), np.uint8), np.full((80, 20, 3), (0, 0, 255), np.uint8)
+    rows = [("first", [(red, "a.png"), (tall, "a name that is far too long for its cell.png")]), ("empty\nrow", [])]
+    contact_sheet(tmp_path / "sheet.png", rows, 3)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    is_red, is_blue = (sheet == (255, 0, 0)).all(axis=2), (sheet == (0, 0, 255)).all(axis=2)
+    assert is_red.sum() == 160 * 160, "a small image fills its cell"
+    assert is_blue.sum() == 160 * 40, "and a tall one keeps its shape"
+    assert np.flatnonzero(is_red.any(axis=0)).max() < np.flatnonzero(is_blue.any(axis=0)).min()
+    below = sheet[np.flatnonzero(is_red.any(axis=1)).max() + 1 :].min(axis=(0, 2))
+    assert (below[188:348] < 200).any(), "a caption"
+    assert (below[174:188] == 255).all(), "that keeps to its cell"
+    assert (below[348:] == 255).all()
 
 
 # ---------------------------------------------------------------- tables
@@ -260,28 +464,45 @@ def test_large_images_are_averaged_not_skipped():
 def test_wrong_tables_are_refused(toy, rows, words):
     flags = toy()
     write_csv(flags[1] / "train.csv", rows)
-    assert words in refused("00_prepare.py", *flags, "--size", 32)
+    assert words in refused_prepare(flags)
     assert not flags[3].exists()
 
 
 def test_bom_crlf_blank_lines_and_cp932_are_simply_read(toy, tmp_path):
     flags = toy()
-    toy_run(flags)
+    prepare(flags)
     folds = (prepared(flags) / "folds.csv").read_bytes()
     text = (flags[1] / "train.csv").read_text()
     (flags[1] / "train.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() + b"\r\n\r\n")
-    assert "Nothing to do" in toy_run(flags)
+    assert "Nothing to do" in prepare(flags)
     assert (prepared(flags) / "folds.csv").read_bytes() == folds
     path = tmp_path / "t.csv"
     path.write_bytes("名前,ラベル\n0001,NA\n".encode("cp932"))
-    assert tables.read_rows(path, "") == [["名前", "ラベル"], ["0001", "NA"]]
+    assert read_rows(path, "") == [["名前", "ラベル"], ["0001", "NA"]]
+
+
+# ---------------------------------------------------------------- the metric and the submission
+
+
+def test_the_metric_is_written_and_said(toy):
+    flags = toy()
+    assert "metric      AUC" in prepare(flags)
+    assert settings(flags)["metric"] == "auc"
+    assert prepare(flags, 32, "--metric", "logloss", "--overwrite")
+    assert settings(flags)["metric"] == "logloss"
+    relabel(flags, lambda i: "abc"[i % 3])
+    prepare(flags, 32, "--overwrite")
+    assert settings(flags)["metric"] == "accuracy"
+    assert settings(flags)["positive"] is None
+    for metric in ("pauc", "qwk"):
+        line = refused_prepare(flags, "--overwrite", "--metric", metric)
+        assert f"--metric {metric} doesn't suit the classes a, b, c: " in line
 
 
 def submission_of(flags, rows, *more):
     write_csv(flags[1] / "sample_submit.csv", rows)
-    result = kit("00_prepare.py", *flags, "--size", 32, "--overwrite", *more)
-    assert result.code == 0, result.err
-    return json.loads((prepared(flags) / "prepared.json").read_text())["submission"]
+    prepare(flags, 32, "--overwrite", *more)
+    return settings(flags)["submission"]
 
 
 def test_the_sample_decides_the_submission_format(toy):
@@ -293,7 +514,97 @@ def test_the_sample_decides_the_submission_format(toy):
     assert submission_of(flags, both)["columns"] == ["1", "0"]
     assert submission_of(flags, headed, "--submit-value", "label")["value"] == "label"
     write_csv(flags[1] / "sample_submit.csv", [("id", "cat", "dog"), ("t000.png", 0.5, 0.5)])
-    assert "cat, dog" in refused("00_prepare.py", *flags, "--size", 32, "--overwrite")
+    assert "cat, dog" in refused_prepare(flags, "--overwrite")
     write_csv(flags[1] / "sample_submit.csv", [("nowhere.png", 0), ("t000.png", 0)])
-    line = refused("00_prepare.py", *flags, "--size", 32, "--overwrite", "--submit-header", "no")
+    line = refused_prepare(flags, "--overwrite", "--submit-header", "no")
     assert "nowhere.png" in line
+
+
+@pytest.mark.parametrize(
+    "first", [("gone.png", 0.5), ("gone.JPG", "target"), ("gone", 0.5), ("gone", "1"), ("10", ""), ("gone", 1e-3)]
+)
+def test_a_missing_first_test_image_is_not_taken_for_the_header(toy, first):
+    flags = toy()
+    write_csv(flags[1] / "sample_submit.csv", [first, ("t000.png", 0), ("t001.png", 1)])
+    line = refused_prepare(flags)
+    assert "lacks 1 of the images" in line
+    assert first[0] in line
+    prepare(flags, 32, "--submit-header", "yes")
+    assert settings(flags)["submission"]["header"] == [str(cell) for cell in first]
+
+
+@pytest.mark.parametrize(
+    "header", [("id", "label"), ("", "target"), ("id", "0", "1"), ("id", "p0", 1), ("id", "1"), ("image", "has 1")]
+)
+def test_headers_are_known_as_such(toy, header):
+    flags = toy()
+    rows = [header, *((f"t{i:03}.png", *[0.5] * (len(header) - 1)) for i in range(3))]
+    write_csv(flags[1] / "sample_submit.csv", rows)
+    result = kit("00_prepare.py", *flags, "--size", 32, "--groups", "none")
+    if header[1] == "p0":
+        assert "2 value columns (p0, 1)" in result.err, "a header, but of other columns"
+    else:
+        assert result.code == 0, result.err
+        assert settings(flags)["submission"]["header"] == list(header)
+
+
+def test_of_numbers_the_larger_is_positive_and_it_is_said(toy):
+    flags = toy()
+    assert "submission  no header, probability of '1'" in prepare(flags)
+    assert (settings(flags)["classes"], settings(flags)["positive"]) == (["0", "1"], "1")
+    relabel(flags, lambda i: ("9.5", "10.5")[i % 2])
+    assert "no header, probability of '10.5'" in prepare(flags, 32, "--overwrite")
+    assert "no header, probability of '9.5'" in prepare(flags, 32, "--overwrite", "--positive", "9.5")
+    assert settings(flags)["classes"] == ["10.5", "9.5"], "the second of two classes is the positive one"
+    folds = pd.read_csv(prepared(flags) / "folds.csv", dtype=str)
+    assert (folds.target == folds.label.map({"10.5": "0", "9.5": "1"})).all()
+
+
+def test_of_words_the_positive_one_must_be_named(toy):
+    flags = toy()
+    relabel(flags, lambda i: ("normal", "abnormal")[i % 2])
+    line = refused_prepare(flags)
+    for words in ("sample_submit.csv", "abnormal, normal", "--positive"):
+        assert words in line
+    assert "positive class 'abnormal'" in prepare(flags, 32, "--positive", "abnormal")
+    assert settings(flags)["classes"] == ["normal", "abnormal"]
+    assert settings(flags)["positive"] == "abnormal"
+    assert "--positive odd: give one of two classes" in refused_prepare(flags, "--overwrite", "--positive", "odd")
+    names = [f"t{i:03}.png" for i in range(3)]
+    write_csv(flags[1] / "sample_submit.csv", [("id", "abnormal"), *((name, 0.5) for name in names)])
+    assert "with header, probability of 'abnormal'" in prepare(flags, 32, "--overwrite"), "the header names it"
+    write_csv(flags[1] / "sample_submit.csv", [("id", "abnormal", "normal"), *((name, 0.5, 0.5) for name in names)])
+    assert "with header, probability of each class" in prepare(flags, 32, "--overwrite"), "nothing is to be guessed"
+    write_csv(flags[1] / "sample_submit.csv", [(name, "normal") for name in names])
+    assert "no header, label" in prepare(flags, 32, "--overwrite")
+    relabel(flags, lambda i: "abc"[i % 3])
+    assert "--positive a: give one of two classes" in refused_prepare(flags, "--overwrite", "--positive", "a")
+
+
+@pytest.mark.parametrize(
+    ("submission", "rows"),
+    [
+        (dict(header=None, value="probability", columns=None), [["a", "0.75"], ["b", "0.125"]]),
+        (dict(header=["id", "x"], value="label", columns=None), [["id", "x"], ["a", "dog"], ["b", "cat"]]),
+        (
+            dict(header=["id", "dog", "cat"], value="probability", columns=["dog", "cat"]),
+            [["id", "dog", "cat"], ["a", "0.75", "0.25"], ["b", "0.125", "0.875"]],
+        ),
+    ],
+)
+def test_submissions_are_filled_and_checked(tmp_path, submission, rows):
+    probabilities = np.array([[0.25, 0.75], [0.875, 0.125]])
+    names, classes, path = ["a", "b"], ["cat", "dog"], tmp_path / "s.csv"
+    assert submission_rows(names, probabilities, classes, submission) == rows
+
+    def check(rows):
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        check_submission(path, names, classes, submission)
+
+    check(rows)
+    for wrong in (rows[::-1], rows[:-1], [*rows[:-1], [*rows[-1], "0"]], [*rows[:-1], [rows[-1][0], "1.5", "0"]]):
+        with pytest.raises(AssertionError):
+            check(wrong)
+    with pytest.raises(AssertionError):
+        check([*rows[:-1], [rows[-1][0], *["1.5"] * (len(rows[-1]) - 1)]])

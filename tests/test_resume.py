@@ -12,8 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, TINY, done, refused
 
-import model
-import resume
+from kit import experiment, locks, model, resume
 
 FOLD = [*TINY, "--fold", 0, "--exp", "new", "--batch-size", 4]
 
@@ -24,23 +23,27 @@ def flags(trained, tmp_path):
     return ["--input", trained.input, "--output", tmp_path / "output"]
 
 
-def stop_within(flags, epochs=2):
-    """Starts a fold that saves after each step and kills it in its last epoch. → the experiment's folder."""
-    folder = flags[3] / "new"
-    command = [sys.executable, ROOT / "01_train_fold.py", *flags, *FOLD, "--save-minutes", "1e-9", "--epochs", epochs]
+@pytest.fixture(scope="module")
+def killed(trained, tmp_path_factory):
+    """A fold that saves after each step was killed in its last epoch. → the experiment's folder, for reading only."""
+    output = tmp_path_factory.mktemp("killed") / "output"
+    shutil.copytree(trained.output, output)
+    flags = ["--input", trained.input, "--output", output]
+    command = [sys.executable, ROOT / "01_train_fold.py", *flags, *FOLD, "--save-minutes", "1e-9"]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
-    path = folder / "fold0.resume.pt"
+    path = output / "new" / "fold0.resume.pt"
     while process.poll() is None:
-        if path.exists() and (now := resume.read_checked(path)["progress"])["epoch"] == epochs and now["step"] > 2:
+        if path.exists() and (state := resume.read_checked(path)["state"])["epoch"] == 2 and state["step"] > 2:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            return folder
+            return output / "new"
         time.sleep(0.01)
     raise AssertionError("the fold ended before it could be killed")
 
 
-def test_goes_on_in_the_middle_and_leaves_no_resume_file(flags):
-    folder = stop_within(flags)
+def test_goes_on_in_the_middle_and_leaves_no_resume_file(flags, killed):
+    folder = flags[3] / "new"
+    shutil.copytree(killed, folder)
     assert len(pd.read_csv(folder / "fold0_epochs.csv")) == 1
     out = done("01_train_fold.py", *flags, *FOLD)
     assert "goes on in epoch 2 after" in out
@@ -56,8 +59,9 @@ def test_goes_on_in_the_middle_and_leaves_no_resume_file(flags):
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "other settings"])
-def test_a_damaged_resume_file_is_set_aside(flags, damage):
-    folder = stop_within(flags)
+def test_a_damaged_resume_file_is_set_aside(flags, killed, damage):
+    folder = flags[3] / "new"
+    shutil.copytree(killed, folder)
     path = folder / "fold0.resume.pt"
     data = bytearray(path.read_bytes())
     if damage == "bit":
@@ -71,7 +75,6 @@ def test_a_damaged_resume_file_is_set_aside(flags, damage):
     assert f"{path} can't be used" in out
     assert "epoch 1/2" in out, "the fold starts over"
     assert (folder / "fold0.resume.damaged").exists()
-    shutil.rmtree(folder)
 
 
 def test_a_fold_has_one_process_at_a_time(flags):
@@ -90,17 +93,37 @@ def test_a_fold_has_one_process_at_a_time(flags):
 
 
 def test_a_fold_that_another_process_has_finished_meanwhile_is_left_alone(flags, monkeypatch):
-    finished, build = flags[3] / "new" / "fold0.pt", model.build_model
+    """The other one ends between our start and our turn."""
+    folder, plain = flags[3] / "new", locks.locked
 
-    def slow_build(config, *arguments):
-        finished.parent.mkdir()
-        (finished.parent / "config.json").write_text(json.dumps(config))
-        finished.write_bytes(b"the other's")
-        return build(config, *arguments)
+    def slow(path, *arguments, **options):
+        if not (folder / "fold0.pt").exists():
+            folder.mkdir(exist_ok=True)
+            for ending in ("csv", "json", "pt"):
+                (folder / f"fold0.{ending}").write_bytes(b"the other's")
+        return plain(path, *arguments, **options)
 
-    monkeypatch.setattr(model, "build_model", slow_build)
+    monkeypatch.setattr(experiment, "locked", slow)
     assert "fold 0 of new is finished" in done("01_train_fold.py", *flags, *FOLD)
-    assert finished.read_bytes() == b"the other's"
+    assert (folder / "fold0.pt").read_bytes() == b"the other's"
+
+
+def test_the_views_of_a_trained_fold_are_not_paid_for_by_another_epoch(flags, monkeypatch):
+    """A stop while the held-out images are predicted in all views goes on there."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setitem(model.TTAS, "d4", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            done("01_train_fold.py", *flags, *FOLD)
+    out = done("01_train_fold.py", *flags, *FOLD)
+    assert "goes on in epoch 3" in out
+    assert "train loss" not in out
+    whole = [(flags[3] / "new" / f"fold0.{ending}").read_bytes() for ending in ("pt", "csv")]
+    done("01_train_fold.py", *flags, *FOLD, "--overwrite")
+    assert whole == [(flags[3] / "new" / f"fold0.{ending}").read_bytes() for ending in ("pt", "csv")]
 
 
 def test_no_resume_file_where_none_is_wanted(flags):
@@ -132,13 +155,12 @@ def test_the_whole_way_twice_gives_the_same_bytes(trained, tmp_path):
     for name, workers in (("a", 0), ("b", 2)):
         flags = ["--input", trained.input, "--output", tmp_path / name]
         done("00_prepare.py", *flags, "--size", 32, "--folds", 3)
-        for fold in range(3):
-            done("01_train_fold.py", *flags, *TINY, "--fold", fold, "--workers", workers, "--deterministic")
+        done("01_train_fold.py", *flags, *TINY, "--fold", "all", "--workers", workers, "--deterministic")
         done("02_oof.py", *flags)
         done("03_infer.py", *flags, "--workers", workers)
     names = ["prepared/folds.csv", "prepared/train_32.npy", "prepared/duplicates.png", "prepared/samples.png"]
-    names += ["base/oof.csv", "base/roc.png", "base/fold2.pt", "base/fold2.csv"]
+    names += ["base/oof.csv", "base/roc.png", "base/fold2.pt", "base/fold2.csv", "base/augmented.png"]
     names += [f"base/{path.name}" for path in (tmp_path / "a" / "base").glob("submission*")]
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

@@ -14,6 +14,8 @@ if shutil.which("sbatch") is None or "SLURM_CONF" not in os.environ:
         pytest.fail("CI must test Slurm: see .ci/slurm.sh")
     pytest.skip("no Slurm here: export SLURM_CONF=$(.ci/slurm.sh)", allow_module_level=True)
 
+pytestmark = pytest.mark.slow
+
 
 def slurm(*command, **environment):
     return subprocess.run(
@@ -42,27 +44,35 @@ def wait_until_done(folder, seconds=240):
     raise AssertionError((queued, [path.read_text() for path in folder.glob("*.log")]))
 
 
-def submit(folder, *flags):
+def submit(folder, competition, *flags):
     """Submits as a user does, but with the logs in `folder`; inner jobs take the place of logs from the environment.
     Each fold has the node to itself, so that the second is cut off while the first is queued again."""
-    own = dict(PREPARE="--folds 2", GPU="--exclusive", SBATCH_OUTPUT=f"{folder}/%x-%j.log")
-    slurm("sbatch", f"--output={own['SBATCH_OUTPUT']}", "slurm/folds.sbatch", *flags, **own)
+    names = dict(EXP="quick", INPUT=competition[1], OUTPUT=competition[3], INFER="--tta none")
+    own = dict(PREPARE="--folds 2 --groups none --size 32", GPU="--exclusive", SBATCH_OUTPUT=f"{folder}/%x-%j.log")
+    environment = {name: str(value) for name, value in (names | own).items()}
+    slurm("sbatch", f"--output={own['SBATCH_OUTPUT']}", "slurm/folds.sbatch", *flags, **environment)
 
 
 def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
     # each fold is cut off after one of its two steps, and Slurm queues it again
-    submit(tmp_path, *toy(train=60), *TINY, "--batch-size", 15, "--epochs", 1, "--stop-after", "1s")
+    submit(tmp_path, toy(train=60), *TINY, "--batch-size", 15, "--epochs", 1, "--stop-after", "1s")
     log = wait_until_done(tmp_path)
     assert "folds in job" in log
     assert log.count("stopped by --stop-after; run it again to go on from step 1 of 2") == 2
     assert "Job is pending" not in log, "the last fold must queue itself again, not the whole array"
     assert log.count("goes on in epoch 1 after 1 of 2 steps") == 2
     assert log.count("10 rows, checked") == 1
-    assert len(list((tmp_path / "output" / "base").glob("submission_base_CV*.csv"))) == 1
+    assert len(list((tmp_path / "output" / "quick").glob("submission_quick_CV*.csv"))) == 1
 
 
 def test_a_fold_that_fails_cancels_the_end(toy, tmp_path):
-    submit(tmp_path, *toy(train=60), *TINY, "--batch-size", 1000)
+    submit(tmp_path, toy(train=60), *TINY, "--batch-size", 1000)
     log = wait_until_done(tmp_path)
     assert log.count("--batch-size 1000 is more than the 30 training images: lower it") == 2
     assert "rows, checked" not in log
+
+
+@pytest.mark.parametrize("flag", ["--exp", "--output=elsewhere", "--fold"])
+def test_names_come_from_the_environment(flag, tmp_path):
+    slurm("sbatch", f"--output={tmp_path}/%j.log", "slurm/folds.sbatch", flag, "1")
+    assert f"error: {flag.split('=')[0]} can't be given here" in wait_until_done(tmp_path)

@@ -1,6 +1,6 @@
-"""How many copies of one photo does groups.py find, and how many strangers does it join?
+"""How many copies of one photo does kit/copies.py find, and how many strangers does it join?
 
-    python tests/bench/copies.py                  # the table of README.md: 28 pieces of photos, 60 drawn products
+    python tests/bench/copies.py                 # the table of docs/measured.md: 28 pieces of photos, 60 drawn products
     python tests/bench/copies.py --products 200
 
 Real photos: pieces of those that scikit-learn and matplotlib bring. Drawn: the demo's products. Of each, the piece and
@@ -16,19 +16,18 @@ from itertools import combinations
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
+import sklearn.datasets
 
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import groups
+from kit import copies
 
 
 def photos():
     """uint8 [H, W, 3] RGB of every real photo that the dependencies bring."""
-    import matplotlib
-    import sklearn.datasets
-
     for folder in (Path(sklearn.datasets.__file__).parent / "images", Path(matplotlib.get_data_path()) / "sample_data"):
         for path in sorted(folder.glob("*.jpg")):
             yield cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
@@ -74,27 +73,36 @@ def copy_of(image, rng):
     return np.ascontiguousarray(out)
 
 
-def measure(name, sources, copies, rng):
-    images = [image for source in sources for image in (source, *(copy_of(source, rng) for _ in range(copies)))]
-    truth = np.repeat(np.arange(len(sources)), copies + 1)
-    records = np.stack([groups.describe(image) for image in images])
-    rows = []
+def with_copies(sources, count, rng):
+    """→ (each source followed by `count` copies of it, int [N]: the source of each image)."""
+    images = [image for source in sources for image in (source, *(copy_of(source, rng) for _ in range(count)))]
+    return images, np.repeat(np.arange(len(sources)), count + 1)
+
+
+def measure(name, sources, count, rng):
+    """→ the table's two rows on `sources` with `count` copies each."""
+    images, truth = with_copies(sources, count, rng)
+    records = np.stack([copies.describe(image) for image in images])
     everything = np.array(list(combinations(range(len(images)), 2)))
-    for kind, pairs in (("every pair", everything), ("candidates", groups.candidates(records))):
-        same = truth[pairs[:, 0]] == truth[pairs[:, 1]]
-        found, _ = groups.relatives(records, pairs)
-        right = truth[found[:, 0]] == truth[found[:, 1]]
-        relatives = len(sources) * copies * (copies + 1) // 2
-        strangers = len(everything) - relatives
-        joined = groups.components(found, len(images))
-        together = joined[everything[:, 0]] == joined[everything[:, 1]]
-        kin = truth[everything[:, 0]] == truth[everything[:, 1]]
-        rows.append(
-            f"{name:8} {kind:11} {len(images):7} {same.sum() / relatives:10.3f} {right.sum() / relatives:9.3f} "
-            f"{(~right).sum():5} of {strangers:<8} {(together & kin).sum() / relatives:12.3f} "
-            f"{(together & ~kin).sum() / strangers * 1e4:10.2f}"
-        )
-    return rows
+    return [
+        f"{name:8} {kind:11} {len(images):7} {judge(records, truth, everything, pairs)}"
+        for kind, pairs in (("every pair", everything), ("candidates", copies.candidates(records)))
+    ]
+
+
+def judge(records, truth, everything, pairs):
+    """→ a row's figures: how `pairs` are judged, against the source of each image, `truth`."""
+    is_kin = truth[everything[:, 0]] == truth[everything[:, 1]]
+    kin, strangers = is_kin.sum(), (~is_kin).sum()
+    proposed = (truth[pairs[:, 0]] == truth[pairs[:, 1]]).sum()
+    joined, _ = copies.relatives(records, pairs)
+    right = truth[joined[:, 0]] == truth[joined[:, 1]]
+    groups = copies.components(joined, len(records))
+    together = groups[everything[:, 0]] == groups[everything[:, 1]]
+    return (
+        f"{proposed / kin:10.3f} {right.sum() / kin:9.3f} {(~right).sum():5} of {strangers:<8} "
+        f"{(together & is_kin).sum() / kin:12.3f} {(together & ~is_kin).sum() / strangers * 1e4:10.2f}"
+    )
 
 
 def main():

@@ -18,6 +18,7 @@ import time
 import warnings
 import zipfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,9 +29,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-import tables
 from common import UserError
-from images import ImageSource, decode
+from kit import tables
+from kit.images import ImageSource, decode
 
 
 def image_files():
@@ -104,7 +105,7 @@ def fuzz_archives(until, rng, outcomes):
                     for name in names:
                         key = source.find(name)
                         if key:
-                            source.decoded(key)
+                            source.decoded(key, salvage=rng.random() < 0.5)
                     outcomes["archives read"] += 1
                 except (UserError, ValueError):
                     outcomes["archives refused"] += 1
@@ -121,14 +122,23 @@ def fuzz_tables(seconds, outcomes):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
         options = SimpleNamespace(input=Path(folder), train_csv="train.csv", sample_submit="train.csv", folds=2,
-            image_column="image_name", label_column="label", submit_header="auto", submit_value="auto")  # fmt: skip
+            image_column="image_name", label_column="label", submit_header="auto", submit_value="auto",
+            positive=None)  # fmt: skip
         source = SimpleNamespace(find={"a.png": "a.png", "b.png": "b.png"}.get)
+
+        def read_format(options, classes):
+            tables.positive_class(options, classes, tables.read_sample_submit(options, source, classes)[1])
 
         @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.one_of(text, st.binary(max_size=60)))
         def read(data):
             path.write_bytes(data)
-            for reader in (tables.read_labels, lambda o: tables.read_sample_submit(o, source, ["0", "1"])):
+            readers = (
+                tables.read_labels,
+                partial(read_format, classes=["0", "1"]),
+                partial(read_format, classes=["a", "b"]),
+            )
+            for reader in readers:
                 with in_time(data):
                     try:
                         reader(options)

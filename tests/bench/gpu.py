@@ -17,46 +17,50 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
+from ranger21 import Ranger21
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from kit.device import pick_amp, pick_device, pick_workers
+from kit.model import TTAS, predict
+from kit.resume import epoch_start
+
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
-
-import model as models
-from ranger21_fast import Ranger21Fast
-
 spec = importlib.util.spec_from_file_location("train_fold", ROOT / "01_train_fold.py")
 train = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(train)
 
 EVA = "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"
+TINY = "--size 56 --batch-size 4 --model-kwargs depth=2 embed_dim=64 num_heads=4"
+FOR_15_GB = "--batch-size 1 --accumulate 17 --grad-checkpointing"
 # dense fp16 TFLOP/s by the makers' data sheets
 PEAK = {"H200": 989, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125, "P100": 19, "4090": 165}
 
 
 class Bench:
     def __init__(self, tiny):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device("auto")
         self.name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        self.size, self.batch, self.steps = (56, 4, 3) if tiny else (448, 17, 20)
-        kwargs = dict(depth=2, embed_dim=64, num_heads=4) if tiny else {}
-        self.config = dict(
-            model=EVA, model_kwargs=kwargs, weights="none", head="linear", tune="all", norm="thesis", size=self.size,
-            augment="d4", sampler="imbalanced", batch_size=self.batch, accumulate=1, epochs=2, loss="cce", lr=6e-5,
-            min_lr=3e-5, weight_decay=1e-4, optimizer="ranger21", ranger21_decay="package", seed=777,
-            amp=models.pick_amp("auto", self.device), grad_checkpointing=False,
-        )  # fmt: skip
+        self.flags, self.steps = f"--fold 0 --weights none --save-minutes 0 {TINY if tiny else ''}", 3 if tiny else 20
+        args = self.args()
+        self.size, self.batch, self.amp = args.size, args.batch_size, pick_amp(args.amp, self.device)
         self.rows = []
+
+    def args(self, flags=""):
+        return train.make_parser().parse_args(f"{self.flags} {flags}".split())
 
     def row(self, what, value):
         self.rows.append((what, value))
         print(f"{what}: {value}", flush=True)
 
     def seconds(self, work, repeat=1):
-        """Of one `work()`, the device waited for; the best of three rounds after one to warm up."""
+        """The time of one `work()`, until the device is done; the best of three rounds after one to warm up."""
         work()
         times = []
         for _ in range(3):
@@ -83,96 +87,91 @@ class Bench:
 
     # ------------------------------------------------------------ parts
 
-    def parts(self, **changes):
-        config = self.config | changes
-        network = models.build_model(config, 2).to(self.device)
-        optimizer, scheduler = train.make_optimizer(network, config, 100)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=config["amp"] == "fp16")
-        return config, network, optimizer, scheduler, scaler
+    def fold(self, flags="", images=None):
+        """What 01 sets up for a fold whose training images are all of `images`."""
+        args = self.args(flags)
+        count = 2 * args.batch_size if images is None else len(images)
+        folds = pd.DataFrame(dict(fold=1, target=np.arange(count) % 2), index=range(count))
+        shared = SimpleNamespace(
+            args=args, config=train.settings(args), folder=Path(), prepared=dict(classes=["0", "1"]), metric="auc",
+            folds=folds, images=images, targets=folds.target.to_numpy(), device=self.device, amp=self.amp,
+            workers=pick_workers(None, self.device),
+        )  # fmt: skip
+        return train.set_up(shared, 0)
 
     def bare(self, batch, compiled=False):
         """Images/s of the model alone: forward, backward and step on one batch that lies on the device."""
-        config, network, optimizer, _, scaler = self.parts(batch_size=batch)
-        network.train()
+        run = self.fold(f"--batch-size {batch}")
+        run.classifier.train()
         if compiled:
-            network.compile()
+            run.classifier.compile()
         images = torch.randint(0, 255, (batch, 3, self.size, self.size), dtype=torch.uint8, device=self.device)
         targets = torch.arange(batch, device=self.device) % 2
 
         def step():
-            with models.autocast(self.device, config["amp"]):
-                logits = network(images)
-            scaler.scale(torch.nn.functional.cross_entropy(logits, targets)).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
+            train.train_step(run, images, targets, 1, True)
+            train.update(run)
 
         rate = batch / self.seconds(step, max(1, self.steps // 4))
         if compiled:
             self.row(f"bare model, compiled, batch {batch}", f"{rate:.1f} images/s, peak {self.peak()}")
             return rate
         with FlopCounterMode(display=False) as counter:
-            network(images[:1]).sum().backward()
-        flops = counter.get_total_flops()
+            run.classifier(images[:1]).sum().backward()
         peak = next((value for key, value in PEAK.items() if key in self.name), None)
-        share = f", {rate * flops / peak / 1e12:.0%} of {peak} TFLOP/s" if peak else ""
+        share = f", {rate * counter.get_total_flops() / peak / 1e12:.0%} of {peak} TFLOP/s" if peak else ""
         self.row(f"bare model, batch {batch}", f"{rate:.1f} images/s{share}, peak {self.peak()}")
         return rate
 
     def largest_batch(self):
         """Doubles the batch until the memory is full."""
-        found = self.batch
-        while self.device.type == "cuda" and found < 1000:
+        fits = self.batch
+        while self.device.type == "cuda" and fits < 1000:
             self.fresh()
             try:
-                self.bare(2 * found)
+                self.bare(2 * fits)
             except torch.cuda.OutOfMemoryError:
                 break
-            found *= 2
-        self.row("largest batch tried that fits", found)
+            fits *= 2
+        self.row("largest batch tried that fits", fits)
 
-    def loop(self, images, **changes):
-        """Images/s of the kit's own epoch: memory map, augmentation, workers, scores and all."""
-        config, network, optimizer, scheduler, scaler = self.parts(**changes)
-        rows, targets = np.arange(len(images)), np.arange(len(images)) % 2
-        workers, rates = models.pick_workers(None, self.device), []
-        resume = train.ResumeFile(None, 0, {})
-        for epoch in range(2):  # the first warms up
-            loader = train.training_batches(images, rows, targets, config, 0, epoch, workers, self.device)
+    def loop(self, images, flags=""):
+        """Images/s of the kit's own epoch: memory map, augmentation, workers, scores and all. → (rate, model)"""
+        run, rates = self.fold(flags, images), []
+        run.resume.parts = dict(optimizer=run.optimizer)
+        for epoch in (1, 2):  # the first warms up
+            run.name, state = f"epoch {epoch}", dict(epoch=epoch, rows=[], kept={}) | epoch_start()
             self.wait()
             began = time.perf_counter()
-            train.train_epoch(network, loader, train.LOSSES["cce"], optimizer, scheduler, scaler, config, self.device,
-                None, train.at_epochs_start(), resume)  # fmt: skip
-            rates.append(len(loader) * config["batch_size"] / (time.perf_counter() - began))
-        return rates[-1], network
+            with contextlib.redirect_stdout(io.StringIO()):
+                train.train_epoch(run, state)
+            rates.append(state["step"] * run.config["batch_size"] / (time.perf_counter() - began))
+        return rates[-1], run.classifier
 
     def optimizers(self):
-        network = models.build_model(self.config, 2).to(self.device)
-        for p in network.parameters():
+        run = self.fold()
+        params = list(run.classifier.parameters())
+        for p in params:
             p.grad = torch.randn_like(p)
-        for name in ("ranger21-package", "ranger21", "adamw"):
+        del run
+        package = lambda: Ranger21(params, 6e-5, num_batches_per_epoch=100, num_epochs=2, warmdown_min_lr=3e-5)  # noqa: E731
+        parts = torch.nn.ParameterList(params)
+        config = train.settings(self.args())
+        kits = {name: lambda name=name: train.OPTIMIZERS[name](parts, config, 200)[0] for name in ("ranger21", "adamw")}
+        for name, make in ({"the package's Ranger21": package} | kits).items():
             self.fresh()
-            optimizer, _ = train.make_optimizer(network, self.config | dict(optimizer=name), 100)
-
-            def step(optimizer=optimizer):
-                with contextlib.redirect_stdout(io.StringIO()):
-                    optimizer.step()
-
-            self.row(f"step of {name}", f"{1000 * self.seconds(step, 5):.1f} ms")
-            del optimizer, step
-        if self.device.type == "cpu":
-            return  # compiling for it takes minutes
-        torch._dynamo.config.recompile_limit = 64  # once for each shape of a parameter
-        compiled = Ranger21Fast(network.parameters(), 6e-5, 100, 2, compiled=True)
-        self.row("step of ranger21, compiled", f"{1000 * self.seconds(compiled.step, 5):.1f} ms")
+            with contextlib.redirect_stdout(io.StringIO()):  # the package talks
+                optimizer = make()
+                spent = self.seconds(optimizer.step, 5)
+            self.row(f"step of {name}", f"{1000 * spent:.1f} ms")
+            del optimizer
 
     def inference(self, network, images, views):
-        rows, amp = np.arange(len(images)), models.pick_amp(self.config["amp"], self.device)
-        workers = models.pick_workers(None, self.device)
-        module = models.d4_views(network.eval()) if views == 8 else network.eval()
-        work = lambda: models.predict(module, images, rows, 32, self.device, amp, workers)  # noqa: E731
+        rows, workers = np.arange(len(images)), pick_workers(None, self.device)
+        module = TTAS[views](network.eval())
+        work = lambda: predict(module, images, rows, 32, self.device, self.amp, workers)  # noqa: E731
         rate = len(images) / self.seconds(work)
-        self.row(f"inference with {views} views, batch 32", f"{rate:.1f} images/s")
+        self.row(f"inference, views {views}, batch 32", f"{rate:.1f} images/s")
         return rate
 
 
@@ -181,7 +180,7 @@ def main():
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     bench = Bench(args.tiny)
-    print(f"{bench.name}, torch {torch.__version__}, {EVA} at {bench.size} px, {bench.config['amp']}")
+    print(f"{bench.name}, torch {torch.__version__}, {EVA} at {bench.size} px, amp {bench.amp}")
     with tempfile.TemporaryDirectory() as folder:
         count = bench.steps * bench.batch
         shape = (count, bench.size, bench.size, 3)
@@ -197,16 +196,14 @@ def main():
             bench.fresh()
         training, network = bench.loop(images)
         bench.row(f"kit's training loop, batch {bench.batch}", f"{training:.1f} images/s, {training / alone:.3f} of it")
-        eight = bench.inference(network, images, 8)
-        one = bench.inference(network, images, 1)
+        eight = bench.inference(network, images, "d4")
+        one = bench.inference(network, images, "none")
         del network
         bench.optimizers()
         bench.fresh()
-        small = dict(batch_size=1, accumulate=bench.batch, grad_checkpointing=True)
-        rate, network = bench.loop(images, **small)
+        rate, network = bench.loop(images, FOR_15_GB)
         del network
-        words = f"batch 1 × {bench.batch}, gradient checkpointing"
-        bench.row(words, f"{rate:.1f} images/s, {rate / training:.2f} of batch {bench.batch}, peak {bench.peak()}")
+        bench.row(FOR_15_GB, f"{rate:.1f} images/s, {rate / training:.2f} of batch {bench.batch}, peak {bench.peak()}")
         bench.largest_batch()
     job = 5 * (2 * 1741 / training + 2 * 435 / one + 2180 / eight)
     bench.row("thesis' whole job, extrapolated (5 folds × 2 epochs, 2180 × 8 views × 5)", f"{job / 60:.1f} minutes")

@@ -3,11 +3,11 @@
     python tests/bench/kill.py 100 --folder /tmp/kill            # about 5 minutes on 2 cores
     python tests/bench/kill.py 20 --folder /tmp/kill --seed 1
 
-01_train_fold.py, with both Ranger21s and AdamW, with 0 and 2 workers, with dropout: SIGKILL at a random moment, or as
-soon as a resume file is being written; then the same command again, until N kills are done. Its foldK.pt and foldK.csv
-must be those of a run that nobody touched. 00, 02 and 03 are killed N/5 times in all: no file under a final name may
-ever be half, and a last run must give the bytes of an untouched one. Prints a row for each; exits with 1 where a byte
-differs.
+01_train_fold.py, with Ranger21 and AdamW, with 0 and 2 workers, with dropout: SIGKILL at a random moment, or as soon as
+a resume file is being written; then the same command again, until N kills are done. Its foldK.pt, foldK.csv and
+foldK.json must be those of a run that nobody touched. 00, 02 and 03 are killed N/5 times in all: no file under a final
+name may ever be half, and a last run must give the bytes of an untouched one. Prints a row for each; exits with 1 where
+a byte differs.
 
 Each start is a fork of a process that has imported everything, which saves the seconds that importing torch takes; the
 kill is a real one.
@@ -25,12 +25,15 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from kit.resume import read_checked
+
 ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
 TRAIN = (
     "--model test_resnet --weights none --size 32 --epochs 2 --batch-size 4 --lr 3e-3 --min-lr 3e-4 --fold 0".split()
 )
-OPTIMIZERS = "ranger21", "ranger21-package", "adamw"
+OPTIMIZERS = "ranger21", "adamw"
 OFTEN = ["--save-minutes", "1e-9"]  # after every step, so that many kills fall into a save
 
 
@@ -95,7 +98,7 @@ def kill_training(flags, output, kills, rng):
             whole = output / f"whole_{optimizer}"
             if not whole.exists():  # one reference for both worker counts: they must not matter either
                 seconds = duration("01_train_fold.py", *command, "--exp", whole.name)
-            expected = files(whole, ["fold0.pt", "fold0.csv"])
+            expected = files(whole, ["fold0.pt", "fold0.csv", "fold0.json"])
             folder = output / f"killed_{optimizer}_{workers}"
             row = dict(run=name, kills=0, completed=0, within_epoch=0, during_save=0, equal=True)
             while row["kills"] < kills or row["completed"] == 0:
@@ -119,10 +122,8 @@ def kill_training(flags, output, kills, rng):
 
 def within_epoch(folder):
     """Whether the newest whole resume file is of the middle of an epoch."""
-    from resume import read_checked
-
     path = folder / "fold0.resume.pt"
-    return path.exists() and read_checked(path)["progress"]["step"] > 0
+    return path.exists() and read_checked(path)["state"]["step"] > 0
 
 
 def kill_others(flags, output, kills, rng):
@@ -135,19 +136,20 @@ def kill_others(flags, output, kills, rng):
         "02_oof.py": (base, "oof.csv report.html confusion.png roc.png curves.png".split(), [base.name]),
         "03_infer.py": (base, None, [base.name, "--tta", "none"]),
     }
-    for fold in (1, 2):
-        finish(start("01_train_fold.py", *flags, *TRAIN, "--model-kwargs", "drop_rate=0.2", *OFTEN, "--workers", 0,
-            "--optimizer", "ranger21", "--exp", base.name, "--fold", fold))  # fmt: skip
+    finish(start("01_train_fold.py", *flags, *TRAIN, "--model-kwargs", "drop_rate=0.2", *OFTEN, "--workers", 0,
+        "--optimizer", "ranger21", "--exp", base.name, "--fold", "all"))  # fmt: skip
     finish(start("02_oof.py", *flags, base.name))
     finish(start("03_infer.py", *flags, base.name))  # notes the score in the ledger, which the report shows
     for script, (folder, names, more) in expected_of.items():
         seconds = duration(script, *flags, *more)
-        names = names or [path.name for path in folder.glob("submission*")]
+        names = names or [path.name for pattern in ("submission*", "fold*_test.*") for path in folder.glob(pattern)]
         expected = files(folder, names)
         row = dict(run=script, kills=0, completed=0, equal=True)
         while row["kills"] < kills:
             if not killed(start(script, *flags, *more), rng.uniform(0, seconds), folder, ""):
                 row["completed"] += 1
+                for path in folder.glob("fold*_test.*"):  # or the next run would have nothing to predict
+                    path.unlink()
                 continue
             row["kills"] += 1
             present = {name: content for name, content in expected.items() if (folder / name).exists()}
@@ -162,7 +164,7 @@ def kill_others(flags, output, kills, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kills", type=int, help="of 01_train_fold.py, a sixth for each of the six settings")
+    parser.add_argument("kills", type=int, help="of 01_train_fold.py, a quarter for each of the four settings")
     parser.add_argument("--folder", type=Path, required=True, help="is made anew")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -171,8 +173,6 @@ def main():
     for script in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"):  # imports; main isn't called
         spec = importlib.util.spec_from_file_location(script[3:-3], ROOT / script)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    for module in ("albumentations", "matplotlib.pyplot", "sklearn.metrics"):  # which they import when they need it
-        importlib.import_module(module)
     finish(start("input/make_demo.py", "--folder", args.folder / "input", "--products", 40, "--test-products", 12,
         "--copies", 2, "--side", 48))  # fmt: skip
     finish(start("00_prepare.py", *flags, "--size", 32, "--folds", 3))

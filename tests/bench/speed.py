@@ -114,19 +114,19 @@ def kit_prepare(folder):
 
 def kit_train(folder):
     import common
-    import ranger21_fast
+    from kit.ranger21 import Ranger21Fast
 
-    run, step, times = common.run, ranger21_fast.Ranger21Fast.step, []
+    run, step, times = common.run, Ranger21Fast.step, []
 
-    def timed_run(main):  # called when the imports are done
+    def timed_run(main, parser):  # called when the imports are done
         times.append(time.perf_counter())
-        run(main)
+        run(main, parser)
 
     def timed_step(optimizer):
         step(optimizer)
         times.append(time.perf_counter())
 
-    common.run, ranger21_fast.Ranger21Fast.step = timed_run, timed_step
+    common.run, Ranger21Fast.step = timed_run, timed_step
     script("01_train_fold.py", *flags(folder), *MODEL, "--size", SIZE, "--fold", 0, "--overwrite")
     with open(folder / "output" / "base" / "fold0_epochs.csv") as file:
         return dict(inner=sum(float(row["seconds"]) for row in csv.DictReader(file)), first_step=times[1] - times[0])
@@ -137,25 +137,23 @@ def copy_fold(folder):
     import torch
 
     base = folder / "output" / "base"
-    saved = torch.load(base / "fold0.pt")
+    saved, record = torch.load(base / "fold0.pt"), json.loads((base / "fold0.json").read_text())
     with open(folder / "output" / "prepared" / "folds.csv") as file:
         rows = list(csv.DictReader(file))
+    columns = [f"{kind}_{c}" for kind in ("best", "last", "views") for c in (0, 1)]
     for fold in range(FOLDS):
         torch.save(saved | dict(fold=fold), base / f"fold{fold}.pt")
+        (base / f"fold{fold}.json").write_text(json.dumps(record | dict(fold=fold)))
+        held_out = [(row["image_name"], row["target"]) for row in rows if row["fold"] == str(fold)]
+        table = [("image_name", "target", *columns), *((*row, *(0, i % 9) * 3) for i, row in enumerate(held_out))]
         with open(base / f"fold{fold}.csv", "w", newline="") as file:
-            columns = ["best_0", "best_1", "last_0", "last_1"]
-            mine = [row for row in rows if row["fold"] == str(fold)]
-            csv.writer(file).writerows(
-                [
-                    ["image_name", "target", *columns],
-                    *([r["image_name"], r["target"], 0, i % 9, 0, 1] for i, r in enumerate(mine)),
-                ]
-            )
+            csv.writer(file).writerows(table)
+        (base / f"fold{fold}_test.json").unlink(missing_ok=True)  # or nothing would be left to predict
 
 
 def kit_infer(folder):
-    """03; the time inside `predict_test` is its own."""
-    import model
+    """03; the time inside `predict` is its own."""
+    from kit import model
 
     copy_fold(folder)
     inner, spent = model.predict, []
@@ -185,11 +183,11 @@ def cached(folder, part):
 def classifier():
     import torch
 
-    import model
+    from kit.model import build_model
 
     torch.manual_seed(0)
-    config = dict(model="test_vit", model_kwargs={}, size=SIZE, norm="thesis", weights="none", head="linear")
-    return model.build_model(config, 2)
+    config = dict(model="test_vit", model_kwargs={}, size=SIZE, norm="thesis", head="linear")
+    return build_model(config, 2, "none")
 
 
 def fold_rows(folder):
@@ -203,12 +201,12 @@ def limit_train(folder):
     import torch
     import torch.nn.functional as F
 
-    from ranger21_fast import Ranger21Fast
+    from kit.ranger21 import Ranger21Fast
 
     images, network = cached(folder, "train"), classifier()
     rows, valid, targets = fold_rows(folder)
     targets, steps = torch.from_numpy(targets), len(rows) // BATCH
-    optimizer = Ranger21Fast(network.parameters(), LR, steps, EPOCHS, MIN_LR)
+    optimizer = Ranger21Fast(network.parameters(), LR, steps * EPOCHS, MIN_LR)
     began = time.perf_counter()
     for _ in range(EPOCHS):
         network.train()

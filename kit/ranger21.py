@@ -1,7 +1,5 @@
 """Ranger21 (Wright and Demeure 2021, arXiv 2106.13731; thesis 3.5.1) in few, large operations.
 
-Used by 01_train_fold.py.
-
 The same arithmetic as the package ranger21 0.1.0 at its default settings, which is the code that the thesis ran:
 adaptive gradient clipping, gradient centralisation and normalisation, positive-negative momentum, softplus on the
 denominator, stable weight decay, norm loss, lookahead, linear warm-up and warm-down. The package makes 35 small
@@ -33,31 +31,15 @@ def learning_rate(step, steps, lr, min_lr):
 
 
 class Ranger21Fast(torch.optim.Optimizer):
-    """Ranger21 for `num_epochs` of `num_batches_per_epoch` steps each.
+    """Ranger21 for a training of `steps` steps.
 
-    decay "package": weight decay and norm loss reach only the last parameter of each group, as in the package, where a
-    loop variable is left over; "all": they reach every parameter that has a gradient, as the paper means it.
-    A step takes the gradients over: p.grad is then a view of their stack, clipped, centralised and normalised.
+    Weight decay and norm loss reach only the last parameter of each group, as in the package, where a loop variable is
+    left over. A step takes the gradients over: p.grad is then a view of their stack, clipped, centralised, normalised.
     """
 
-    def __init__(
-        self,
-        params,
-        lr,
-        num_batches_per_epoch,
-        num_epochs,
-        warmdown_min_lr=3e-5,
-        weight_decay=1e-4,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        decay="package",
-        compiled=False,
-    ):
+    def __init__(self, params, lr, steps, min_lr=3e-5, weight_decay=1e-4, betas=(0.9, 0.999), eps=1e-8):
         super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, current_lr=lr))
-        self.steps, self.min_lr, self.decay = num_epochs * num_batches_per_epoch, warmdown_min_lr, decay
-        self.stacks, self.stacked = [], None
-        compiler = torch.compile if compiled else lambda function: function
-        self.move_variance, self.move_momentum = compiler(move_variance), compiler(move_momentum)
+        self.steps, self.min_lr, self.stacks, self.stacked = steps, min_lr, [], None
 
     def __setstate__(self, state):
         super().__setstate__(state)  # load_state_dict ends here: the stacks must be made of the new state
@@ -77,16 +59,14 @@ class Ranger21Fast(torch.optim.Optimizer):
         sums = [self._move_variance(stack) for stack in self.stacks]
         deviation = (torch.stack(sums).sum() / sum(p.numel() for p in used)).sqrt()  # stays on the device
         step = self.state[used[-1]]["step"]
-        decayed = [self.param_groups[-1]["params"][-1]]
+        decayed = self.param_groups[-1]["params"][-1]
         for group in self.param_groups:
             group["current_lr"] = learning_rate(step, self.steps, group["lr"], self.min_lr)
-            if self.decay == "all":
-                decayed = [p for p in group["params"] if p.grad is not None]
             self._decay(decayed, group, deviation)
             for stack in self.stacks:
                 if stack["group"] is group:
                     self._update(stack)
-            decayed = [group["params"][-1]]  # what the package's loop variable holds when the next group begins
+            decayed = group["params"][-1]  # what the package's loop variable holds when the next group begins
         for stack in self.stacks:
             self._look_ahead(stack)
         return loss
@@ -116,33 +96,30 @@ class Ranger21Fast(torch.optim.Optimizer):
         """Clips, centralises and normalises the gradients, and moves their variance. → its debiased sum."""
         params, beta2 = stack["params"], stack["group"]["betas"][1]
         stack["grads"] = torch.stack([p.grad for p in params])
-        stack["scale"], total = self.move_variance(stack["grads"], torch.stack(params), stack["variance_ma"], beta2)
+        stack["scale"], total = move_variance(stack["grads"], torch.stack(params), stack["variance_ma"], beta2)
         for grad, p in zip(stack["grads"], params, strict=True):
             p.grad = grad
             self.state[p]["step"] += 1
         stack["step"] = self.state[params[0]]["step"]
         return total / (1 - beta2 ** stack["step"])
 
-    def _decay(self, params, group, deviation):
+    def _decay(self, p, group, deviation):
         """Stable weight decay (Xie et al. 2020) and norm loss (Georgiou et al. 2021)."""
         if group["weight_decay"]:
             factor = 1 - group["weight_decay"] * group["current_lr"] / deviation
-            factor = torch.where(deviation > 0, factor, 1.0)  # all gradients zero: the package divides by zero
-            torch._foreach_mul_(params, factor)
-        for p in params:
-            correction = 2 * NORM_LOSS * (1 - 1 / (unit_norm(p[None])[0] + group["eps"]))
-            p.mul_(1 - group["current_lr"] * correction.view(correction.shape if p.dim() > 1 else ()))
+            p.mul_(torch.where(deviation > 0, factor, 1.0))  # all gradients zero: the package divides by zero
+        correction = 2 * NORM_LOSS * (1 - 1 / (unit_norm(p[None])[0] + group["eps"]))
+        p.mul_(1 - group["current_lr"] * correction.view(correction.shape if p.dim() > 1 else ()))
 
     def _update(self, stack):
         group, step = stack["group"], stack["step"]
         beta1, beta2 = group["betas"]
         # positive and negative momentum change places at every step (Xie et al. 2021)
         momenta = [stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1])]
-        # a tensor, since a changing number would be compiled anew
-        root = torch.tensor(math.sqrt(1 - beta2**step), dtype=torch.float64)
-        update = self.move_momentum(
-            *momenta, stack["variance_ma"], stack.pop("grads"), stack.pop("scale"), root, beta1, beta2, group["eps"]
-        )
+        update = move_momentum(
+            *momenta, stack["variance_ma"], stack.pop("grads"), stack.pop("scale"), math.sqrt(1 - beta2**step),
+            beta1, beta2, group["eps"],
+        )  # fmt: skip
         torch._foreach_add_(stack["params"], update.unbind(), alpha=-group["current_lr"] / (1 - beta1**step))
 
     def _look_ahead(self, stack):
@@ -151,9 +128,6 @@ class Ranger21Fast(torch.optim.Optimizer):
             slow = stack["lookahead_params"].unbind()
             torch._foreach_lerp_(stack["params"], slow, 1 - LOOKAHEAD_ALPHA)
             torch._foreach_copy_(slow, stack["params"])
-
-
-# The two functions on whole stacks are pure arithmetic, so that torch.compile can fuse each into a few kernels.
 
 
 def move_variance(grads, weights, variance, beta2):

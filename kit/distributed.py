@@ -1,11 +1,11 @@
-"""Several processes on one job, started by torchrun. Used by 01_train_fold.py, 03_infer.py and what they import.
+"""How do several processes share one fold, or one test set? torchrun starts them.
 
     torchrun --nproc-per-node 2 01_train_fold.py --fold 2                # one fold on two GPUs
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 01_train_fold.py --fold 2
 
 Gradients are averaged by torch's DistributedDataParallel (Li et al. 2020, arXiv 2006.15704), over NCCL between GPUs and
-Gloo between CPUs. A process by itself is a world of one, for which the functions here give back what they got.
-Several machines need an --output that all of them see.
+Gloo between CPUs. Without torchrun there is one process, for which the functions here give back what they got. Several
+machines need an --output that all of them see.
 """
 
 import contextlib
@@ -13,10 +13,11 @@ import contextlib
 import numpy as np
 import torch
 import torch.distributed as dist
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import common
-from common import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, UserError
+from common import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, UserError, warn
 
 
 @contextlib.contextmanager
@@ -25,9 +26,8 @@ def together(device):
     if WORLD == 1:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         common.joined = True
         yield
     except RuntimeError as error:
@@ -52,22 +52,21 @@ def own_device(name):
             f"torchrun started {LOCAL_WORLD} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
             "lower --nproc-per-node"
         )
-    torch.cuda.set_device(LOCAL_RANK)
     return f"cuda:{LOCAL_RANK}"
 
 
-def gather(mine):
+def gather(part):
     """→ what each process has, in a list by rank; anything that can be pickled, tensors on the CPU."""
     if WORLD == 1:
-        return [mine]
+        return [part]
     parts = [None] * WORLD
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts, part)
     return parts
 
 
-def gather_rows(mine):
+def gather_rows(rows):
     """Puts together an array of which the process of rank r has the rows r, r + WORLD, … → the whole, everywhere."""
-    parts = gather(mine)
+    parts = gather(rows)
     whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     for rank, part in enumerate(parts):
         if len(part):
@@ -76,8 +75,8 @@ def gather_rows(mine):
 
 
 def from_first(*numbers):
-    """→ the numbers that the first process has: decisions that hang on a clock or a file are its alone. Waits for it,
-    but not for the GPU."""
+    """→ the whole numbers that the first process has: it alone decides by a clock or a file. Waits for it, but not for
+    the GPU."""
     if WORLD > 1:
         numbers = torch.tensor([int(number) for number in numbers])
         dist.broadcast(numbers, 0)
@@ -86,54 +85,18 @@ def from_first(*numbers):
 
 
 def wrap(classifier, device):
-    """→ the module to train with: `classifier` itself, or DistributedDataParallel around it, with the batch statistics
-    of BatchNorm taken over the whole batch."""
+    """→ the module to train with: `classifier` itself or, under torchrun, DistributedDataParallel around it. On GPUs
+    batch norm takes its statistics over the whole batch; on CPUs, for which torch can't do that, over each process's
+    share."""
     if WORLD == 1:
         return classifier
     if device.type == "cuda":
-        from timm.layers import convert_sync_batchnorm
-
         classifier.backbone = convert_sync_batchnorm(classifier.backbone)
-    else:  # torch's SyncBatchNorm refuses CPUs
-        for module in classifier.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine and module.track_running_stats:
-                module.forward = WholeBatchNorm(module, module.forward)
+    elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
+        warn("batch norm on CPUs takes each process's share of the batch by itself: the result isn't one process's")
     return nn.parallel.DistributedDataParallel(classifier)
 
 
-class WholeBatchNorm:
-    """The forward of a BatchNorm (or timm's BatchNormAct) `module` on the CPU, whose batch is spread over processes."""
-
-    def __init__(self, module, plain):
-        self.module, self.plain = module, plain
-
-    def __call__(self, x):
-        bn = self.module
-        if not bn.training:
-            return self.plain(x)
-        over, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
-        count = _Sum.apply(torch.tensor(float(x.numel() / x.shape[1])))
-        mean = _Sum.apply(x.float().sum(over)) / count
-        variance = _Sum.apply((x.float() - mean.view(shape)).square().sum(over)) / count
-        bn.num_batches_tracked += 1
-        momentum = 1 / bn.num_batches_tracked.item() if bn.momentum is None else bn.momentum
-        with torch.no_grad():
-            bn.running_mean.lerp_(mean, momentum)
-            bn.running_var.lerp_(variance * count / (count - 1), momentum)
-        x = (x - mean.view(shape)) / (variance + bn.eps).sqrt().view(shape)
-        x = x * bn.weight.view(shape) + bn.bias.view(shape)
-        return bn.act(bn.drop(x)) if hasattr(bn, "act") else x
-
-
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, for each of them."""
-
-    @staticmethod
-    def forward(ctx, mine):
-        total = mine.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return _Sum.forward(ctx, gradient.contiguous())
+def syncing(model, whole):
+    """The context of a backward pass: processes exchange gradients only where a step follows (`whole`)."""
+    return contextlib.nullcontext() if whole or WORLD == 1 else model.no_sync()

@@ -1,0 +1,76 @@
+"""Where does it run, and in which precision?"""
+
+import contextlib
+import os
+import signal
+
+import torch
+
+from common import LOCAL_WORLD, WORLD, UserError, cpu_count
+from kit import distributed
+
+PRECISIONS = ("auto", "native", "fp16", "bf16", "none")
+
+
+def pick_device(name, deterministic=False):
+    """The torch.device of "auto" (CUDA where there is a GPU, else the CPU) or of a device's name.
+
+    `deterministic` makes a GPU give the same bits each time; a CPU does so anyway. Raises UserError for a device that
+    isn't there.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
+    torch.use_deterministic_algorithms(deterministic)
+    if WORLD > 1:
+        name = distributed.own_device(name)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # or the first allocation opens a context on GPU 0 as well
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UserError(f"--device {name} can't be used here ({str(error).splitlines()[0]}): try auto or cpu") from None
+    return device
+
+
+def pick_amp(name, device):
+    """The autocast precision, "fp16", "bf16" or "none", of one of PRECISIONS.
+
+    auto: fp16 with a GradScaler on a GPU (thesis 3.3.1), none elsewhere. native: bf16 where the GPU computes in it (a
+    T4 only emulates it), else as auto.
+    """
+    if name not in ("auto", "native"):
+        return name
+    if device.type != "cuda":
+        return "none"
+    return "bf16" if name == "native" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+
+
+def pick_workers(count, device):
+    """Worker processes of a DataLoader: beside a GPU up to the thesis' 4; on the CPU none, they would only compete."""
+    if count is not None:
+        return count
+    return max(0, min(4, cpu_count() // LOCAL_WORLD - 1)) if device.type == "cuda" else 0
+
+
+def autocast(device, amp):
+    """The context in which the model runs; `amp` is fp16, bf16 or none."""
+    if amp == "none":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[amp])
+
+
+@contextlib.contextmanager
+def enough_memory(remedy):
+    """Turns a GPU's out-of-memory error into a UserError that names the remedy."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): {remedy}") from None
+
+
+def ignore_ctrl_c(worker_id):
+    """worker_init_fn of a DataLoader: the main process alone answers Ctrl-C, and ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

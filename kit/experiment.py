@@ -1,0 +1,193 @@
+"""What does an experiment's folder hold, and do its folds belong together? The ledger of all experiments.
+
+foldK.pt, foldK.csv and foldK.json together say that fold K is finished. foldK.json says what made it: settings, scores,
+a hash of the code, precision and device.
+"""
+
+import contextlib
+import hashlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+
+import common
+from common import UserError, listing, read_json, read_table, warn, write_csv, write_json
+from kit.locks import holder, locked, remove_leftovers
+
+FOLD_FILES = ("pt", "csv", "json")
+KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epoch, kept weights with the views
+
+# ---------------------------------------------------------------- settings
+
+
+def differences(earlier, config):
+    """→ ['lr was 0.003 and is now 0.001', …] of two configs, over the keys that both have."""
+    return [
+        f"{key} was {earlier[key]!r} and is now {config[key]!r}"
+        for key in sorted(earlier.keys() & config.keys() - {"changed"})
+        if earlier[key] != config[key]
+    ]
+
+
+def is_finished(folder, fold):
+    return all((folder / f"fold{fold}.{ending}").exists() for ending in FOLD_FILES)
+
+
+def read_record(folder, fold):
+    """→ foldK.json."""
+    remedy = f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
+    return read_json(folder / f"fold{fold}.json", remedy)
+
+
+def check_config(folder, config, defaults, replaced=()):
+    """Raises UserError where a finished fold has other settings than `config`, folds `replaced` apart.
+
+    A setting that the fold's record lacks is younger than the fold, so it had its default.
+    """
+    for path in sorted(folder.glob("fold*.pt")):
+        fold = path.stem.removeprefix("fold")
+        if not fold.isdecimal() or int(fold) in replaced:
+            continue
+        changed = differences(defaults | read_record(folder, int(fold))["config"], config)
+        if changed:
+            raise UserError(
+                f"fold {fold} of experiment {folder.name} was trained with other settings: {'; '.join(changed)}. "
+                f"Give another --exp, or remove {folder}"
+            )
+
+
+def settings_hash(config):
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def taken(folder, config, fold):
+    """Holds the fold for the block. Raises UserError where another process holds it. The lock file says by which
+    settings the fold is trained."""
+    note = f"with settings {settings_hash(config)}"
+    with locked(folder / f".fold{fold}.lock", f"fold {fold} of {folder.name}", note=note):
+        remove_leftovers(folder, f"fold{fold}.*", f"fold{fold}_*")
+        yield
+
+
+def claim_config(folder, config, defaults, fold, replaced=frozenset()):
+    """Makes config.json say `config`; for the holder of the fold. replaced: the folds that are trained again.
+
+    Raises UserError where finished folds, or folds that another process trains at this moment, have other settings.
+    """
+    with locked(folder / ".lock", folder.name, wait=True):
+        check_config(folder, config, defaults, {fold, *replaced})
+        for path in folder.glob(".fold*.lock"):
+            who = holder(path) if path.name != f".fold{fold}.lock" else None
+            if who and settings_hash(config) not in who:
+                raise UserError(
+                    f"experiment {folder.name} is being trained with other settings by {who}: "
+                    "give another --exp, or wait"
+                )
+        path = folder / "config.json"
+        if not path.exists() or read_json(path, f"remove {path}") != config:
+            write_json(path, config)
+
+
+# ---------------------------------------------------------------- out-of-fold predictions
+
+
+def logit_columns(kind, classes):
+    """The columns of foldK.csv that hold the logits of one of KINDS."""
+    return [f"{kind}_{c}" for c in range(len(classes))]
+
+
+def read_oof(args, exp):
+    """Puts the out-of-fold predictions of the finished folds together (thesis 4.2).
+
+    → a namespace: exp, folder, config, prepared, folds (the rows of folds.csv whose fold is finished), logits (a dict
+    of KINDS: float64 [N, K] in the order of `folds`), present and missing (lists of fold numbers), records (a dict of
+    foldK.json). Raises UserError where no fold is finished, or a fold's files, settings or folds don't fit.
+    """
+    folder = common.experiment_folder(args, exp)
+    config = read_json(folder / "config.json", f"run python 01_train_fold.py --exp {exp} --fold all")
+    prepared, folds = common.read_prepared(args)
+    present = [k for k in range(prepared["folds"]) if is_finished(folder, k)]
+    if not present:
+        raise UserError(f"{folder} has no finished fold: run python 01_train_fold.py --exp {exp} --fold all")
+    records = {k: read_record(folder, k) for k in present}
+    for k, record in records.items():
+        if record["config"]["folds_hash"] != prepared["folds_hash"]:
+            raise UserError(
+                f"{folder / f'fold{k}.pt'} was trained on other folds than those of {common.prepared_folder(args)}: "
+                "prepare those again, train it again with --overwrite, or train under another --exp"
+            )
+        changed = differences(record["config"], config)
+        if changed:
+            raise UserError(
+                f"{folder / f'fold{k}.pt'} was trained with other settings than config.json's ({'; '.join(changed)}): "
+                f"run python 01_train_fold.py --exp {exp} --fold {k} --overwrite"
+            )
+    warn_of_other_code(exp, records)
+    tables = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
+    table = pd.concat(tables).sort_index()
+    return SimpleNamespace(
+        exp=exp, folder=folder, config=config, prepared=prepared, present=present, records=records,
+        missing=[k for k in range(prepared["folds"]) if k not in present],
+        folds=folds.loc[table.index].reset_index(drop=True),
+        logits={kind: table[logit_columns(kind, prepared["classes"])].to_numpy(np.float64) for kind in KINDS},
+    )  # fmt: skip
+
+
+def read_fold(folder, fold, classes, expected):
+    """→ the logits of foldK.csv, with the index of `expected`, that fold's rows of folds.csv. Raises UserError where
+    they don't fit."""
+    path = folder / f"fold{fold}.csv"
+    remedy = f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
+    table = read_table(path, remedy)
+    columns = [column for kind in KINDS for column in logit_columns(kind, classes)]
+    names = ["image_name", "target"]
+    if list(table.columns) != [*names, *columns] or table[names].values.tolist() != expected[names].values.tolist():
+        raise UserError(f"{path} doesn't hold the images of fold {fold}: {remedy}")
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
+    bad = table.image_name[~np.isfinite(numbers).all(axis=1)]
+    if len(bad):
+        raise UserError(f"{path} has predictions that are no numbers ({listing(bad)}): {remedy}")
+    return numbers.set_index(expected.index)
+
+
+def warn_of_other_code(exp, records):
+    """A CV over folds that different code or different weights made is a CV of nothing in particular."""
+    for what in ("code", "weights"):
+        makers = {}
+        for k, record in records.items():
+            makers.setdefault(record.get(what), []).append(k)
+        if len(makers) > 1:
+            parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in makers.values())
+            warn(f"the folds of {exp} were trained with different {what} ({parts}): --overwrite trains a fold again")
+
+
+def of_folds(oof):
+    """'3 of 5 folds', or '' where all are there."""
+    return f"{len(oof.present)} of {oof.prepared['folds']} folds" if oof.missing else ""
+
+
+# ---------------------------------------------------------------- the ledger
+
+
+def note_in_ledger(args, experiment, cells):
+    """Writes `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv.
+
+    Where a value is None, and everywhere else, the file stays as it is, columns and remarks of the user's own included.
+    → the table, all strings.
+    """
+    path, remedy = args.output / "experiments.csv", "run python 02_oof.py for each experiment"
+    with locked(args.output / ".experiments.lock", path, wait=True):
+        table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])
+        if "experiment" not in table or table.experiment.duplicated().any():
+            raise UserError(f"{path} has no column `experiment` of different names: mend or remove it, then {remedy}")
+        rows = {row["experiment"]: row for row in table.to_dict("records")}
+        row = rows.setdefault(experiment, dict(experiment=experiment))
+        for column, value in cells.items():
+            if value is not None or column not in row:
+                row[column] = "" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+        table = pd.DataFrame([*rows.values()]).fillna("")
+        write_csv(path, table)
+    return table

@@ -1,0 +1,75 @@
+"""Will the leaderboard agree with the CV? Adversarial validation on plain image statistics.
+
+A classifier tries to tell test images from training images by their size, light, sharpness, colours and a thumbnail.
+If it can't, the CV may speak for the test set; if it can, the CV and the leaderboard answer different questions.
+"""
+
+import cv2
+import numpy as np
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from kit.metrics import METRICS
+
+COLOUR_BINS, THUMB = 8, 6  # a channel; px, the thumbnail's side
+STATISTICS = 6 + 3 * COLOUR_BINS + THUMB * THUMB
+LEAST = 20  # groups on either side; fewer prove nothing
+FOLDS, PERMUTATIONS = 5, 50  # of train and test among the groups, for the range that chance gives
+MOST_IMAGES = 4000  # more don't change the answer, only the time
+
+
+def statistics(image):
+    """uint8 [H, W, 3] RGB → float32 [STATISTICS]: log height, width and aspect; brightness, contrast, sharpness (log
+    variance of the Laplacian at 256 px); colour histograms; a grey thumbnail."""
+    small = cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    histograms = [cv2.calcHist([small], [c], None, [COLOUR_BINS], (0, 256)).ravel() / grey.size for c in range(3)]
+    thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).ravel() / 255
+    shape = np.log([*image.shape[:2], image.shape[1] / image.shape[0]])
+    plain = [*shape, grey.mean() / 255, grey.std() / 255, np.log(1 + cv2.Laplacian(grey, cv2.CV_32F).var())]
+    return np.concatenate([plain, *histograms, thumb]).astype(np.float32)
+
+
+def adversarial_validation(features, is_test, groups, seed):
+    """How well does a linear classifier tell test (bool [N]) from train by `features` [N, D], no group (int [N]) split?
+    → dict(auc, low, high): the cross-validated AUC, and the middle 95 % of what chance gives, by permuting which groups
+    are test; one on both sides (a leaked image) moves as two. None where a side has fewer than LEAST."""
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(features))[:MOST_IMAGES]) if len(features) > MOST_IMAGES else slice(None)
+    features, is_test = features[chosen], is_test[chosen]
+    groups = np.unique(groups[chosen], return_inverse=True)[1]
+    if min(len(np.unique(groups[is_test])), len(np.unique(groups[~is_test]))) < LEAST:
+        return None
+    (_, unit_is_test), units = np.unique(np.stack([groups, is_test]), axis=1, return_inverse=True)
+    fold = rng.integers(0, FOLDS, groups.max() + 1)[groups]
+    chance = [rng.permutation(unit_is_test.astype(bool))[units] for _ in range(PERMUTATIONS)]
+    score, *chance = separation(features, np.stack([is_test, *chance], axis=1), fold)
+    low, high = np.nanquantile(chance, [0.025, 0.975])
+    return dict(auc=float(score), low=float(low), high=float(high))
+
+
+def separation(features, is_test, fold):
+    """→ float [T], the AUC of each column of is_test (bool [N, T]): the mean over the folds (int [N]), each ranked by a
+    fit to the others. A ridge regression on two values is a linear discriminant, and one fit serves all columns."""
+    scores = []
+    for k in np.unique(fold):
+        held_out = fold == k
+        scaled = StandardScaler().fit(features[~held_out]).transform(features)
+        guesses = Ridge(alpha=40).fit(scaled[~held_out], is_test[~held_out]).predict(scaled[held_out])
+        columns = zip(is_test[held_out].T.astype(int), guesses.T, strict=True)
+        scores.append([METRICS["auc"].score(test, np.stack([-guess, guess], axis=1), None) for test, guess in columns])
+    return np.nanmean(scores, axis=0)
+
+
+def report_lines(shift):
+    """→ the verdict on what adversarial_validation returned, in one sentence, for the terminal and the report."""
+    if shift is None:
+        return ["too few images to compare the test set with the training set"]
+    if shift["auc"] <= shift["high"]:
+        verdict = "size, light, sharpness and colours don't tell the test images from the training images"
+    elif shift["auc"] < 0.7:
+        verdict = "the test images differ a little from the training images: expect the CV to be a little off"
+    else:
+        verdict = "the test images look different from the training images: the CV may not speak for the leaderboard"
+    figures = "AUC {auc:.3f}, by chance {low:.3f} to {high:.3f}".format(**shift)
+    return [f"{verdict} (adversarial validation: {figures})"]

@@ -1,0 +1,185 @@
+"""Where the competition's images are, how one is decoded and resized, and how a sheet of them is drawn."""
+
+import contextlib
+import hashlib
+import io
+import os
+import unicodedata
+import zipfile
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from common import UserError, listing
+
+MOST_BYTES = 2**29  # of one file, unpacked: what claims more is no photo but a bomb
+END_OF_JPEG = b"\xff\xd9"  # after it libjpeg leaves the rows that it lacks grey
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+Image.init()  # knows all its formats from here on; of these, none that starts a program (EPS) or needs another file
+FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]
+
+
+class ImageSource:
+    """A zip or a folder of images, found by the names that the competition's tables use.
+
+    A name is looked up as it stands, then without the archive's top folder, then without its ending (Kaggle's tables
+    often leave it out), wherever that leaves one file. Only a listed file can be found, and nothing is unpacked.
+    """
+
+    def __init__(self, path):
+        self.path, self.zip = path, None if path.is_dir() else open_zip(path)
+        if self.zip:
+            entries = [entry for entry in self.zip.infolist() if entry.filename and not entry.is_dir()]
+            files = [(entry_name(entry), entry) for entry in entries]
+            identity = [(name, entry.file_size, entry.CRC) for name, entry in files]
+        else:
+            files = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file()]
+            identity = [(name, file.stat().st_size) for name, file in files]
+        self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
+        self.files = {}
+        for name, file in files:
+            other = self.files.setdefault(plain(name), file) if is_image(name) else file
+            if other is not file and not (self.zip and (other.file_size, other.CRC) == (file.file_size, file.CRC)):
+                raise UserError(f"{path} holds two different files named {name}: leave one of them")
+        if not self.files:
+            raise UserError(f"{path} holds no images but {listing(dict(files), 3) or 'nothing'}: put the images there")
+        self.aliases = aliases(self.files)
+
+    def find(self, name):
+        """→ the key of the file that `name` means, or None."""
+        name = plain(name)
+        return name if name in self.files else self.aliases.get(name)
+
+    def decoded(self, key, salvage=False):
+        """→ the image, as `decode` gives it. `salvage` accepts a truncated JPEG: the rows that it lacks are grey.
+        Raises ValueError with the reason why the image can't be read."""
+        return decode(self.read(key) + (END_OF_JPEG if salvage else b""))
+
+    def read(self, key):
+        """→ the bytes of an image file. Raises ValueError with the reason why they can't be read."""
+        file = self.files[key]
+        if self.zip is None and not file.resolve().is_relative_to(self.path.resolve()):
+            raise ValueError("a link that leads out of the folder")
+        size = file.stat().st_size if self.zip is None else file.file_size
+        if size > MOST_BYTES:
+            raise ValueError(f"{size / 2**20:.0f} MiB when unpacked, and {MOST_BYTES / 2**20:.0f} are allowed")
+        try:
+            return file.read_bytes() if self.zip is None else self.zip.read(file)
+        except (zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError, OSError, EOFError) as error:
+            raise ValueError(str(error)) from None
+
+
+def open_zip(path):
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise UserError(f"{path} is no zip archive, or a damaged one ({error}): download it again") from None
+    if any(entry.flag_bits & 1 for entry in archive.infolist()):
+        raise UserError(f"{path} is encrypted: unpack it with its password into {path.with_suffix('')}")
+    return archive
+
+
+def entry_name(entry):
+    """A zip entry's name. Without the UTF-8 mark it is UTF-8 all the same (macOS) or cp932 (Windows in Japan)."""
+    if not entry.flag_bits & 0x800:
+        raw = entry.filename.encode("cp437")  # what zipfile decoded it from
+        for encoding in ("utf-8", "cp932"):
+            with contextlib.suppress(UnicodeDecodeError):
+                return raw.decode(encoding)
+    return entry.filename
+
+
+def plain(name):
+    """One spelling for a name: forward slashes, composed accents and kana (macOS decomposes them)."""
+    return unicodedata.normalize("NFC", name).replace("\\", "/")
+
+
+def is_image(name):
+    parts = name.split("/")
+    return "__MACOSX" not in parts and not parts[-1].startswith(".") and name.lower().endswith(IMAGE_ENDINGS)
+
+
+def aliases(files):
+    """Other names by which exactly one file can be meant: without the top folder, without the ending, or both."""
+    meanings = {}
+    for key in files:
+        for name in {key, key.partition("/")[2] or key}:
+            for alias in {name, os.path.splitext(name)[0]} - {key}:
+                meanings.setdefault(alias, set()).add(key)
+    return {alias: keys.pop() for alias, keys in meanings.items() if len(keys) == 1}
+
+
+# ---------------------------------------------------------------- one image
+
+
+def decode(data):
+    """The bytes of an image file → uint8 [H, W, 3] RGB, as a person sees it.
+
+    EXIF rotation is applied, palettes and CMYK are converted, transparent parts stand on white, an animation shows its
+    first frame. 16-bit grey is scaled to 8 bits by the depth that it uses. Raises ValueError for what is no image, is
+    truncated, or has neither 8- nor 16-bit values. By Pillow: OpenCV drops transparency and lets truncated JPEGs pass.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            opened.load()
+            image = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:
+        raise ValueError("no image" if data else "empty file") from None
+    except Exception as error:  # whatever damaged bytes make of Pillow's readers: a dozen kinds, as fuzzing shows
+        raise ValueError(str(error) or type(error).__name__) from None
+    if image.mode.startswith("I"):  # 16-bit grey
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("32-bit values")
+        depth = next(bits for bits in (8, 10, 12, 14, 16) if grey.max() < 2**bits)  # as cameras store
+        image = Image.fromarray((grey >> (depth - 8)).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point values")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def resize(image, size):
+    """uint8 [H, W, 3] → [size, size, 3], bilinear, as albumentations' Resize in the thesis (3.1.1).
+
+    An axis that shrinks to less than half is averaged first: bilinear would skip its pixels and keep their noise. The
+    other axis waits for the second step, since INTER_AREA is no mean once an axis grows.
+    """
+    height, width = (size if side > 2 * size else side for side in image.shape[:2])
+    if (height, width) != image.shape[:2]:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+
+
+# ---------------------------------------------------------------- pictures
+
+CELL, GAP, LINE = 160, 14, 20  # px: a cell's side, the room between two, the height of a line of text
+
+
+def contact_sheet(path, rows, columns):
+    """Writes a PNG of `rows`: (title, [(image uint8 [H, W, 3], caption), …]), at most `columns` images a row."""
+    heights = [LINE + GAP // 2 + bool(cells) * (CELL + LINE + GAP) for _, cells in rows]
+    sheet = Image.new("RGB", (GAP + (CELL + GAP) * columns, GAP + sum(heights)), "white")
+    draw, top = ImageDraw.Draw(sheet), GAP
+    for (title, cells), height in zip(rows, heights, strict=True):
+        write(draw, (GAP, top + LINE // 2), title, 16, "black", sheet.width - 2 * GAP, "lm")
+        upper = top + LINE + GAP // 2
+        for left, (image, caption) in zip(range(GAP, sheet.width, CELL + GAP), cells, strict=False):
+            tile = ImageOps.pad(Image.fromarray(np.ascontiguousarray(image)), (CELL, CELL), color="whitesmoke")
+            sheet.paste(tile, (left, upper))
+            write(draw, (left + CELL // 2, upper + CELL + LINE // 2), caption, 12, "dimgray", CELL, "mm")
+        top += height
+    sheet.save(path, "PNG")
+
+
+def write(draw, place, text, size, colour, width, anchor):
+    """Writes one line of text. Where it is wider than `width` px, … stands for its middle."""
+    font, text = ImageFont.load_default(size), " · ".join(text.splitlines())
+    shown, kept = text, len(text)
+    while kept and font.getlength(shown) > width:
+        kept -= 1
+        shown = text[: kept // 2] + "…" + text[len(text) - kept + kept // 2 :]
+    draw.text(place, shown, colour, font, anchor)

@@ -1,0 +1,62 @@
+"""What is kept of a trained fold, and what made it?"""
+
+import hashlib
+from pathlib import Path
+
+import timm
+import torch
+
+from common import file_hash, replacing, say, warn, write_csv, write_json
+from kit.experiment import is_finished, logit_columns, read_record
+from kit.metrics import METRICS
+
+# what decides how a fold is trained; a change between two folds is worth a warning
+PARTS = "augment batches losses model optim ranger21".split()
+TRAINING_CODE = ["01_train_fold.py", *(f"kit/{part}.py" for part in PARTS)]
+
+
+def makers(weights):
+    """→ the hashes of the code and of the weights that train a fold; `weights` is --weights."""
+    root, code = Path(__file__).parent.parent, hashlib.sha256()
+    for name in TRAINING_CODE:
+        code.update((root / name).read_bytes())
+    return dict(code=code.hexdigest(), weights=weights if weights in ("hub", "none") else file_hash(Path(weights)))
+
+
+def warn_of_other_makers(run):
+    """Warns where the code or the weights have changed since another fold of the experiment was trained."""
+    for fold in range(run.prepared["folds"]):
+        if fold != run.fold and is_finished(run.folder, fold):
+            record = read_record(run.folder, fold)
+            changed = [what for what, value in makers(run.args.weights).items() if record.get(what, value) != value]
+            if changed:
+                warn(f"the {' and the '.join(changed)} changed since fold {fold} of {run.folder.name} was trained")
+
+
+def save_fold(run, kept, logits):
+    """Writes foldK.csv, foldK.json and, last, foldK.pt, whose presence says that the fold is finished.
+
+    kept: what 01's train_fold returned; logits: float32 [n, K] of the held-out images by the kept weights, with the
+    experiment's views.
+    """
+    config, classes, path = run.config, run.prepared["classes"], run.folder / f"fold{run.fold}.pt"
+    chosen = kept[config["keep"]]
+    table = run.folds.loc[run.folds.fold == run.fold, ["image_name", "target"]].reset_index(drop=True)
+    for kind, values in (("best", kept["best"]["logits"]), ("last", kept["last"]["logits"]), ("views", logits)):
+        table[logit_columns(kind, classes)] = values
+    about = dict(
+        fold=run.fold, epoch=chosen["epoch"], config=config, classes=classes, metric=run.metric,
+        submission=run.prepared["submission"],
+        # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
+        scores={key: chosen["scores"][key] for key in dict.fromkeys(["loss", "accuracy", run.metric])},
+    )  # fmt: skip
+    how = dict(device=str(run.device), amp=run.amp, torch=torch.__version__, timm=timm.__version__)
+    for old in (path, run.folder / f"fold{run.fold}_test.npy"):
+        old.unlink(missing_ok=True)  # of --overwrite: predictions never stand beside other weights
+    write_csv(run.folder / f"fold{run.fold}.csv", table)
+    write_json(run.folder / f"fold{run.fold}.json", about | makers(run.args.weights) | dict(run=how))
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        torch.save(about | dict(model=chosen["weights"]), file)  # given a path, torch writes its name into the archive
+    run.resume.remove()
+    score = f"valid {METRICS[run.metric].name} {chosen['scores'][run.metric]:.4f}"
+    say(f"fold {run.fold} of {run.folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")

@@ -1,0 +1,202 @@
+"""What network, with which weights and head; how does it predict; which views?"""
+
+import contextlib
+import difflib
+import io
+import pickle
+from typing import NamedTuple
+
+import numpy as np
+import timm
+import torch
+import ttach
+from safetensors import SafetensorError
+from torch import nn
+from torch.utils.data import DataLoader
+
+from common import RANK, WORLD, UserError, progress
+from kit import distributed
+from kit.batches import Images
+from kit.device import autocast, ignore_ctrl_c
+
+# what torch.load, safetensors and load_state_dict raise for a file that isn't what it should be
+WEIGHT_ERRORS = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, SafetensorError)
+THESIS_MEAN = THESIS_STD = (0.5, 0.5, 0.5)  # albumentations.Normalize in the thesis' listing
+PREDICT_BATCH = 32  # images a batch where nothing is learnt (listing)
+
+# ---------------------------------------------------------------- heads and views
+
+
+class Head(NamedTuple):
+    """behind: "outputs", the model's own classes, or "features", what its classifier would see. build: a function
+    (inputs, classes) → the module that is put behind them."""
+
+    behind: str
+    build: callable
+
+
+HEADS = {
+    "linear": Head("outputs", nn.Linear),  # thesis 3.4
+    "fresh": Head("features", nn.Linear),
+}
+
+
+def d4(model):
+    """The mean of `model`'s logits over the 8 orientations of the square (thesis 3.8.1); the images must be square.
+
+    Mirrored or not, upside down or not, turned by 90° or not: each symmetry of the square once. ttach's Rotate90 by
+    180° and 270° would only repeat views.
+    """
+    views = ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90(angles=[0, 90])])
+    return ttach.ClassificationTTAWrapper(model, views, merge_mode="mean")
+
+
+# Each takes a model and gives one that averages its logits over views.
+TTAS = {"d4": d4, "none": lambda model: model}
+
+# ---------------------------------------------------------------- the model
+
+
+class Classifier(nn.Module):
+    """uint8 images [B, 3, S, S] → float32 logits [B, K].
+
+    The images are normalised here, on the device: moving bytes costs a quarter of moving floats.
+    """
+
+    def __init__(self, backbone, head, mean, std):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images):
+        return self.head(self.backbone((images - self.mean) / self.std)).float()
+
+    def tuned(self, tune):
+        """The part that is trained: all, or the new last layer alone (thesis 3.4: the listing against the text)."""
+        return self if tune == "all" else self.head
+
+
+def build_model(config, num_classes, weights):
+    """The Classifier of an experiment (thesis 3.4).
+
+    config: "model" (a timm name), "model_kwargs" (dict), "head" (a key of HEADS), "size" (px), "norm" ("thesis" or
+    "model": the mean and std that the weights were trained with), "grad_checkpointing". weights: "hub", "none" or the
+    path of a .safetensors or .pth file. Raises UserError for an unknown model, weights that can't be had or don't fit,
+    and a size that the model can't take.
+    """
+    head = HEADS[config["head"]]
+    backbone = build_backbone(config, weights, dict(num_classes=0) if head.behind == "features" else {})
+    if config.get("grad_checkpointing"):
+        try:
+            backbone.set_grad_checkpointing()
+        except (AttributeError, AssertionError):  # timm's way of saying that a model hasn't got it
+            raise UserError(f"{config['model']} can't do --grad-checkpointing: leave it out") from None
+    return Classifier(backbone, head.build(width(backbone), num_classes), *normalisation(backbone, config["norm"]))
+
+
+def build_features(name, size, weights):
+    """A Classifier without a head, whose output is the features of timm's model `name`: [B, D]."""
+    config = dict(model=name, model_kwargs={}, size=size)
+    backbone = build_backbone(config, weights, dict(num_classes=0))
+    return Classifier(backbone, nn.Identity(), *normalisation(backbone, "model"))
+
+
+def width(backbone):
+    """The length of the backbone's output: its classes or, where it has none, its features."""
+    return backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
+
+
+def normalisation(backbone, norm):
+    """→ (mean, std) of the three colours, of values from 0 to 1."""
+    if norm == "thesis":
+        return THESIS_MEAN, THESIS_STD
+    data_config = timm.data.resolve_model_data_config(backbone)
+    return data_config["mean"], data_config["std"]
+
+
+def build_backbone(config, weights, kwargs):
+    """timm.create_model, its many errors turned into one line each."""
+    name = config["model"]
+    check_name(name)
+    kwargs = config["model_kwargs"] | kwargs
+    if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
+        kwargs.setdefault("img_size", config["size"])
+    overlay = {} if weights in ("hub", "none") else dict(pretrained_cfg_overlay=dict(file=str(weights)))
+    try:
+        if overlay and not str(weights).endswith(".safetensors"):
+            torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
+        with contextlib.redirect_stdout(io.StringIO()):
+            return timm.create_model(name, pretrained=weights != "none", **kwargs, **overlay)
+    except OSError as error:  # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors
+        if weights == "hub":
+            raise UserError(
+                f"the weights of {name} can't be fetched from the hub ({str(error).splitlines()[0]}): download them "
+                "where there is a network and pass --weights FILE, or --weights none to start from scratch"
+            ) from None
+        raise UserError(f"--weights {weights} can't be read ({error})") from None
+    except (TypeError, AssertionError, ValueError) as error:
+        given = " ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise UserError(f"{name} can't be built with {given} ({error}): mend --model-kwargs or --size") from None
+    except WEIGHT_ERRORS as error:
+        reason = " ".join(str(error).split())[:200]
+        if weights == "hub" and "pretrained" in reason:
+            raise UserError(f"{name} has no weights on the hub ({reason}): pass --weights FILE or none") from None
+        if not overlay:
+            raise
+        raise UserError(f"--weights {weights} doesn't hold weights of {name} ({reason}): give another file") from None
+
+
+def check_name(name):
+    """Raises UserError for a name that timm doesn't know, its tag included."""
+    known = timm.list_models() + timm.list_pretrained()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError(f"--model {name} is no model of timm {timm.__version__}: {hint}")
+
+
+def load_fold(path, device):
+    """Reads a foldK.pt. → (its dict without the weights, the model in eval mode on `device`)."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        model = build_model(saved["config"], len(saved["classes"]), "none")
+        model.load_state_dict(saved.pop("model"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: train that fold") from None
+    except (*WEIGHT_ERRORS, OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} is damaged or not the kit's ({reason}): train that fold again, with --overwrite"
+        ) from None
+    return saved, model.to(device).eval()
+
+
+# ---------------------------------------------------------------- prediction
+
+
+def to_device(images, device):
+    """Bytes [B, S, S, 3] of a DataLoader → bytes [B, 3, S, S] on the device, which are thereby channels_last."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=None):
+    """Logits of `images[rows]` by a model in eval mode: float32 [len(rows), K], without any random transform.
+
+    The same for validation and for the test set; `model` may be one of TTAS. `bar` names the progress bar. Under
+    torchrun each process predicts its share of the rows, and all get the whole.
+    """
+    model.eval()
+    share = rows[RANK::WORLD]
+    loader = DataLoader(
+        Images(images, share), sampler=[(i, 0) for i in range(len(share))], batch_size=batch_size, num_workers=workers,
+        pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c,
+        generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
+    )  # fmt: skip
+    logits = [torch.empty(0, device=device)]  # of a process without a row
+    with progress(len(share), bar) as progress_bar, autocast(device, amp):
+        for batch, _ in loader:
+            logits.append(model(to_device(batch, device)))
+            progress_bar.update(len(batch))
+    return distributed.gather_rows(torch.cat(logits).cpu().numpy().astype(np.float32))

@@ -1,0 +1,173 @@
+"""How does a fold go on after a stop?
+
+A fold that was killed at any moment and is started again ends with the same bytes as one that ran through. So its
+resume file holds the weights, the optimiser with what its state_dict leaves out, schedule, GradScaler, every random
+state, and how far the fold has come. The file's last 32 bytes are the SHA-256 of the others.
+"""
+
+import hashlib
+import os
+import pickle
+import random
+import time
+
+import numpy as np
+import torch
+
+from common import RANK, STARTED, WORLD, UserError, replacing, say, warn
+from kit import distributed
+from kit.experiment import differences
+
+DIGEST = 32  # bytes of a SHA-256
+SEEN = ("logits", "targets")  # of the epoch so far: lists of tensors in the state
+
+
+def epoch_start():
+    """What begins anew with each epoch in a fold's state: steps done, seconds spent, logits and targets seen."""
+    return dict(step=0, seconds=0.0, logits=[], targets=[])
+
+
+class ResumeFile:
+    """foldK.resume.pt.
+
+    config: the fold's settings. defaults: what a setting was that an older file lacks. minutes: the least time between
+    two saves within an epoch; 0 saves nothing. stop_after: seconds after the start of the process at which training
+    saves and ends, or None.
+    """
+
+    def __init__(self, path, config, defaults, minutes, stop_after=None):
+        self.path, self.config, self.defaults = path, config, defaults
+        self.minutes, self.stop_after = minutes, stop_after
+        self.parts, self.last_save = {}, time.monotonic()
+
+    def due(self):
+        """Whether it is time to save within the epoch."""
+        return self.time_is_up() or (self.minutes > 0 and time.monotonic() - self.last_save >= 60 * self.minutes)
+
+    def time_is_up(self):
+        return self.stop_after is not None and time.monotonic() - STARTED >= self.stop_after
+
+    def save(self, state):
+        """Writes the state of everything; `state` is what `load` returned, brought up to date. Under torchrun the first
+        process writes what all have seen of the epoch, and all wait for it. A full disk costs the safety copy, not the
+        training."""
+        for key in SEEN:
+            state[key] = [torch.cat(state[key])] if state[key] else []
+        shares = distributed.gather({key: [tensor.cpu() for tensor in state[key]] for key in SEEN})
+        randoms = distributed.gather(random_states())
+        if self.minutes > 0 and RANK == 0:
+            seen = {key: [tensor for share in shares for tensor in share[key]] for key in SEEN}
+            self._write(dict(state=state | seen, random=randoms))
+        self.last_save = time.monotonic()
+        distributed.from_first(0)
+
+    def _write(self, content):
+        content |= dict(
+            config=self.config,
+            parts={name: part.state_dict() for name, part in self.parts.items()},
+            attributes=plain_attributes(self.parts["optimizer"]),
+        )
+        try:
+            with replacing(self.path) as temporary, open(temporary, "wb") as file:
+                hashed = _Hashed(file)
+                torch.save(content, hashed)
+                file.write(hashed.sha256.digest())
+        except UserError as error:
+            warn(f"no resume file: {error}. Training goes on; after a stop this fold would start over")
+
+    def load(self, run):
+        """Takes charge of the run's model, optimiser, scheduler and GradScaler, and puts them and the random states
+        back as they were when the file was saved. → the fold's state: a dict of epoch, step, rows, kept and what
+        `epoch_start` names; where there is no file, the start of the first epoch.
+
+        A damaged file, or one of other settings, is set aside with a message, and the fold starts over.
+        """
+        self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
+        if run.scheduler is not None:
+            self.parts["scheduler"] = run.scheduler
+        if RANK > 0:
+            distributed.from_first(0)  # until the first process has looked at the file
+        state = self._load() if self.path.exists() else None
+        if RANK == 0:
+            distributed.from_first(0)
+        state = state or dict(epoch=1, rows=[], kept={}) | epoch_start()
+        if len(set(distributed.gather((state["epoch"], state["step"])))) > 1:
+            raise UserError(f"the processes see different files {self.path}: give an --output that all of them see")
+        if state["rows"] or state["step"]:
+            steps = len(run.train_rows) // self.config["batch_size"]
+            done = f"epoch {state['epoch']} after {state['step']} of {steps} steps"
+            say(f"fold {run.fold} of {run.folder.name} goes on in {done}")
+        return state | {key: [tensor.to(run.device) for tensor in state[key][RANK::WORLD]] for key in SEEN}
+
+    def _load(self):
+        try:
+            state = read_checked(self.path)
+            changed = differences(self.defaults | state["config"], self.config)
+            if changed:
+                raise ValueError(f"it was made with other settings: {'; '.join(changed)}")
+        except (ValueError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            aside = self.path.with_suffix(".damaged")
+            os.replace(self.path, aside)
+            say(f"{self.path} can't be used ({error}): set aside as {aside.name}, the fold starts over")
+            return None
+        for name, part in self.parts.items():
+            if state["parts"].get(name):  # a GradScaler that is switched off has no state
+                part.load_state_dict(state["parts"][name])
+        vars(self.parts["optimizer"]).update(state["attributes"])
+        if len(state["random"]) > RANK:
+            restore_random_states(state["random"][RANK])
+        return state["state"]
+
+    def remove(self):
+        self.path.unlink(missing_ok=True)
+
+
+class _Hashed:
+    """A file whose bytes are hashed as they are written."""
+
+    def __init__(self, file):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data):
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+def read_checked(path):
+    """Reads a resume file. Raises ValueError where a byte of it has changed, or some are missing."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - DIGEST
+        while left > 0:
+            block = file.read(min(left, 2**22))
+            if not block:
+                break
+            sha256.update(block)
+            left -= len(block)
+        if left or file.read() != sha256.digest():
+            raise ValueError("it is damaged: its checksum is wrong")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def plain_attributes(optimizer):
+    """The optimiser's own numbers and flags, which some keep out of their state_dict."""
+    return {key: value for key, value in vars(optimizer).items() if isinstance(value, (bool, int, float))}
+
+
+def random_states():
+    kind, keys, *rest = np.random.get_state()
+    # of the process's own GPU: asking another one would open a context on it
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=[kind, keys.tolist(), *rest], python=random.getstate())
+
+
+def restore_random_states(states):
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"][0])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, np.array(keys, np.uint32), *rest))
+    random.setstate(states["python"])

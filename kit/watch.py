@@ -1,0 +1,116 @@
+"""Is the training going well, and how long will it take? What is seen and said while a fold trains."""
+
+import sys
+import time
+
+import torch
+
+from common import RANK, UserError, progress, say, softmax, warn
+from kit.metrics import METRICS
+from kit.model import predict
+from kit.optim import current_lr
+
+WINDOW = 1024  # images that the bar's running scores look back on, so that they cost the same all epoch long
+MOST_SKIPPED = 5  # losses in a row that are no numbers, before training ends
+SETTLED = 3  # steps before the speed is measured: the first ones allocate and compile
+LARGE = 50e6  # weights of a model that nobody should train without a GPU
+LOOK_SECONDS = 0.5
+
+
+def scores(run, logits, targets):
+    """Loss, accuracy and the competition's metric of logits [N, K] and targets [N] (arrays): a dict of floats."""
+    probabilities = softmax(logits)
+    loss = run.criterion(torch.as_tensor(logits), torch.as_tensor(targets)).item()
+    by_name = {name: METRICS[name].score(targets, probabilities, None) for name in ("accuracy", run.metric)}
+    return dict(loss=loss) | {name: float(score) for name, score in by_name.items()}
+
+
+def numpy(tensors):
+    return torch.cat(tensors).cpu().numpy()
+
+
+class Watch:
+    """The progress bar of an epoch of `steps` steps, and a look at the losses now and then.
+
+    Looking at a number makes a GPU wait for it, so the losses are looked at twice a second and not at every step.
+    """
+
+    def __init__(self, run, state, steps):
+        self.run, self.state, self.steps, self.losses, self.skipped, self.in_a_row = run, state, steps, [], 0, 0
+        self.began, self.last_look = time.perf_counter() - state["seconds"], time.monotonic()
+        self.batch = run.config["batch_size"]
+        self.bar = progress(steps * self.batch, run.name)
+        self.bar.update(state["step"] * self.batch)
+        self.settled = None  # (step, time) from which the speed is measured, in the first epoch
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+        if self.skipped and error[0] is None:
+            warn(f"{self.run.name}: {self.skipped} of {self.steps} losses were no numbers, their steps were skipped")
+
+    def after(self, step, loss, save):
+        """To be called after each step with its loss (a tensor), and with whether all is about to be saved."""
+        self.losses.append(loss)
+        self.bar.update(self.batch)
+        self.state["seconds"] = time.perf_counter() - self.began
+        last = step + 1 == self.steps
+        if last or save or time.monotonic() - self.last_look > LOOK_SECONDS:
+            self.look(step)
+            self.forecast(step)
+            self.last_look = time.monotonic()
+
+    def look(self, step):
+        """Counts losses that are no numbers. Raises UserError where they are too many in a row, or where no GradScaler
+        keeps them from the weights."""
+        most = MOST_SKIPPED if self.run.scaler.is_enabled() else 1
+        losses, self.losses = torch.stack(self.losses).cpu(), []
+        for i, finite in enumerate(torch.isfinite(losses).tolist()):
+            self.in_a_row = 0 if finite else self.in_a_row + 1
+            self.skipped += not finite
+            if self.in_a_row == most:
+                raise UserError(
+                    f"{self.run.name}: the loss is {losses[i].item()} at step {step + 2 - len(losses) + i} of "
+                    f"{self.steps}, lr {current_lr(self.run.optimizer):.3g}: lower --lr, or give --amp bf16 or none"
+                )
+        if not self.bar.disable:
+            back = -(-WINDOW // self.batch)
+            window = numpy(self.state["logits"][-back:]), numpy(self.state["targets"][-back:])
+            shown = {key: f"{value:.4f}" for key, value in scores(self.run, *window).items()}
+            self.bar.set_postfix(shown | {"lr": f"{current_lr(self.run.optimizer):.2e}"}, refresh=False)
+
+    def forecast(self, step):
+        """Says once a fold what it will take: minutes, and the GPU's memory."""
+        run = self.run
+        if self.state["epoch"] > 1 or step < SETTLED or run.told:
+            return
+        if self.settled is None:
+            self.settled = step, time.perf_counter()
+            return
+        pace = (time.perf_counter() - self.settled[1]) / (step - self.settled[0])
+        # A forward pass is about a third of a step; the kept epoch's held-out images are seen in all views once more.
+        views = 8 if run.config["tta"] != "none" else 0
+        seen = len(run.valid_rows) * (run.config["epochs"] + views) / (3 * self.batch)
+        words = f"fold {run.fold} takes about {(run.config['epochs'] * self.steps + seen) * pace / 60:.1f} min"
+        if run.device.type == "cuda":
+            peak, whole = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(run.device).total_memory
+            words += f", GPU memory {peak / 2**30:.1f} of {whole / 2**30:.1f} GiB at most so far"
+        run.told = True
+        write = self.bar.write if sys.stdout.isatty() and RANK == 0 else say  # a bar must be moved out of the way
+        write(f"{words} ({pace:.2f} s a step)")
+
+
+def warn_if_endless(run):
+    """A large model on a CPU: says what the fold would take, by the time that one image needs."""
+    weights = sum(p.numel() for p in run.classifier.parameters())
+    if run.device.type != "cpu" or weights < LARGE:
+        return
+    began = time.perf_counter()
+    predict(run.classifier, run.images, run.train_rows[:1], 1, run.device, run.amp)
+    seconds = (time.perf_counter() - began) * 3 * len(run.train_rows) * run.config["epochs"]
+    warn(
+        f"{run.config['model']} has {weights / 1e6:.0f} million weights and there is no GPU: this fold would take "
+        f"about {seconds / 3600:.0f} hours. A small model learns here: --model tf_efficientnet_lite0 --size 160"
+    )

@@ -1,0 +1,55 @@
+"""Seconds and memory of each metric's score and its bootstrap samples; AUC also with many classes.
+
+    python tests/bench/bootstrap.py                                   # 100,000 images, 1,000 draws; 1,000 classes
+    python tests/bench/bootstrap.py --images 20000 --classes 100 --draws 200
+
+Random scores, a balanced first table of two classes, every image a group of its own. Each row runs in a process of its
+own; its memory is the peak resident size, the predictions and the drawn weights included.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from common import softmax
+from kit.metrics import METRICS, bootstrap_weights, scored
+
+
+def measure(key, images, classes, draws):
+    """Returns seconds of the score, seconds of the score and all draws, and the peak memory in GiB."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, classes, images)
+    logits = rng.normal(size=(images, classes))
+    logits[np.arange(images), targets] += 1
+    probabilities, weights = softmax(logits), bootstrap_weights(np.arange(images), draws)
+    del logits
+    times = [time.perf_counter()]
+    METRICS[key].score(targets, probabilities)
+    times.append(time.perf_counter())
+    scored(key, targets, probabilities, weights)
+    times.append(time.perf_counter())
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return *np.diff(times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--classes", type=int, default=1000, help="of the last row")
+    parser.add_argument("--draws", type=int, default=1000)
+    args = parser.parse_args()
+    print(f"{args.images} images, {args.draws} draws\nmetric              classes   one score   all draws   peak GiB")
+    for key, classes in [*((key, 2) for key in METRICS), ("auc", args.classes)]:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            one, both, peak = pool.apply(measure, (key, args.images, classes, args.draws))
+        print(f"{key:<18} {classes:>8} {one:>9.2f} s {both - one:>9.1f} s {peak:>10.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

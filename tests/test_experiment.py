@@ -1,0 +1,304 @@
+"""An experiment's folds belong together, survive what happens to them, and say what they will take."""
+
+import errno
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from conftest import ROOT, TINY, done, kit, load, prepare, refused
+
+import common
+from kit import device, watch
+from kit.batches import Images
+from kit.experiment import claim_config, note_in_ledger, taken
+from kit.locks import locked, remove_leftovers
+from kit.resume import ResumeFile
+
+TRAIN = "01_train_fold.py"
+QUICK = [*TINY, "--epochs", 1, "--augment", "none"]
+
+
+@pytest.fixture
+def flags(toy):
+    folders = toy()
+    prepare(folders, 32, "--folds", 2)
+    return folders
+
+
+# ---------------------------------------------------------------- all folds in one process
+
+
+def test_all_folds_in_one_process_are_those_of_one_process_each(toy):
+    """Also with dropout, whose random stream must begin anew with each fold."""
+    folders = toy(train=60)
+    prepare(folders, 32, "--folds", 3)
+    more = ["--model", "test_vit", "--model-kwargs", "img_size=32", "proj_drop_rate=0.2", "--epochs", 1]
+    together = done(TRAIN, *folders, *TINY, *more, "--fold", "all", "--exp", "together")
+    assert together.count("kept epoch 1") == 3
+    done(TRAIN, *folders, *TINY, *more, "--fold", 2, 0, "--exp", "apart")
+    done(TRAIN, *folders, *TINY, *more, "--fold", 1, "--exp", "apart")
+    for fold in range(3):
+        for ending in ("pt", "csv"):
+            apart, one = (folders[3] / exp / f"fold{fold}.{ending}" for exp in ("apart", "together"))
+            assert apart.read_bytes() == one.read_bytes()
+    assert "there are folds 0 to 2, or all" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
+
+
+# ---------------------------------------------------------------- views
+
+
+def test_views_are_those_that_training_has_seen(flags):
+    """What is submitted is scored: d4's held-out images are predicted in 8 views, without augmentation in one."""
+    done(TRAIN, *flags, *TINY, "--epochs", 1, "--fold", 0, "--exp", "turned")
+    done(TRAIN, *flags, *QUICK, "--fold", 0, "--exp", "plain")
+    for exp, tta, equal in (("turned", "d4", False), ("plain", "none", True)):
+        table = pd.read_csv(flags[3] / exp / "fold0.csv")
+        assert np.allclose(table[["views_0", "views_1"]], table[["best_0", "best_1"]]) == equal
+        assert json.loads((flags[3] / exp / "config.json").read_text())["tta"] == tta
+    out = done("03_infer.py", "plain", *flags)
+    assert "none views" in out
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_a_flag_that_an_older_experiment_lacks_means_its_default(flags):
+    done(TRAIN, *flags, *QUICK, "--fold", 0)
+    folder = flags[3] / "base"
+    for name in ("config.json", "fold0.json"):
+        content = json.loads((folder / name).read_text())
+        config = content if name == "config.json" else content["config"]
+        del config["accumulate"], config["norm"]
+        (folder / name).write_text(json.dumps(content))
+    done(TRAIN, *flags, *QUICK, "--fold", 1)
+    assert "accumulate was 1 and is now 2" in refused(TRAIN, *flags, *QUICK, "--fold", 0, 1, "--accumulate", 2)
+
+
+def test_overwriting_the_only_fold_allows_other_settings(flags):
+    done(TRAIN, *flags, *QUICK, "--fold", 0)
+    done(TRAIN, *flags, *QUICK, "--fold", 0, "--overwrite", "--seed", 1)
+    assert json.loads((flags[3] / "base" / "config.json").read_text())["seed"] == 1
+    done(TRAIN, *flags, *QUICK, "--fold", 1, "--seed", 1)
+    line = refused(TRAIN, *flags, *QUICK, "--fold", 0, "--overwrite", "--seed", 2)
+    assert "fold 1 of experiment base was trained with other settings: seed was 1 and is now 2" in line
+    done(TRAIN, *flags, *QUICK, "--fold", "all", "--overwrite", "--seed", 2)
+
+
+def test_paths_and_precision_are_no_settings(flags, tmp_path):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes())
+    quick = [*TINY[:2], *TINY[4:], "--epochs", 1, "--augment", "none"]
+    done(TRAIN, *flags, *quick, "--weights", tmp_path / "a.pth", "--fold", 0)
+    result = kit(TRAIN, *flags, *quick, "--weights", tmp_path / "b.pth", "--amp", "bf16", "--fold", 1)
+    assert (result.code, result.err) == (0, ""), "the same bytes under another name"
+    other = json.loads((flags[3] / "base" / "fold1.json").read_text())
+    assert other["run"]["amp"] == "bf16"
+    assert "amp" not in other["config"]
+    with open(tmp_path / "b.pth", "ab") as file:
+        file.write(b"other weights")
+    result = kit(TRAIN, *flags, *quick, "--weights", tmp_path / "a.pth", "--fold", 0, "--overwrite")
+    assert result.err == ""
+
+
+def test_a_change_of_the_code_between_folds_is_said(flags):
+    done(TRAIN, *flags, *QUICK, "--fold", 0)
+    path = flags[3] / "base" / "fold0.json"
+    path.write_text(path.read_text().replace(json.loads(path.read_text())["code"], "0" * 64))
+    result = kit(TRAIN, *flags, *QUICK, "--fold", 1)
+    assert result.code == 0
+    assert "the code changed since fold 0 of base was trained" in result.err
+    result = kit("02_oof.py", *flags, "--draws", 100)
+    assert result.code == 0
+    assert "trained with different code (fold 0 | fold 1)" in result.err
+
+
+def test_a_cv_never_mixes_two_recipes(flags):
+    """config.json can't change while a fold trains, and 02 checks what each fold says of itself."""
+    done(TRAIN, *flags, *QUICK, "--fold", "all")
+    path = flags[3] / "base" / "fold1.json"
+    content = json.loads(path.read_text())
+    content["config"]["lr"] = 1.0
+    path.write_text(json.dumps(content))
+    for script in ("02_oof.py", "03_infer.py"):
+        assert "fold1.pt was trained with other settings than config.json's (lr was 1.0" in refused(script, *flags)
+
+
+HOLD = """
+import sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from kit.experiment import claim_config, taken
+folder, config = Path({folder!r}), dict(lr=1.0)
+with taken(folder, config, 0):
+    claim_config(folder, config, config, 0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_config_is_not_replaced_while_its_first_fold_trains(tmp_path):
+    folder = tmp_path / "exp"
+    code = HOLD.format(root=str(ROOT), folder=str(folder))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+
+    def claim(fold, lr):
+        with taken(folder, dict(lr=lr), fold):
+            claim_config(folder, dict(lr=lr), dict(lr=1.0), fold)
+
+    with pytest.raises(common.UserError, match=f"is being trained with other settings by process {process.pid} on"):
+        claim(1, 2.0)
+    claim(1, 1.0)
+    process.kill()
+    process.wait()
+    claim(1, 2.0)
+    assert json.loads((folder / "config.json").read_text()) == dict(lr=2.0)
+
+
+def test_leftovers_of_fold_1_are_not_those_of_fold_10(tmp_path):
+    for name in ("fold1.pt", "fold1_epochs.csv", "fold10.pt", "fold10_epochs.csv"):
+        (tmp_path / f".tmp5.{name}").touch()
+    remove_leftovers(tmp_path, "fold1.*", "fold1_*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp5.fold10.pt", ".tmp5.fold10_epochs.csv"]
+
+
+NOTE = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from types import SimpleNamespace
+from kit.experiment import note_in_ledger
+for i in range(20):
+    note_in_ledger(SimpleNamespace(output=Path({output!r})), f"{name}{{i}}", dict(cv=i / 20))
+"""
+
+
+def test_two_processes_note_in_the_ledger_at_once(tmp_path):
+    processes = [
+        subprocess.Popen([sys.executable, "-c", NOTE.format(root=str(ROOT), output=str(tmp_path), name=name)])
+        for name in "ab"
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    table = pd.read_csv(tmp_path / "experiments.csv")
+    assert set(table.experiment) == {f"{name}{i}" for name in "ab" for i in range(20)}
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("kit.locks.fcntl.lockf", no_locks)
+    with locked(tmp_path / ".lock", "it"):
+        note_in_ledger(type("Args", (), dict(output=tmp_path)), "base", dict(cv=0.5))
+    assert "no locks on the file system" in capsys.readouterr().err
+    assert (tmp_path / "experiments.csv").exists()
+
+
+# ---------------------------------------------------------------- what it takes
+
+
+def test_a_resume_file_that_cannot_be_written_is_a_warning(flags, monkeypatch):
+    def full(self, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kit.resume._Hashed.write", full)
+    result = kit(TRAIN, *flags, *TINY, "--fold", 0)
+    assert result.code == 0
+    assert "no resume file: " in result.err
+    assert "No space left on device" in result.err
+    assert (flags[3] / "base" / "fold0.pt").exists()
+    assert not list((flags[3] / "base").glob("*resume*"))
+
+
+def test_a_full_gpu_names_the_flags(flags, monkeypatch):
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", full)
+    line = refused(TRAIN, *flags, *TINY, "--fold", 0)
+    assert "--batch-size 1 --accumulate 17 --grad-checkpointing" in line
+
+
+def test_the_first_steps_say_what_a_fold_takes(flags, monkeypatch):
+    monkeypatch.setattr(watch, "LOOK_SECONDS", -1)
+    out = done(TRAIN, *flags, *TINY, "--batch-size", 2, "--fold", "all")
+    told = re.findall(r"^fold (\d) takes about (\d+\.\d) min \(\d+\.\d\d s a step\)$", out, re.M)
+    assert [fold for fold, _ in told] == ["0", "1"]
+
+
+def test_a_large_model_without_a_gpu_is_said_to_take_hours(flags, monkeypatch):
+    monkeypatch.setattr(watch, "LARGE", 1e5)
+    result = kit(TRAIN, *flags, *QUICK, "--fold", 0)
+    assert result.code == 0
+    assert re.search(r"there is no GPU: this fold would take about \d+ hours\. A small model", result.err)
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    """Off a terminal: no bar, but lines with a rate and the time left, at least LINE_SECONDS apart."""
+    monkeypatch.setattr(common, "LINE_SECONDS", 0.2)
+    with common.progress(100, "fold 0 epoch 1/2") as bar:
+        for _ in range(50):
+            time.sleep(0.02)
+            bar.update(2)
+    lines = capsys.readouterr().out.splitlines()
+    assert 2 <= len(lines) <= 6
+    assert re.search(r"^fold 0 epoch 1/2: \d+ of 100 img, .*\d+\.\d+img/s, \d\d:\d\d left", lines[-1])
+
+
+# ---------------------------------------------------------------- device and workers
+
+
+def test_another_gpu_opens_no_context_on_the_first(monkeypatch):
+    chosen = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    monkeypatch.setattr("torch.zeros", lambda *_, device: chosen.append("used"))
+    assert device.pick_device("cuda:1") == torch.device("cuda:1")
+    assert chosen == [torch.device("cuda:1"), "used"]
+
+
+def test_precision_follows_the_machine(monkeypatch):
+    gpu = torch.device("cuda")
+    for capability, native in (((7, 5), "fp16"), ((9, 0), "bf16")):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
+        assert device.pick_amp("native", gpu) == native
+        assert device.pick_amp("auto", gpu) == "fp16"
+    assert device.pick_amp("native", torch.device("cpu")) == device.pick_amp("auto", torch.device("cpu")) == "none"
+
+
+def test_a_spawned_worker_opens_the_memory_map_itself(tmp_path):
+    np.save(tmp_path / "train_32.npy", np.arange(200 * 32 * 32 * 3, dtype=np.uint8).reshape(200, 32, 32, 3))
+    images = Images(np.load(tmp_path / "train_32.npy", mmap_mode="r"), np.arange(200))
+    pickled = pickle.dumps(images)
+    assert len(pickled) < 10_000, "the images themselves must not be pickled"
+    again = pickle.loads(pickled)
+    assert isinstance(again.images, np.memmap)
+    assert (again[(7, 0)][0] == images[(7, 0)][0]).all()
+
+
+def test_validation_has_a_batch_size_of_its_own(flags, monkeypatch):
+    train, sizes = load(TRAIN), []
+    assert train.PREDICT_BATCH == 32
+    plain = torch.utils.data.DataLoader
+
+    def loader(*arguments, batch_size=None, **options):
+        sizes.append(batch_size)
+        return plain(*arguments, batch_size=batch_size or 1, **options)
+
+    monkeypatch.setattr("kit.model.DataLoader", loader)
+    vit = ["--model", "test_vit", "--model-kwargs", "img_size=32"]
+    done(TRAIN, *flags, *QUICK, *vit, "--batch-size", 1, "--accumulate", 8, "--fold", 0)
+    assert sizes == [32]
+
+
+def test_resume_files_are_not_written_where_none_is_wanted(tmp_path):
+    assert not ResumeFile(tmp_path / "x.pt", {}, {}, 0).due()
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,197 @@
+"""03_infer.py: views, the submission, what is kept of a prediction, blends, and whatever must be refused."""
+
+import csv
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, done, kit, refused
+from sklearn.metrics import roc_auc_score
+
+from common import softmax
+from kit import model as models
+from kit.metrics import blend
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the trained experiment, to be damaged. → flags, output folder."""
+    shutil.copytree(trained.output, tmp_path / "output")
+    return ["--input", trained.input, "--output", tmp_path / "output"], tmp_path / "output"
+
+
+def submission_of(output, exp="base"):
+    (path,) = (output / exp).glob("submission_*.csv")
+    with open(path, newline="") as file:
+        return path, list(csv.reader(file))
+
+
+def oof_of(folder, kind, folds=range(3)):
+    """→ targets [N], probabilities [N, 2] of the folds' held-out images."""
+    table = pd.concat([pd.read_csv(folder / f"fold{k}.csv") for k in folds])
+    return table.target.to_numpy(), softmax(table[[f"{kind}_0", f"{kind}_1"]])
+
+
+def test_views_are_the_squares_eight_and_their_mean():
+    torch.manual_seed(0)
+    config = dict(model="test_resnet", model_kwargs={}, size=32, norm="thesis", head="linear")
+    classifier = models.build_model(config, 3, "none").eval()
+    images = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3)).astype(np.uint8)
+    views = [np.rot90(mirrored, k, (1, 2)) for mirrored in (images, images[:, :, ::-1]) for k in range(4)]
+    assert len({view.tobytes() for view in views}) == 8
+    each = [models.predict(classifier, np.ascontiguousarray(view), np.arange(5), 2, CPU) for view in views]
+    together = models.predict(models.TTAS["d4"](classifier), images, np.arange(5), 2, CPU)
+    assert together == pytest.approx(np.mean(each, axis=0), abs=1e-5)
+    assert not np.allclose(together, each[0], atol=1e-3), "views of one model differ"
+
+
+def test_submission_is_the_mean_over_folds_in_the_samples_format(copied):
+    flags, output = copied
+    out = done("03_infer.py", *flags, "--competition-id", 1106)
+    path, rows = submission_of(output)
+    cv = roc_auc_score(*(lambda targets, p: (targets, p[:, 1]))(*oof_of(output / "base", "views")))
+    assert path.name == f"submission_base_CV{cv:.4f}.csv", "the CV of what is submitted: of the eight views"
+    assert f'signate submit --competition-id=1106 {path} --note "base CV {cv:.4f}"' in out
+    sample = (flags[1] / "sample_submit.csv").read_text().splitlines()
+    assert [row[0] for row in rows] == [line.split(",")[0] for line in sample]
+    images = np.load(output / "prepared" / "test_32.npy")
+    each = []
+    for k in range(3):
+        model = models.TTAS["d4"](models.load_fold(output / "base" / f"fold{k}.pt", CPU)[1])
+        logits = models.predict(model, images, np.arange(len(images)), 7, CPU)
+        assert np.load(output / "base" / f"fold{k}_test.npy") == pytest.approx(logits, abs=1e-4)
+        each.append(softmax(logits)[:, 1])
+    assert [float(row[1]) for row in rows] == pytest.approx(np.mean(each, axis=0), abs=1e-5)
+    solution = pd.read_csv(flags[1] / "solution.csv")
+    public = solution.usage == "Public"
+    score = roc_auc_score(solution.label[public], np.mean(each, axis=0)[public])
+    assert f"public {score:.4f}" in out
+
+
+def test_no_fold_is_predicted_twice_unless_something_changed(copied):
+    flags, output = copied
+    done("03_infer.py", *flags)
+    path, rows = submission_of(output)
+    (output / "base" / "fold1_test.npy").unlink()
+    out = done("03_infer.py", *flags)
+    assert re.findall(r"fold (\d), d4 views: \d+ images, predicted earlier", out) == ["0", "2"]
+    assert submission_of(output)[1] == rows
+    out = done("03_infer.py", *flags, "--tta", "none")
+    assert "earlier" not in out, "other views are other predictions"
+    path = output / "prepared" / "test.csv"
+    lines = path.read_text().splitlines()
+    done("03_infer.py", *flags)
+    path.write_text("\n".join([lines[0], *lines[:0:-1]]) + "\n")
+    assert "earlier" not in done("03_infer.py", *flags), "another order of images"
+
+
+def test_missing_folds_are_said_and_left_out(copied):
+    flags, output = copied
+    (output / "base" / "fold1.pt").unlink()
+    out = done("03_infer.py", *flags)
+    assert "base: 2 of 3 folds" in out
+    targets, p = oof_of(output / "base", "views", (0, 2))
+    path, rows = submission_of(output)
+    assert path.stem.endswith(f"CV{roc_auc_score(targets, p[:, 1]):.4f}")
+    kept = [softmax(np.load(output / "base" / f"fold{k}_test.npy"))[:, 1] for k in (0, 2)]
+    assert [float(row[1]) for row in rows] == pytest.approx(np.mean(kept, axis=0), abs=1e-6)
+    for k in (0, 2):
+        (output / "base" / f"fold{k}.json").unlink()
+    assert "has no finished fold" in refused("03_infer.py", *flags)
+    assert "nowhere/config.json is missing" in refused("03_infer.py", "nowhere", *flags)
+
+
+def test_several_experiments_are_blended(copied):
+    flags, output = copied
+    done("01_train_fold.py", *flags, *TINY, "--fold", "all", "--exp", "other", "--seed", 1, "--epochs", 1)
+    for exps in (["base"], ["other"], ["base", "other"]):
+        done("03_infer.py", *exps, *flags)
+    (mean,) = output.glob("submission_base+other_CV*.csv")
+    paths = [submission_of(output)[0], submission_of(output, "other")[0], mean]
+    values = [np.loadtxt(path, delimiter=",", usecols=1) for path in paths]
+    assert values[2] == pytest.approx((values[0] + values[1]) / 2, abs=1e-6)
+    assert not np.allclose(values[0], values[1])
+    targets, first = oof_of(output / "base", "views")
+    second = oof_of(output / "other", "views")[1]
+    assert mean.stem.endswith(f"CV{roc_auc_score(targets, (first + second)[:, 1]):.4f}")
+    mean.unlink()
+    done("03_infer.py", "base", "other", *flags, "--weights", 3, 1)
+    (weighted,) = output.glob("submission_base+other_CV*.csv")
+    assert np.loadtxt(weighted, delimiter=",", usecols=1) == pytest.approx(
+        0.75 * values[0] + 0.25 * values[1], abs=1e-6
+    )
+    weighted.unlink()
+    out = done("03_infer.py", "base", "other", *flags, "--blend", "rank")
+    (ranks,) = output.glob("submission_base+other_CV*.csv")
+    parts = [np.stack([1 - v, v], axis=1) for v in values[:2]]
+    assert np.loadtxt(ranks, delimiter=",", usecols=1) == pytest.approx(blend(parts, "rank")[:, 1], abs=1e-3)
+    assert out.count("predicted earlier") == 6, "blends are made of what is kept"
+    assert "--weights needs a number for each" in refused("03_infer.py", "base", "other", *flags, "--weights", 1)
+
+
+def test_a_model_of_other_folds_or_settings_is_refused(copied):
+    flags, output = copied
+    path = output / "base" / "fold1.pt"
+    saved = torch.load(path)
+    torch.save(saved | dict(config=saved["config"] | dict(lr=1.0)), path)
+    assert "fold1.pt isn't the model of fold1.json" in refused("03_infer.py", *flags)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert "fold1.pt is damaged" in refused("03_infer.py", *flags)
+    saved["model"] = {
+        key: value * torch.nan if value.is_floating_point() else value for key, value in saved["model"].items()
+    }
+    torch.save(saved, path)
+    assert "no numbers" in refused("03_infer.py", *flags, "--tta", "none")
+    assert not list((output / "base").glob("submission*"))
+    folds = output / "prepared" / "folds.csv"
+    rows = folds.read_text().splitlines()
+    rows[1] = rows[1][:-1] + str((int(rows[1][-1]) + 1) % 3)
+    folds.write_text("\n".join(rows) + "\n")
+    assert "folds.csv" in refused("03_infer.py", *flags)
+
+
+def test_folds_of_another_run_are_refused(copied):
+    flags, _ = copied
+    done("00_prepare.py", *flags, "--size", 32, "--folds", 3, "--seed", 1, "--overwrite", "--groups", "none")
+    for script in ("02_oof.py", "03_infer.py"):
+        assert "other folds" in refused(script, *flags)
+    assert "folds_hash" in refused("01_train_fold.py", *flags, *TINY, "--fold", 0)
+
+
+def test_a_fold_trained_on_a_gpu_in_fp16_is_predicted_in_fp32_on_a_cpu(copied, monkeypatch):
+    flags, output = copied
+    path = output / "base" / "fold0.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | dict(run=content["run"] | dict(amp="fp16", device="cuda"))))
+    seen = []
+    plain = models.autocast
+    monkeypatch.setattr(models, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
+    assert kit("03_infer.py", *flags).code == 0
+    assert set(seen) == {"none"}
+
+
+def test_a_labelled_or_headed_sample_is_followed(copied):
+    flags, output = copied
+    path = output / "prepared" / "prepared.json"
+    prepared = json.loads(path.read_text())
+    for submission, header in (
+        (dict(header=["id", "class"], value="label", columns=None), ["id", "class"]),
+        (dict(header=["id", "1", "0"], value="probability", columns=["1", "0"]), ["id", "1", "0"]),
+    ):
+        path.write_text(json.dumps(prepared | dict(submission=submission)))
+        done("03_infer.py", *flags)
+        _, rows = submission_of(output)
+        assert rows[0] == header
+        if submission["value"] == "label":
+            assert {row[1] for row in rows[1:]} <= {"0", "1"}
+            labels = [row[1] for row in rows[1:]]
+        else:
+            values = np.array([row[1:] for row in rows[1:]], float)
+            assert values.sum(axis=1) == pytest.approx(np.ones(len(values)))
+            assert labels == ["1" if one > zero else "0" for one, zero in values]

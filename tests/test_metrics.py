@@ -1,0 +1,237 @@
+"""kit/metrics.py: each score is scikit-learn's, each bootstrap value the score of the images drawn, verdicts hold."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from common import softmax
+from kit import metrics
+from kit.metrics import METRICS, blend, bootstrap_weights, compare, interval, is_better, scored
+
+pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
+TWO_ONLY = ("pauc",)
+
+
+def made_up(classes, count=300, seed=0, decimals=2):
+    """Targets and probabilities that know something of them. Few decimals make many equal scores."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, classes, count)
+    logits = rng.normal(size=(count, classes))
+    logits[np.arange(count), targets] += 1
+    return targets, softmax(np.round(logits, decimals))
+
+
+def expected(key, targets, p):
+    """scikit-learn's figure, called in the plainest way; every class is there."""
+    predicted, two, one_hot = p.argmax(axis=1), p.shape[1] == 2, np.eye(p.shape[1])[targets]
+    if key == "auc":
+        return sk.roc_auc_score(targets, p[:, 1]) if two else sk.roc_auc_score(targets, p, multi_class="ovr")
+    if key == "pauc":  # the competition's code
+        partial = sk.roc_auc_score(np.abs(targets - 1), -1.0 * p[:, 1], max_fpr=0.2)
+        return 0.5 * 0.2**2 + (0.2 - 0.5 * 0.2**2) / (1.0 - 0.5) * (partial - 0.5)
+    if key == "map5":  # of one image with one true class, scikit-learn's average precision is 1 / rank
+        single = [sk.label_ranking_average_precision_score(one_hot[[i]], p[[i]]) for i in range(len(p))]
+        return np.mean([value if value > 0.19 else 0 for value in single])
+    return {
+        "accuracy": lambda: sk.accuracy_score(targets, predicted),
+        "balanced-accuracy": lambda: sk.balanced_accuracy_score(targets, predicted),
+        "logloss": lambda: sk.log_loss(targets, p),
+        "f1": lambda: sk.f1_score(targets, predicted, average="macro"),
+        "f1-micro": lambda: sk.f1_score(targets, predicted, average="micro"),
+        "qwk": lambda: sk.cohen_kappa_score(targets, predicted, weights="quadratic"),
+        "brier": lambda: np.mean((p[:, 1] - targets) ** 2) if two else np.mean(((p - one_hot) ** 2).sum(axis=1)),
+    }[key]()
+
+
+@pytest.mark.parametrize("key", METRICS)
+@pytest.mark.parametrize("classes", [2, 4, 7])
+def test_scores_are_scikit_learns(key, classes):
+    if key in TWO_ONLY and classes > 2:
+        return
+    for decimals in (1, 9):
+        targets, probabilities = made_up(classes, decimals=decimals)
+        score = METRICS[key].score(targets, probabilities)
+        assert score == pytest.approx(expected(key, targets, probabilities), abs=1e-12)
+
+
+@pytest.mark.parametrize("key", METRICS)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_weights_are_repetitions_and_draws_are_scores(key, classes):
+    if key in TWO_ONLY and classes > 2:
+        return
+    for decimals in (0, 9):  # with ties and without
+        targets, probabilities = made_up(classes, decimals=decimals)
+        targets[0], probabilities[0] = 1, np.eye(classes)[0]  # quite sure, and wrong
+        weights = np.random.default_rng(1).integers(0, 4, (15, 300)).astype(np.uint8)
+        weights[3] *= targets != 1  # without the positive class of two
+        score, values = scored(key, targets, probabilities, weights)
+        assert score == METRICS[key].score(targets, probabilities)
+        for drawn, value in zip(weights, values, strict=True):
+            rows = np.repeat(np.arange(300), drawn)
+            repeated = METRICS[key].score(targets[rows], probabilities[rows])
+            assert value == pytest.approx(repeated, abs=1e-9, nan_ok=True)
+            assert METRICS[key].score(targets, probabilities, drawn) == pytest.approx(repeated, abs=1e-9, nan_ok=True)
+        assert np.isfinite(np.delete(values, 3)).all()
+
+
+@pytest.mark.parametrize("rarity", [0.02, 0.5, 0.98])
+def test_areas_hold_for_rare_and_for_common_positives(rarity):
+    rng = np.random.default_rng(2)
+    targets = (rng.random(500) < rarity).astype(int)
+    score = np.round(rng.normal(size=500) + targets, 1)
+    probabilities = softmax(np.stack([np.zeros(500), score], axis=1))
+    weights = bootstrap_weights(np.arange(500), 30)
+    for key in ("auc", "pauc"):
+        single = [METRICS[key].score(targets, probabilities, w) for w in weights]
+        assert scored(key, targets, probabilities, weights)[1] == pytest.approx(single, abs=1e-12)
+
+
+def test_a_missing_class_is_left_out_of_the_mean_not_the_draw():
+    targets, probabilities = made_up(4)
+    kept = targets != 2
+    part, rest = targets[kept], probabilities[kept]
+    predicted = rest.argmax(axis=1)
+    assert (predicted == 2).any()
+    areas = [sk.roc_auc_score(part == c, rest[:, c]) for c in (0, 1, 3)]
+    f1s = sk.f1_score(part, predicted, average=None, labels=[0, 1, 3])
+    recalls = [np.mean(predicted[part == c] == c) for c in (0, 1, 3)]
+    for key, value in {"auc": np.mean(areas), "f1": np.mean(f1s), "balanced-accuracy": np.mean(recalls)}.items():
+        assert METRICS[key].score(part, rest) == pytest.approx(value)
+        values = scored(key, targets, probabilities, kept[None].astype(np.uint8))[1]
+        assert values == pytest.approx([value]), "missing from a draw"
+    rest[:, 2] = 0
+    value = sk.cohen_kappa_score(part, rest.argmax(axis=1), labels=[0, 1, 2, 3], weights="quadratic")
+    assert METRICS["qwk"].score(part, rest) == pytest.approx(value), "grade 3 stays two grades from grade 1"
+
+
+@pytest.mark.parametrize("key", METRICS)
+def test_undefined_scores_are_nan_without_an_exception(key):
+    targets, probabilities = made_up(2)
+    weights = bootstrap_weights(np.arange(300), 5)
+    alone = np.zeros(300, int)
+    undefined = key in ("auc", "pauc")
+    assert np.isnan(METRICS[key].score(alone, probabilities)) == undefined
+    assert np.isnan(scored(key, alone, probabilities, weights)[1]).all() == undefined
+    assert np.isnan(METRICS["qwk"].score(alone, np.tile([0.9, 0.1], (300, 1)))), "every prediction is right"
+    assert np.isnan(METRICS[key].score(targets, probabilities, np.zeros(300)))
+    weights[0] = 0  # a fold of which nothing was drawn
+    assert np.isnan(scored(key, targets, probabilities, weights)[1]).tolist() == [True] + [False] * 4
+    assert np.isnan(scored(key, targets, probabilities, 0 * weights)[1]).all()
+    for bad in (np.nan, np.inf):
+        damaged = probabilities.copy()
+        damaged[7, 1] = bad
+        score, values = scored(key, targets, damaged, weights)
+        assert np.isnan(score)
+        assert np.isnan(values).all()
+
+
+def test_a_metric_without_draws_is_scored_draw_by_draw(monkeypatch):
+    def share_of_targets(targets, probabilities, weights):
+        assert (weights > 0).all()
+        return np.average(targets, weights=weights)
+
+    monkeypatch.setitem(METRICS, "share", metrics.Metric("share of targets", share_of_targets))
+    targets, probabilities = made_up(2)
+    weights = bootstrap_weights(np.arange(300), 20)
+    score, values = scored("share", targets, probabilities, weights)
+    assert score == targets.mean()
+    assert values == pytest.approx(weights @ targets / 300)
+
+
+def test_classes_that_do_not_suit_are_told():
+    assert METRICS["pauc"].fits(["a", "b"]) is None
+    assert METRICS["pauc"].fits(["a", "b", "c"]) == "it needs two classes, and there are 3"
+    for classes in (["0", "1", "2"], ["-1", "0", "1"], ["10", "20", "30"], ["1", "0"]):
+        assert METRICS["qwk"].fits(classes) is None
+    for classes in (["0", "1", "10", "2"], ["0", "1", "3"], ["0", "1", "bad"], ["0.5", "1.5"], ["1", "²"]):
+        assert METRICS["qwk"].fits(classes).endswith(f"not {', '.join(classes)}")
+    assert all(metric.fits(["0", "1"]) is None for metric in METRICS.values())
+    assert [metrics.default_metric(["a"] * k) for k in (2, 3)] == ["auc", "accuracy"]
+
+
+def test_is_better_knows_the_direction_and_nan():
+    nan = float("nan")
+    for key in METRICS:
+        smaller = key in ("logloss", "brier")
+        assert is_better(key, 0.6, 0.5) != smaller
+        assert is_better(key, 0.5, 0.6) == smaller
+        assert is_better(key, 0.5, 0.5), "of equal epochs the last is kept"
+        assert not is_better(key, nan, 0.5)
+        assert is_better(key, 0.5, nan)
+        assert is_better(key, nan, nan)
+
+
+def test_intervals_come_from_groups_and_hold_the_score():
+    rng = np.random.default_rng(0)
+    targets = np.arange(60) % 2
+    score = np.clip(targets * 0.3 + rng.uniform(0, 0.7, 60), 0, 1)
+    probabilities = np.stack([1 - score, score], axis=1)
+    ten_copies = np.repeat(np.arange(60), 10)
+    alone, grouped, single = (bootstrap_weights(groups, 500) for groups in (np.arange(60), ten_copies, np.arange(600)))
+    assert grouped.shape == (500, 600)
+    assert grouped.dtype == np.uint8
+    assert (grouped.reshape(500, 60, 10) == grouped.reshape(500, 60, 10)[..., :1]).all(), "a group is drawn whole"
+    assert (alone.sum(axis=1) == 60).all()
+    assert (alone == bootstrap_weights([f"source {k:02}" for k in range(60)], 500)).all(), "names don't matter"
+
+    def width(weights, rows):
+        return np.ptp(interval(scored("auc", targets[rows], probabilities[rows], weights)[1]))
+
+    assert width(grouped, ten_copies) == pytest.approx(width(alone, np.arange(60)), rel=0.15)
+    assert width(single, ten_copies) < 0.5 * width(grouped, ten_copies), "drawn images would be sure of too much"
+    area, values = scored("auc", targets, probabilities, alone)
+    low, high = interval(values)
+    assert low < area < high
+    assert [np.mean(values < low), np.mean(values > high)] == pytest.approx([0.025, 0.025], abs=0.005)
+
+
+def test_an_interval_of_few_finite_values_is_none():
+    assert interval(np.array([0.5] * 5 + [np.nan] * 5)) == (0.5, 0.5)
+    for values in ([0.5] * 4 + [np.nan] * 5, [np.inf] * 3, []):
+        assert np.isnan(interval(np.array(values))).all()
+
+
+def test_mean_of_folds_leaves_out_a_fold_without_a_score():
+    targets, probabilities = made_up(2)
+    folds = np.arange(300) % 3
+    targets[folds == 2] = 0
+    weights = np.ones((2, 300), np.uint8)
+    weights[1, (folds == 1) & (targets == 1)] = 0
+    each = [sk.roc_auc_score(targets[folds == k], probabilities[folds == k, 1]) for k in (0, 1)]
+    score, values = metrics.mean_of_folds("auc", targets, probabilities, folds, weights)
+    assert score == pytest.approx(np.mean(each))
+    assert values == pytest.approx([np.mean(each), each[0]])
+    score, values = metrics.mean_of_folds("auc", 0 * targets, probabilities, folds, weights)
+    assert np.isnan([score, *values]).all()
+
+
+def test_comparisons_say_which_is_better_and_never_count_nan():
+    steady, noise = np.full(100, 0.5), np.linspace(-0.01, 0.02, 100)
+    figures = "Δ = +0.0123, 95 % +0.0101 … +0.0199, P(Δ > 0) = 1.00"
+    better = steady + np.repeat([0.0101, 0.0150, 0.0199], [5, 90, 5])
+    assert compare("A", "B", 0.5, steady, 0.5123, better, True) == f"B against A: B is better: {figures}"
+    assert compare("A", "B", 0.5, steady, 0.5123, better, False) == f"B against A: A is better: {figures}"
+    line = compare("A", "B", 0.5, steady, 0.49, steady - 0.01, False)
+    assert line.startswith("B against A: B is better: Δ = -0.0100, 95 % -0.0100 … -0.0100, P(Δ > 0) = 0.00")
+    same = "B against A: no evidence either way: Δ = +0.0000, 95 % +0.0000 … +0.0000, P(Δ > 0) = 0.00"
+    assert compare("A", "B", 0.5, steady, 0.5, steady, True) == same
+    some = np.where(np.arange(100) % 3 == 0, np.nan, 0.5 + noise)
+    line = compare("A", "B", 0.5, steady, 0.5, some, True)
+    assert line.startswith("B against A: no evidence either way")
+    assert line.endswith(f"P(Δ > 0) = {np.mean(noise[np.arange(100) % 3 > 0] > 0):.2f}")
+    few = np.where(np.arange(100) < 60, np.nan, 0.9)
+    undefined = "can't be compared: the score is undefined in {} of 100 bootstrap samples"
+    assert compare("A", "B", 0.5, steady, 0.9, few, True) == f"B against A: {undefined.format(60)}"
+    assert compare("A", "B", 0.5, few, np.nan, steady * np.nan, True) == f"B against A: {undefined.format(100)}"
+
+
+def test_blends_are_weighted_means_of_probabilities_or_ranks():
+    first, second = (made_up(3, seed=seed)[1] for seed in (0, 1))
+    assert blend([first], "mean") == pytest.approx(first)
+    assert blend([first, second], "mean") == pytest.approx((first + second) / 2)
+    assert blend([first, second], "mean", [0.6, 0.4]) == pytest.approx(0.6 * first + 0.4 * second)
+    assert blend([first, second], "mean", [3, 2]) == pytest.approx(0.6 * first + 0.4 * second)
+    a, b = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])
+    assert blend([a], "rank") == pytest.approx(np.array([[3, 1], [1, 3], [2, 2]]) / 4)
+    assert blend([a, b], "rank") == pytest.approx(np.array([[3, 1], [1.5, 2.5], [1.5, 2.5]]) / 4)
+    assert blend([a, b], "rank", [1, 0]) == pytest.approx(blend([a], "rank"))

@@ -1,0 +1,356 @@
+"""02_oof.py: its numbers against scikit-learn's, missing folds, undefined scores, comparisons and blends."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, done, refused
+from PIL import Image
+from scipy.stats import rankdata
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
+
+from common import file_hash, softmax, write_csv, write_json
+from kit.model import TTAS, load_fold, predict
+
+QUICK = ["--draws", 100]
+FIGURE = r"(-?\d+\.\d{4}|nan)"
+ROW = re.compile(rf"(\S.*?)  +{FIGURE} \({FIGURE} to {FIGURE}\)" + rf"(?:  +{FIGURE} \({FIGURE} to {FIGURE}\))?")
+CV = re.compile(rf"CV {FIGURE} \((.+?), pooled, (.+)\), 95 % {FIGURE} to {FIGURE}")
+
+
+def printed(out):
+    """The rows of scores in 02's output, each a list of floats: {title: [pooled, low, high, mean, low, high]}."""
+    rows = [ROW.fullmatch(line).groups() for line in out.splitlines() if ROW.fullmatch(line)]
+    return {title: [float(x) for x in figures if x is not None] for title, *figures in rows}
+
+
+def last_line(out):
+    """The CV line. → score, (metric, what is scored), (low, high)."""
+    score, metric, what, low, high = CV.fullmatch(out.splitlines()[-1]).groups()
+    return float(score), (metric, what), (float(low), float(high))
+
+
+def read_ledger(output):
+    return pd.read_csv(output / "experiments.csv", dtype=str, keep_default_na=False).set_index("experiment")
+
+
+def experiment(output, exp, targets, logits, metric="auc", groups=None, **config):
+    """Writes a finished experiment of three folds as 00 and 01 would. logits: float [N, K], or one for each kind.
+
+    → the flags for 02.
+    """
+    groups = np.arange(len(targets)) if groups is None else np.asarray(groups)
+    logits = logits if isinstance(logits, dict) else dict.fromkeys(("best", "last", "views"), logits)
+    classes = [f"class {c}" for c in range(logits["views"].shape[1])]
+    folds = pd.DataFrame(dict(image_name=[f"{i:06}.png" for i in range(len(targets))], target=targets))
+    folds.insert(1, "label", [classes[c] for c in targets])
+    folds = folds.assign(group=groups, fold=groups % 3)
+    prepared, folder = output / "prepared", output / exp
+    write_csv(prepared / "folds.csv", folds)
+    about = dict(classes=classes, metric=metric, folds=3, groups="none", sizes=[], limit=None, unreadable=[])
+    config = dict(model="made up", keep="best", tta="none", folds_hash=file_hash(prepared / "folds.csv")) | config
+    write_json(prepared / "prepared.json", about | dict(relatives=None, shift=None, folds_hash=config["folds_hash"]))
+    write_json(folder / "config.json", config | dict(changed={}))
+    for k in range(3):
+        rows = folds.fold == k
+        columns = {f"{kind}_{c}": logits[kind][rows, c] for kind in logits for c in range(len(classes))}
+        table = pd.concat([folds[rows][["image_name", "target"]].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
+        write_csv(folder / f"fold{k}.csv", table)
+        names = ["loss", *dict.fromkeys(["accuracy", metric])]
+        figures = {f"{part}_{name}": [0.5, 0.6] for part in ("train", "valid") for name in names}
+        write_csv(folder / f"fold{k}_epochs.csv", pd.DataFrame(dict(epoch=[1, 2], **figures, lr=1e-3, seconds=1.5)))
+        write_json(folder / f"fold{k}.json", dict(fold=k, epoch=2, config=config, metric=metric, classes=classes))
+        (folder / f"fold{k}.pt").touch()
+    return ["--input", output / "input", "--output", output, *QUICK]
+
+
+def noisy(targets, classes, signal, seed=0):
+    """Logits that know `signal` of the target."""
+    return signal * np.eye(classes)[targets] + np.random.default_rng(seed).normal(size=(len(targets), classes))
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the trained experiment, to be damaged. → flags, output folder."""
+    shutil.copytree(trained.output, tmp_path / "output")
+    return ["--input", trained.input, "--output", tmp_path / "output"], tmp_path / "output"
+
+
+# ---------------------------------------------------------------- one experiment
+
+
+def test_scores_are_scikit_learns(copied):
+    flags, output = copied
+    base, folds = output / "base", pd.read_csv(output / "prepared" / "folds.csv")
+    out = done("02_oof.py", *flags)
+    made = pd.concat([pd.read_csv(base / f"fold{k}.csv") for k in range(3)]).set_index("image_name")
+    made = made.loc[folds.image_name]
+    rows = printed(out)
+    titles = dict(best="best epoch (optimistic: chosen by this score)", last="last epoch", views="d4 views (submitted)")
+    for kind, title in titles.items():
+        score = softmax(made[[f"{kind}_0", f"{kind}_1"]])[:, 1]
+        by_fold = [roc_auc_score(folds.target[folds.fold == k], score[folds.fold == k]) for k in range(3)]
+        pooled, low, high, mean, *_ = rows[title]
+        assert pooled == pytest.approx(roc_auc_score(folds.target, score), abs=6e-5)
+        assert mean == pytest.approx(np.mean(by_fold), abs=6e-5)
+        assert 0 <= low < pooled < high <= 1
+    assert rows[titles["views"]][0] != rows[titles["best"]][0], "eight views are not one"
+    assert last_line(out) == (rows[titles["views"]][0], ("AUC", "d4 views"), tuple(rows[titles["views"]][1:3]))
+    oof = pd.read_csv(base / "oof.csv")
+    assert oof[["image_name", "fold"]].equals(folds[["image_name", "fold"]])
+    assert oof.probability_1.to_numpy() == pytest.approx(score, abs=1e-8)
+    wrong = {(a, b): int(((folds.target == a) & ((score > 0.5) == b)).sum()) for a in (0, 1) for b in (0, 1)}
+    lines = [line.split() for line in out.splitlines()]
+    assert ["0", str(wrong[0, 0]), str(wrong[0, 1])] in lines
+    assert ["1", str(wrong[1, 0]), str(wrong[1, 1])] in lines
+    epochs = pd.read_csv(base / "fold2_epochs.csv")
+    assert ["2", *(f"{value:.4f}" for value in [*epochs.train_auc, *epochs.valid_auc])] in lines, "table 4.2"
+    for name in ("confusion.png", "roc.png", "curves.png"):
+        assert min(Image.open(base / name).size) > 300
+
+
+def test_views_of_the_oof_table_are_those_of_the_model_that_did_not_see_the_image(trained):
+    folds = pd.read_csv(trained.output / "prepared" / "folds.csv")
+    images = np.load(trained.output / "prepared" / "train_32.npy", mmap_mode="r")
+    done("02_oof.py", *trained.flags, *QUICK)
+    oof = pd.read_csv(trained.base / "oof.csv")
+    for fold in range(3):
+        saved, model = load_fold(trained.base / f"fold{fold}.pt", torch.device("cpu"))
+        held_out = np.flatnonzero(folds.fold == fold)
+        logits = predict(TTAS[saved["config"]["tta"]](model), images, held_out, 5, torch.device("cpu"))
+        assert oof.filter(like="probability_").to_numpy()[held_out] == pytest.approx(softmax(logits), abs=1e-5)
+
+
+def test_the_folds_that_are_there_make_a_cv(copied):
+    flags, output = copied
+    done("02_oof.py", *flags, *QUICK)
+    assert read_ledger(output).loc["base", "folds"] == "3 of 3"
+    (output / "base" / "fold1.pt").unlink()
+    out = done("02_oof.py", *flags, *QUICK)
+    parts = [pd.read_csv(output / "base" / f"fold{k}.csv") for k in (0, 2)]
+    scores = [softmax(part[["views_0", "views_1"]])[:, 1] for part in parts]
+    expected = roc_auc_score(pd.concat(parts).target, np.concatenate(scores))
+    cv, what, _ = last_line(out)
+    assert cv == pytest.approx(expected, abs=6e-5)
+    assert what == ("AUC", "d4 views, 2 of 3 folds")
+    by_fold = [roc_auc_score(part.target, score) for part, score in zip(parts, scores, strict=True)]
+    assert printed(out)["d4 views (submitted)"][3] == pytest.approx(np.mean(by_fold), abs=6e-5)
+    oof = pd.read_csv(output / "base" / "oof.csv")
+    assert sorted(oof.fold.unique()) == [0, 2]
+    row = read_ledger(output).loc["base"]
+    assert (row.folds, row.fold1, row.fold1_train_auc) == ("2 of 3", "", "")
+    assert [float(row.fold0), float(row.fold2)] == pytest.approx(by_fold, abs=1e-6)
+    assert "only 2 of 3 folds are finished" in (output / "base" / "report.html").read_text()
+    for k in (0, 2):
+        (output / "base" / f"fold{k}.json").unlink()
+    assert "has no finished fold" in refused("02_oof.py", *flags)
+    assert "nowhere/config.json is missing" in refused("02_oof.py", "nowhere", *flags)
+
+
+def test_other_folds_and_damaged_predictions_are_refused(copied):
+    flags, output = copied
+    base = output / "base"
+    whole = (base / "fold0.csv").read_text()
+    shutil.copy(base / "fold1.csv", base / "fold0.csv")
+    assert "fold0.csv doesn't hold the images of fold 0" in refused("02_oof.py", *flags)
+    rows = whole.splitlines()
+    cells = rows[2].split(",")
+    rows[2] = ",".join([*cells[:2], "nan", *cells[3:]])
+    (base / "fold0.csv").write_text("\n".join(rows) + "\n")
+    assert cells[0] in refused("02_oof.py", *flags)
+    folds = output / "prepared" / "folds.csv"
+    rows = folds.read_text().splitlines()
+    rows[1] = rows[1][:-1] + str((int(rows[1][-1]) + 1) % 3)
+    folds.write_text("\n".join(rows) + "\n")
+    assert "folds.csv" in refused("02_oof.py", *flags)
+    prepared = json.loads((output / "prepared" / "prepared.json").read_text())
+    write_json(output / "prepared" / "prepared.json", prepared | dict(folds_hash=file_hash(folds)))
+    assert "other folds" in refused("02_oof.py", *flags)
+
+
+def test_intervals_come_from_groups(tmp_path):
+    """Ten copies of each image are one piece of evidence: drawn one by one, they would look like ten."""
+    targets = np.arange(90) % 2
+    logits, many = noisy(targets, 2, 0.7), np.repeat(np.arange(90), 10)
+    widths = {}
+    for name, rows, groups in (("alone", np.arange(90), None), ("copies", many, many), ("images", many, None)):
+        flags = experiment(tmp_path / name, "base", targets[rows], logits[rows], groups=groups)
+        cv, _, (low, high) = last_line(done("02_oof.py", *flags, "--draws", 300))
+        assert low < cv < high
+        widths[name] = high - low
+    assert widths["copies"] == pytest.approx(widths["alone"], rel=0.15)
+    assert widths["images"] < 0.5 * widths["copies"]
+
+
+# ---------------------------------------------------------------- the metric
+
+
+def test_the_metric_of_00_decides_and_another_is_shown_beside(tmp_path):
+    targets = np.arange(120) % 4
+    logits = {kind: noisy(targets, 4, 1.0, seed) for seed, kind in enumerate(("best", "last", "views"))}
+    flags = experiment(tmp_path, "base", targets, logits, metric="logloss", tta="d4", keep="last")
+    p = {kind: softmax(values) for kind, values in logits.items()}
+    out = done("02_oof.py", *flags)
+    rows = printed(out)
+    for kind, title in dict(best="best epoch", last="last epoch", views="d4 views (submitted)").items():
+        assert rows[title][0] == pytest.approx(log_loss(targets, p[kind]), abs=6e-5)
+    assert last_line(out)[:2] == (rows["d4 views (submitted)"][0], ("log loss", "d4 views"))
+    other = done("02_oof.py", *flags, "--metric", "balanced-accuracy")
+    assert other.splitlines()[-1] == out.splitlines()[-1]
+    (title,) = printed(other).keys() - rows.keys()
+    pooled, low, high, mean, *_ = printed(other)[title]
+    predicted = p["views"].argmax(axis=1)
+    assert pooled == pytest.approx(balanced_accuracy_score(targets, predicted), abs=6e-5)
+    folds = np.arange(120) % 3
+    by_fold = [balanced_accuracy_score(targets[folds == k], predicted[folds == k]) for k in range(3)]
+    assert mean == pytest.approx(np.mean(by_fold), abs=6e-5)
+    assert low < pooled < high
+    row = read_ledger(tmp_path).loc["base"]
+    assert row.metric == "logloss"
+    assert float(row.cv) == pytest.approx(log_loss(targets, p["views"]), abs=1e-6)
+    assert float(row.accuracy) == pytest.approx(accuracy_score(targets, predicted), abs=1e-6)
+    assert row.fold0_valid_logloss == "0.5000 0.6000"
+    assert "--metric pauc: " in refused("02_oof.py", *flags, "--metric", "pauc")
+
+
+def test_folds_trained_for_another_metric_are_refused(tmp_path):
+    targets = np.arange(60) % 2
+    flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1))
+    path = tmp_path / "prepared" / "prepared.json"
+    write_json(path, json.loads(path.read_text()) | dict(metric="f1"))
+    assert "has no valid_f1" in refused("02_oof.py", *flags)
+
+
+def test_02_needs_no_torch():
+    code = "import runpy, sys; runpy.run_path('02_oof.py'); print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "False\n"
+
+
+# ---------------------------------------------------------------- undefined scores
+
+
+def test_an_undefined_training_score_is_no_error(tmp_path):
+    targets = np.arange(60) % 2
+    flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1))
+    for fold, missing in ((0, ""), (1, "nan")):
+        path = tmp_path / "base" / f"fold{fold}_epochs.csv"
+        pd.read_csv(path).assign(train_auc=[np.nan, 0.75]).to_csv(path, index=False, na_rep=missing)
+    lines = [line.split() for line in done("02_oof.py", *flags).splitlines()]
+    for fold in "01":
+        assert [fold, "nan", "0.7500", "0.5000", "0.6000"] in lines
+    assert ["mean", "0.5000", "0.7000", "0.5000", "0.6000"] in lines, "the mean of the folds that have a score"
+    assert read_ledger(tmp_path).loc["base", ["fold0_train_auc", "fold1_train_auc"]].tolist() == ["nan 0.7500"] * 2
+
+
+def test_a_class_that_is_missing_in_folds_and_draws(tmp_path):
+    """The third class has one image: two folds and a third of the draws lack it, and leave it out of their mean."""
+    targets = np.arange(90) % 2
+    targets[7] = 2
+    logits, worse = noisy(targets, 3, 3), noisy(targets, 3, 0.3)
+    flags = experiment(tmp_path, "base", targets, logits)
+    experiment(tmp_path, "worse", targets, worse)
+    experiment(tmp_path, "same", targets, logits)
+    out = done("02_oof.py", "base", "worse", "same", *flags)
+    p, folds = softmax(logits), np.arange(90) % 3
+    by_fold = []
+    for k in range(3):
+        rows = folds == k
+        present = [c for c in range(3) if c in targets[rows]]
+        by_fold.append(np.mean([roc_auc_score(targets[rows] == c, p[rows, c]) for c in present]))
+    pooled, low, high, mean, mean_low, mean_high = printed(out)["best epoch (optimistic: chosen by this score)"]
+    assert pooled == pytest.approx(roc_auc_score(targets, p, multi_class="ovr"), abs=6e-5)
+    assert mean == pytest.approx(np.mean(by_fold), abs=6e-5)
+    assert low < pooled < high
+    assert mean_low < mean < mean_high
+    assert "nan" not in out
+    verdicts = re.findall(r"(\w+) against base: (.+?): Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out)
+    (_, worse, *figures), (_, same, *zeros) = verdicts[:2]
+    assert worse == "base is better"
+    delta, low, high, above = map(float, figures)
+    assert low < delta < high < 0 == above
+    assert (same, [*map(float, zeros)]) == ("no evidence either way", [0, 0, 0, 0])
+
+
+def test_one_class_only_gives_no_cv_and_no_verdict(tmp_path):
+    """Of three folds one is finished, and all its images are of one class."""
+    targets = (np.arange(60) % 3 == 0).astype(int)
+    flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1))
+    experiment(tmp_path, "other", targets, noisy(targets, 2, 1, seed=1))
+    for exp in ("base", "other"):
+        for k in (1, 2):
+            (tmp_path / exp / f"fold{k}.pt").unlink()
+    out = done("02_oof.py", "base", "other", *flags)
+    assert [match[0] for match in CV.findall(out)] == ["nan", "nan"]
+    assert "can't be compared" in out
+    assert "better" not in out
+    assert "no evidence" not in out
+
+
+# ---------------------------------------------------------------- several experiments
+
+
+def test_experiments_are_compared_and_blended_on_the_rows_that_all_have(tmp_path):
+    targets = np.arange(150) % 2
+    logits = {exp: noisy(targets, 2, signal, seed) for seed, (exp, signal) in enumerate(dict(a=2.0, b=0.3).items())}
+    flags = experiment(tmp_path, "a", targets, logits["a"], metric="logloss")
+    experiment(tmp_path, "b", targets, logits["b"], metric="logloss")
+    (tmp_path / "a" / "fold0.pt").unlink()
+    (tmp_path / "b" / "fold1.pt").unlink()
+    rows = np.arange(150) % 3 == 2
+    p = {exp: softmax(values)[rows] for exp, values in logits.items()}
+    p["mean blend"] = (p["a"] + p["b"]) / 2
+    ranks = rankdata(p["a"], axis=0) + rankdata(p["b"], axis=0)
+    p["rank blend"] = ranks / ranks.sum(axis=1, keepdims=True)
+    out = done("02_oof.py", "a", "b", *flags, "--metric", "auc", "--lb-public", -0.5)
+    with_auc, with_loss = out.split("\nlog loss, pooled")
+    for name, probabilities in p.items():
+        assert printed(with_auc)[name][0] == pytest.approx(roc_auc_score(targets[rows], probabilities[:, 1]), abs=6e-5)
+        if name != "rank blend":
+            assert printed(with_loss)[name][0] == pytest.approx(log_loss(targets[rows], probabilities), abs=6e-5)
+    verdicts = re.findall(r"(AUC|log loss): b against a: (.+?): Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out)
+    for (metric, verdict, *figures), sign in zip(verdicts, (-1, 1), strict=True):
+        assert verdict == "a is better", metric
+        delta, low, high, _ = map(float, figures)
+        assert min(sign * low, sign * delta, sign * high) > 0
+    ledger = read_ledger(tmp_path)
+    assert [*ledger.index] == ["a+b", "a", "b"]
+    assert ledger.folds.tolist() == ["1 of 3", "2 of 3", "2 of 3"]
+    assert ledger.public.tolist() == ["-0.500000", "", ""]
+    assert float(ledger.cv["a+b"]) == pytest.approx(log_loss(targets[rows], p["mean blend"]), abs=1e-6)
+    (tmp_path / "a" / "fold2.pt").unlink()
+    assert "no fold is finished in all experiments (a: 1; b: 0, 2)" in refused("02_oof.py", "a", "b", *flags)
+    assert "named twice" in refused("02_oof.py", "a", "a", *flags)
+
+
+# ---------------------------------------------------------------- many classes
+
+
+@pytest.mark.parametrize("classes", [12, 15])
+def test_many_classes_stay_within_the_page(tmp_path, classes):
+    targets = np.arange(300) % classes
+    flags = experiment(tmp_path, "base", targets, noisy(targets, classes, 1), metric="accuracy")
+    path = tmp_path / "prepared" / "prepared.json"
+    prepared = json.loads(path.read_text())
+    names = [f"{c} of those classes that have an endless name {'x' * 60}" for c in range(classes)]
+    write_json(path, prepared | dict(classes=names))
+    out = done("02_oof.py", *flags)
+    assert max(map(len, out.replace(str(tmp_path), "").splitlines())) <= 120
+    predicted = softmax(noisy(targets, classes, 1)).argmax(axis=1)
+    assert last_line(out)[0] == pytest.approx(accuracy_score(targets, predicted), abs=6e-5)
+    counts = np.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    rows = [line.split() for line in out.splitlines()]
+    if classes == 12:
+        assert [row[-12:] for row in rows if row[-12:] == [*map(str, counts[3])]]
+    else:
+        np.fill_diagonal(counts, 0)
+        shown = [
+            (int(row[0]), int(row[row.index("→") + 1]), int(row[-1])) for row in rows if "→" in row and row[0].isdigit()
+        ]
+        assert [n for *_, n in shown] == sorted(counts.ravel(), reverse=True)[:10]
+        assert all(counts[label, prediction] == n for label, prediction, n in shown)

@@ -1,0 +1,89 @@
+"""One function and one dict entry add a loss, an augmentation, a sampler, a head, a metric, views, an optimiser."""
+
+import json
+
+import albumentations as A
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import ttach
+from conftest import TINY, done, load, prepare
+from torch import nn
+
+from kit.augment import AUGMENTATIONS, Augment
+from kit.batches import SAMPLERS, draw_epoch
+from kit.losses import LOSSES
+from kit.metrics import METRICS, Metric
+from kit.model import HEADS, TTAS, Head, load_fold
+from kit.optim import OPTIMIZERS
+
+
+def focal(logits, targets):
+    p = logits.softmax(dim=1).gather(1, targets[:, None])
+    return (-((1 - p) ** 2) * p.log()).mean()
+
+
+def every_second(labels):
+    return torch.randperm(len(labels))[::2].tolist()
+
+
+def two_layers(inputs, classes):
+    return nn.Sequential(nn.Linear(inputs, 16), nn.GELU(), nn.Linear(16, classes))
+
+
+def misses(targets, probabilities, weights):
+    return float(np.average(probabilities.argmax(axis=1) != targets, weights=weights))
+
+
+def mirror(model):
+    return ttach.ClassificationTTAWrapper(model, ttach.Compose([ttach.HorizontalFlip()]), merge_mode="mean")
+
+
+def plain_sgd(module, config, steps):
+    return torch.optim.SGD(module.parameters(), lr=config["lr"]), None
+
+
+def test_one_function_and_one_entry_each(toy, monkeypatch):
+    new = {
+        "focal": (LOSSES, focal),
+        "noise": (AUGMENTATIONS, Augment(lambda: [A.GaussNoise(p=1)], tta="mirror")),
+        "half": (SAMPLERS, every_second),
+        "mlp": (HEADS, Head("features", two_layers)),
+        "misses": (METRICS, Metric("misses", misses, larger_is_better=False)),
+        "mirror": (TTAS, mirror),
+        "plain": (OPTIMIZERS, plain_sgd),
+    }
+    for name, (registry, entry) in new.items():
+        monkeypatch.setitem(registry, name, entry)
+    flags = toy()
+    prepare(flags, 32, "--folds", 2, "--metric", "misses")
+    more = "--loss focal --augment noise --sampler half --head mlp --optimizer plain --epochs 3".split()
+    done("01_train_fold.py", *flags, *TINY, "--fold", "all", *more)
+    folder = flags[3] / "base"
+    epochs = pd.read_csv(folder / "fold0_epochs.csv")
+    assert {"train_misses", "valid_misses"} <= set(epochs.columns)
+    assert "valid_auc" not in epochs
+    record = json.loads((folder / "fold0.json").read_text())
+    assert record["config"]["tta"] == "mirror", "views follow the augmentation"
+    assert record["scores"]["misses"] == pytest.approx(epochs.valid_misses.min()), "smaller is better"
+    assert record["epoch"] == epochs.epoch[epochs.valid_misses[::-1].idxmin()]
+    _, model = load_fold(folder / "fold0.pt", torch.device("cpu"))
+    assert [type(layer).__name__ for layer in model.head] == ["Linear", "GELU", "Linear"]
+    out = done("02_oof.py", *flags, "--draws", 100)
+    assert "misses" in out
+    done("03_infer.py", *flags)
+    oof = pd.concat([pd.read_csv(folder / f"fold{k}.csv") for k in range(2)])
+    cv = np.mean((oof.views_1 > oof.views_0) != oof.target)
+    assert (folder / f"submission_base_CV{cv:.4f}.csv").exists()
+    assert not np.allclose(oof.views_1, oof.best_1), "the mirrored view counts"
+
+
+def test_a_new_sampler_and_loss_decide_what_is_learnt(monkeypatch):
+    """The functions above reach the training: half of the images make an epoch, and the loss is the focal one."""
+    monkeypatch.setitem(SAMPLERS, "half", every_second)
+    labels = np.arange(20) % 2
+    drawn = [i for i, _ in draw_epoch(labels, dict(seed=1, sampler="half"), 0, 1)]
+    assert len(set(drawn)) == 10
+    monkeypatch.setitem(LOSSES, "focal", focal)
+    assert load("01_train_fold.py").LOSSES["focal"] is focal
