@@ -36,15 +36,15 @@ def make_parser():
     add("--size", type=number(int, 1), default=448, help="side in px of the cached images (thesis 3.1.1)")
     add("--train-images", metavar="NAME", help="zip or folder in --input; by default train.zip, else train")
     add("--test-images", metavar="NAME", help="zip or folder in --input; by default test.zip, else test")
-    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="grey: use what is left, else grey pixels")
+    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="grey: take what is left, else grey pixels")
     add("--limit", type=number(int, 1), metavar="N", help="a quick look: about N training and the first N test images")
 
     add = parser.add_argument_group("tables").add_argument
     add("--train-csv", default="train.csv", help="the table of images and labels")
     add("--image-column", default="image_name", help="its column of image names")
     add("--label-column", default="label", help="its column of labels")
-    add("--metric", choices=("auto", *METRICS), default="auto", help="of 01 to 03; auto: auc, of many classes accuracy")
-    add("--positive", metavar="LABEL", help="the class of two whose probability is wanted; by default the larger")
+    add("--metric", choices=("auto", *METRICS), default="auto", help="decides; auto: auc of two classes, else accuracy")
+    add("--positive", metavar="LABEL", help="the class of two whose probability is wanted; of numbers the larger")
     add("--sample-submit", default="sample_submit.csv", help="the sample submission: the test images and the format")
     add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether the sample has a header line")
     add("--submit-value", choices=("auto", *SUBMISSIONS), default="auto", help="what its one value column wants; auto: "
@@ -237,7 +237,7 @@ def report(args, data, prepared, folds, seen):
         wanted += " of each class" if submission["columns"] else f" of {positive!r}"
     topics = [(part, images_line(seen[part], len(data.sources[part].files))) for part in data.names]
     topics += [
-        ("limit", args.limit and f"a quick look: the submission covers the first {args.limit} test images"),
+        ("limit", args.limit and f"a quick look: the submission ends with test image {len(data.names['test'])}"),
         ("unreadable", unreadable and f"{len(unreadable)} images, grey where nothing is left: {listing(unreadable)}"),
         ("metric", METRICS[prepared["metric"]].name + (f", positive class {positive!r}" if positive else "")),
         ("submission", f"{'with' if submission['header'] else 'no'} header, {wanted}"),

@@ -28,8 +28,8 @@ from kit import distributed
 from kit.augment import AUGMENTATIONS, draw_augmented
 from kit.batches import SAMPLERS, training_batches
 from kit.device import PRECISIONS, autocast, enough_memory, pick_amp, pick_device, pick_workers
-from kit.experiment import check_config, claim_config, is_finished, taken
-from kit.keep import save_fold, warn_of_other_makers
+from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
+from kit.keep import makers, save_fold
 from kit.losses import LOSSES
 from kit.metrics import is_better
 from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, predict, to_device
@@ -38,13 +38,8 @@ from kit.resume import ResumeFile, epoch_start
 from kit.watch import Watch, numpy, scores, warn_if_endless
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
-NOT_SETTINGS = (
-    "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after input output".split()
-)
+NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
 TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
-
-# ---------------------------------------------------------------- flags
-
 
 def make_parser():
     parser = Parser(__doc__)
@@ -85,9 +80,7 @@ def make_parser():
     add = parser.add_argument_group("training (thesis 3.5, 3.6, 4.1)").add_argument
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
     add("--loss", choices=LOSSES, default="cce", help="complement cross entropy or cross entropy")
-    add(
-        "--optimizer", choices=OPTIMIZERS, default="ranger21", metavar="NAME", help="ranger21 or one of timm's: adamw …"
-    )
+    add("--optimizer", choices=OPTIMIZERS, default="ranger21", metavar="NAME", help="ranger21, or timm's: adamw, sgd")
     add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
     add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down")
     add("--weight-decay", type=number(float, 0), default=1e-4, help="Ranger21's own default")
@@ -98,7 +91,7 @@ def make_parser():
 
 def settings(args):
     """→ the settings that make the experiment, as config.json holds them. Paths, devices and precision are none."""
-    config = {key: value for key, value in vars(args).items() if key not in NOT_SETTINGS}
+    config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
     tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
     weights = "none" if args.weights == "none" else "pretrained"
     config |= dict(model_kwargs=dict(args.model_kwargs), weights=weights, tta=tta)
@@ -116,9 +109,7 @@ def check_flags(args):
     if args.batch_size < WORLD:
         raise UserError(f"--batch-size {args.batch_size} can't be shared by {WORLD} processes: raise it")
     if args.lr < args.min_lr:
-        raise UserError(
-            f"--lr {args.lr} is below --min-lr {args.min_lr}, so the warm-down would raise it: lower --min-lr"
-        )
+        raise UserError(f"--lr {args.lr} is below --min-lr {args.min_lr}: lower --min-lr, or the warm-down raises it")
     if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
         raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
 
@@ -273,18 +264,21 @@ def note_epoch(run, state, train, valid, seconds):
 
 def train_and_keep(shared, fold):
     """Trains one fold, from where it was stopped, unless it is finished."""
-    config, folder, args = shared.config, shared.folder, shared.args
-    with taken(folder, config, fold) if RANK == 0 else contextlib.nullcontext():
+    config, folder, replaced = shared.config, shared.folder, shared.replaced
+    with contextlib.ExitStack() as held:
+        if RANK == 0:
+            held.enter_context(taken(folder, fold))
         # Nobody begins before the first process holds the fold; by then, another job may have finished it.
-        if distributed.from_first(is_finished(folder, fold) and fold not in shared.replaced)[0]:
-            say(f"fold {fold} of {args.exp} is finished (--overwrite trains it again)")
+        if distributed.from_first(is_finished(folder, fold) and fold not in replaced)[0]:
+            say(f"fold {fold} of {folder.name} is finished (--overwrite trains it again)")
             return
         run = set_up(shared, fold)
-        warn_if_endless(run)
         if RANK == 0:
-            claim_config(folder, config, defaults(), fold, shared.replaced)
-            warn_of_other_makers(run)
+            held.enter_context(claimed(folder, config, defaults(), {fold, *replaced}))
+            records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}
+            warn_of_other_makers(folder.name, records | {fold: run.makers})
             draw_augmented(folder / "augmented.png", run.images, run.folds, config)
+        warn_if_endless(run)
         kept = train_fold(run, run.resume.load(run))
         run.classifier.load_state_dict(kept[config["keep"]]["weights"])
         logits = kept[config["keep"]]["logits"].numpy()
@@ -312,7 +306,7 @@ def main(args):
     check_config(folder, config, plain, replaced)
     shared = SimpleNamespace(
         args=args, config=config, folder=folder, replaced=replaced, prepared=prepared, metric=prepared["metric"],
-        folds=folds,
+        folds=folds, makers=makers(args.weights),
         images=common.open_images(args, prepared, "train", args.size, len(folds)),
         targets=folds.target.to_numpy(np.int64), device=device, amp=pick_amp(args.amp, device),
         workers=pick_workers(args.workers, device),

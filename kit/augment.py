@@ -58,7 +58,7 @@ def draw_augmented(path, images, folds, config, columns=6, most=8):
     for label in folds.label.unique()[:most]:
         rows = np.flatnonzero(folds.label == label)
         rows = rng.choice(rows, min(columns, len(rows)), replace=False)
-        sheet.append((label, [(images[i], folds.image_name[i][-24:]) for i in rows]))
+        sheet.append((f"label {label}", [(images[i], folds.image_name[i][-24:]) for i in rows]))
         sheet.append(("augmented", [(augment(images[i], int(i)), "") for i in rows]))
     with replacing(path) as temporary:
         contact_sheet(temporary, sheet, columns)

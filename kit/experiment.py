@@ -5,8 +5,6 @@ a hash of the code, precision and device.
 """
 
 import contextlib
-import hashlib
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +12,10 @@ import pandas as pd
 
 import common
 from common import UserError, listing, read_json, read_table, warn, write_csv, write_json
-from kit.locks import holder, locked, remove_leftovers
+from kit.locks import lock, locked, opened, remove_leftovers
 
 FOLD_FILES = ("pt", "csv", "json")
 KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epoch, kept weights with the views
-
-# ---------------------------------------------------------------- settings
 
 
 def differences(earlier, config):
@@ -58,40 +54,37 @@ def check_config(folder, config, defaults, replaced=()):
             )
 
 
-def settings_hash(config):
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-
-
 @contextlib.contextmanager
-def taken(folder, config, fold):
-    """Holds the fold for the block. Raises UserError where another process holds it. The lock file says by which
-    settings the fold is trained."""
-    note = f"with settings {settings_hash(config)}"
-    with locked(folder / f".fold{fold}.lock", f"fold {fold} of {folder.name}", note=note):
+def taken(folder, fold):
+    """Holds the fold for the block. Raises UserError where another process holds it."""
+    with locked(folder / f".fold{fold}.lock", f"fold {fold} of {folder.name}"):
         remove_leftovers(folder, f"fold{fold}.*", f"fold{fold}_*")
         yield
 
 
-def claim_config(folder, config, defaults, fold, replaced=frozenset()):
-    """Makes config.json say `config`; for the holder of the fold. replaced: the folds that are trained again.
+@contextlib.contextmanager
+def claimed(folder, config, defaults, replaced):
+    """Makes config.json say `config`, and keeps it so for the block. replaced: the folds that are trained again.
 
     Raises UserError where finished folds, or folds that another process trains at this moment, have other settings.
     """
-    with locked(folder / ".lock", folder.name, wait=True):
-        check_config(folder, config, defaults, {fold, *replaced})
-        for path in folder.glob(".fold*.lock"):
-            who = holder(path) if path.name != f".fold{fold}.lock" else None
-            if who and settings_hash(config) not in who:
-                raise UserError(
-                    f"experiment {folder.name} is being trained with other settings by {who}: "
-                    "give another --exp, or wait"
-                )
-        path = folder / "config.json"
-        if not path.exists() or read_json(path, f"remove {path}") != config:
+    path = folder / "config.json"
+    with opened(folder / ".lock") as file:
+        alone = lock(file, wait=False)
+        if not alone:
+            lock(file, alone=False)  # after the process that may be writing config.json
+        check_config(folder, config, defaults, replaced)
+        earlier = read_json(path, f"remove {path}") if path.exists() else {}
+        changed = differences(defaults | earlier, config) if earlier else []
+        if changed and not alone:
+            raise UserError(
+                f"experiment {folder.name} is being trained with other settings: {'; '.join(changed)}. "
+                "Give another --exp, or wait"
+            )
+        if earlier != config and (alone or not earlier):
             write_json(path, config)
-
-
-# ---------------------------------------------------------------- out-of-fold predictions
+        lock(file, alone=False)
+        yield
 
 
 def logit_columns(kind, classes):
@@ -125,7 +118,7 @@ def read_oof(args, exp):
                 f"{folder / f'fold{k}.pt'} was trained with other settings than config.json's ({'; '.join(changed)}): "
                 f"run python 01_train_fold.py --exp {exp} --fold {k} --overwrite"
             )
-    warn_of_other_code(exp, records)
+    warn_of_other_makers(exp, records)
     tables = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
     table = pd.concat(tables).sort_index()
     return SimpleNamespace(
@@ -153,23 +146,20 @@ def read_fold(folder, fold, classes, expected):
     return numbers.set_index(expected.index)
 
 
-def warn_of_other_code(exp, records):
-    """A CV over folds that different code or different weights made is a CV of nothing in particular."""
+def warn_of_other_makers(exp, records):
+    """Warns where different code or different weights made the folds; records: a dict of fold number: foldK.json."""
     for what in ("code", "weights"):
         makers = {}
-        for k, record in records.items():
-            makers.setdefault(record.get(what), []).append(k)
+        for fold, record in sorted(records.items()):
+            makers.setdefault(record.get(what), []).append(fold)
         if len(makers) > 1:
             parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in makers.values())
-            warn(f"the folds of {exp} were trained with different {what} ({parts}): --overwrite trains a fold again")
+            warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")
 
 
 def of_folds(oof):
     """'3 of 5 folds', or '' where all are there."""
     return f"{len(oof.present)} of {oof.prepared['folds']} folds" if oof.missing else ""
-
-
-# ---------------------------------------------------------------- the ledger
 
 
 def note_in_ledger(args, experiment, cells):

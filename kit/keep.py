@@ -6,8 +6,8 @@ from pathlib import Path
 import timm
 import torch
 
-from common import file_hash, replacing, say, warn, write_csv, write_json
-from kit.experiment import is_finished, logit_columns, read_record
+from common import file_hash, replacing, say, write_csv, write_json
+from kit.experiment import logit_columns
 from kit.metrics import METRICS
 
 # what decides how a fold is trained; a change between two folds is worth a warning
@@ -21,16 +21,6 @@ def makers(weights):
     for name in TRAINING_CODE:
         code.update((root / name).read_bytes())
     return dict(code=code.hexdigest(), weights=weights if weights in ("hub", "none") else file_hash(Path(weights)))
-
-
-def warn_of_other_makers(run):
-    """Warns where the code or the weights have changed since another fold of the experiment was trained."""
-    for fold in range(run.prepared["folds"]):
-        if fold != run.fold and is_finished(run.folder, fold):
-            record = read_record(run.folder, fold)
-            changed = [what for what, value in makers(run.args.weights).items() if record.get(what, value) != value]
-            if changed:
-                warn(f"the {' and the '.join(changed)} changed since fold {fold} of {run.folder.name} was trained")
 
 
 def save_fold(run, kept, logits):
@@ -54,7 +44,7 @@ def save_fold(run, kept, logits):
     for old in (path, run.folder / f"fold{run.fold}_test.npy"):
         old.unlink(missing_ok=True)  # of --overwrite: predictions never stand beside other weights
     write_csv(run.folder / f"fold{run.fold}.csv", table)
-    write_json(run.folder / f"fold{run.fold}.json", about | makers(run.args.weights) | dict(run=how))
+    write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
     with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save(about | dict(model=chosen["weights"]), file)  # given a path, torch writes its name into the archive
     run.resume.remove()

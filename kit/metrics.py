@@ -48,7 +48,7 @@ def roc_area(targets, probabilities, weights, missed=1):
 
 @np.errstate(invalid="ignore")  # 0 / 0 is NaN: undefined
 def area_draws(targets, probabilities, weights, missed=1):
-    """roc_area of all draws. A curve's x is the weight of the positives missed, its y that of the negatives below."""
+    """roc_area for weights uint8 [D, N] → float64 [D]. Of a curve, x counts the positives missed, y the negatives."""
     count = probabilities.shape[1]
     curves = [roc_steps(targets == c, probabilities[:, c]) for c in range(count == 2, count)]
     areas = np.empty((len(curves), len(weights)))
@@ -115,25 +115,25 @@ def mean_metric(name, values, scorer=None, larger_is_better=True):
     return Metric(name, score, larger_is_better, draws)
 
 
-def log_losses(probabilities, true):
+def _log_losses(probabilities, true):
     tiny = np.finfo(true.dtype).eps  # scikit-learn's bound
     return -np.log(np.clip(true, tiny, 1 - tiny))
 
 
-def squared_errors(probabilities, true):
+def _squared_errors(probabilities, true):
     return ((probabilities**2).sum(axis=1) + 1 - 2 * true) / (2 if probabilities.shape[1] == 2 else 1)
 
 
-def precisions_at_5(probabilities, true):
+def _precisions_at_5(probabilities, true):
     rank = (probabilities >= true[:, None]).sum(axis=1)  # of equal probabilities, the target's comes last
     return np.where(rank <= 5, 1 / rank, 0)
 
 
-def two(classes):
+def _two(classes):
     return None if len(classes) == 2 else f"it needs two classes, and there are {len(classes)}"
 
 
-def grades(classes):
+def _grades(classes):
     numbers = [int(c) for c in classes if c.lstrip("+-").isdecimal()]
     fit = len(numbers) == len(classes) and len(set(np.diff(numbers))) == 1
     return None if fit else f"it needs whole numbers in order, at equal distances, and not {listing(classes)}"
@@ -141,15 +141,15 @@ def grades(classes):
 
 METRICS = {
     "auc": Metric("AUC", roc_area, draws=area_draws),
-    "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=two),
+    "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=_two),
     "accuracy": label_metric("accuracy", sk.accuracy_score),
     "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, average="macro"),
-    "logloss": mean_metric("log loss", log_losses, sk.log_loss, larger_is_better=False),
+    "logloss": mean_metric("log loss", _log_losses, sk.log_loss, larger_is_better=False),
     "f1": label_metric("macro F1", sk.f1_score, average="macro"),
     "f1-micro": label_metric("micro F1", sk.f1_score, average="micro"),
-    "qwk": label_metric("QWK", kappa)._replace(fits=grades),
-    "map5": mean_metric("MAP@5", precisions_at_5),
-    "brier": mean_metric("Brier score", squared_errors, sk.brier_score_loss, larger_is_better=False),
+    "qwk": label_metric("QWK", kappa)._replace(fits=_grades),
+    "map5": mean_metric("MAP@5", _precisions_at_5),
+    "brier": mean_metric("Brier score", _squared_errors, sk.brier_score_loss, larger_is_better=False),
 }
 
 

@@ -24,8 +24,6 @@ WEIGHT_ERRORS = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, Attri
 THESIS_MEAN = THESIS_STD = (0.5, 0.5, 0.5)  # albumentations.Normalize in the thesis' listing
 PREDICT_BATCH = 32  # images a batch where nothing is learnt (listing)
 
-# ---------------------------------------------------------------- heads and views
-
 
 class Head(NamedTuple):
     """behind: "outputs", the model's own classes, or "features", what its classifier would see. build: a function
@@ -53,8 +51,6 @@ def d4(model):
 
 # Each takes a model and gives one that averages its logits over views.
 TTAS = {"d4": d4, "none": lambda model: model}
-
-# ---------------------------------------------------------------- the model
 
 
 class Classifier(nn.Module):
@@ -170,9 +166,6 @@ def load_fold(path, device):
             f"{path} is damaged or not the kit's ({reason}): train that fold again, with --overwrite"
         ) from None
     return saved, model.to(device).eval()
-
-
-# ---------------------------------------------------------------- prediction
 
 
 def to_device(images, device):

@@ -51,10 +51,10 @@ def hash_bits(dct):
 
 
 def mirror_blind(descriptors):
-    """SIFT descriptors float32 [F, 128] → (uint8 [F, 128], the same for a mirrored patch; bool [F], which were mirrored
-    for that), as RootSIFT (Arandjelović and Zisserman 2012). Mirroring reverses the rows of the 4 × 4 cells and the
-    sense of the 8 directions. Taken is the reading with more weight in the first half of the directions (MI-SIFT, Ma et
-    al. 2010)."""
+    """SIFT descriptors float32 [F, 128] → (RootSIFT uint8 [F, 128], the same for a mirrored patch; bool [F], if the
+    patch was read mirrored for that). Mirroring reverses the rows of the 4 × 4 cells and the sense of the 8 directions.
+    Of both readings, the one with more weight in the first half of the directions counts (MI-SIFT, Ma et al. 2010;
+    RootSIFT, Arandjelović and Zisserman 2012)."""
     cells = descriptors.reshape(-1, 4, 4, 8)
     mirrored = cells[:, ::-1, :, (8 - np.arange(8)) % 8]
     turn = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))

@@ -46,14 +46,10 @@ class Ranger21Fast(torch.optim.Optimizer):
         self.stacks, self.stacked = [], None
 
     @torch.no_grad()
-    def step(self, closure=None):
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self):
         used = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not used:
-            return loss
+            return
         if self.stacked != [id(p) for p in used]:
             self._stack()
         sums = [self._move_variance(stack) for stack in self.stacks]
@@ -69,7 +65,6 @@ class Ranger21Fast(torch.optim.Optimizer):
             decayed = group["params"][-1]  # what the package's loop variable holds when the next group begins
         for stack in self.stacks:
             self._look_ahead(stack)
-        return loss
 
     def _stack(self):
         """Puts the states of parameters that are alike into common tensors, of which each parameter has a view."""

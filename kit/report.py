@@ -57,7 +57,7 @@ def write(args, oof, ledger, verdicts):
 def notes(oof, row, picture):
     """→ the sentences under the headline; `row`: the experiment's row of the ledger."""
     limit, unreadable, few = oof.prepared["limit"], oof.prepared["unreadable"], of_folds(oof)
-    scores = [f"{part} {row[part].rstrip('0')}" for part in ("public", "private") if row[part]]
+    scores = [f"{part} {row[part]}" for part in ("public", "private") if row[part]]
     lines = {
         f"{oof.config['model']}, {row.date}, settings: {row.settings or 'the default ones'}": True,
         f"only {few} are finished": few,

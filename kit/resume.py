@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from common import RANK, STARTED, WORLD, UserError, replacing, say, warn
+from common import RANK, STARTED, WORLD, UserError, file_hash, replacing, say, warn
 from kit import distributed
 from kit.experiment import differences
 
@@ -68,10 +68,10 @@ class ResumeFile:
             attributes=plain_attributes(self.parts["optimizer"]),
         )
         try:
-            with replacing(self.path) as temporary, open(temporary, "wb") as file:
-                hashed = _Hashed(file)
-                torch.save(content, hashed)
-                file.write(hashed.sha256.digest())
+            with replacing(self.path) as temporary:
+                torch.save(content, temporary)
+                with open(temporary, "ab") as file:
+                    file.write(bytes.fromhex(file_hash(temporary)))
         except UserError as error:
             warn(f"no resume file: {error}. Training goes on; after a stop this fold would start over")
 
@@ -122,33 +122,11 @@ class ResumeFile:
         self.path.unlink(missing_ok=True)
 
 
-class _Hashed:
-    """A file whose bytes are hashed as they are written."""
-
-    def __init__(self, file):
-        self.file, self.sha256 = file, hashlib.sha256()
-
-    def write(self, data):
-        self.sha256.update(data)
-        return self.file.write(data)
-
-    def flush(self):
-        self.file.flush()
-
-
 def read_checked(path):
     """Reads a resume file. Raises ValueError where a byte of it has changed, or some are missing."""
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file:
-        left = os.fstat(file.fileno()).st_size - DIGEST
-        while left > 0:
-            block = file.read(min(left, 2**22))
-            if not block:
-                break
-            sha256.update(block)
-            left -= len(block)
-        if left or file.read() != sha256.digest():
-            raise ValueError("it is damaged: its checksum is wrong")
+    content = np.memmap(path, np.uint8, "r")
+    if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:].tobytes():
+        raise ValueError("it is damaged: its checksum is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

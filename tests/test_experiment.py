@@ -19,7 +19,7 @@ from conftest import ROOT, TINY, done, kit, load, prepare, refused
 import common
 from kit import device, watch
 from kit.batches import Images
-from kit.experiment import claim_config, note_in_ledger, taken
+from kit.experiment import claimed, note_in_ledger
 from kit.locks import locked, remove_leftovers
 from kit.resume import ResumeFile
 
@@ -115,10 +115,10 @@ def test_a_change_of_the_code_between_folds_is_said(flags):
     path.write_text(path.read_text().replace(json.loads(path.read_text())["code"], "0" * 64))
     result = kit(TRAIN, *flags, *QUICK, "--fold", 1)
     assert result.code == 0
-    assert "the code changed since fold 0 of base was trained" in result.err
+    assert "the folds of base are trained with different code (fold 0 | fold 1)" in result.err
     result = kit("02_oof.py", *flags, "--draws", 100)
     assert result.code == 0
-    assert "trained with different code (fold 0 | fold 1)" in result.err
+    assert "the folds of base are trained with different code (fold 0 | fold 1)" in result.err
 
 
 def test_a_cv_never_mixes_two_recipes(flags):
@@ -136,10 +136,8 @@ HOLD = """
 import sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from kit.experiment import claim_config, taken
-folder, config = Path({folder!r}), dict(lr=1.0)
-with taken(folder, config, 0):
-    claim_config(folder, config, config, 0)
+from kit.experiment import claimed
+with claimed(Path({folder!r}), dict(lr=1.0), dict(lr=1.0), set()):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -151,17 +149,16 @@ def test_config_is_not_replaced_while_its_first_fold_trains(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "held\n"
 
-    def claim(fold, lr):
-        with taken(folder, dict(lr=lr), fold):
-            claim_config(folder, dict(lr=lr), dict(lr=1.0), fold)
+    def claim(lr):
+        with claimed(folder, dict(lr=lr), dict(lr=1.0), set()):
+            return json.loads((folder / "config.json").read_text())["lr"]
 
-    with pytest.raises(common.UserError, match=f"is being trained with other settings by process {process.pid} on"):
-        claim(1, 2.0)
-    claim(1, 1.0)
+    with pytest.raises(common.UserError, match=r"is being trained with other settings: lr was 1.0 and is now 2.0"):
+        claim(2.0)
+    assert claim(1.0) == 1.0
     process.kill()
     process.wait()
-    claim(1, 2.0)
-    assert json.loads((folder / "config.json").read_text()) == dict(lr=2.0)
+    assert claim(2.0) == 2.0
 
 
 def test_leftovers_of_fold_1_are_not_those_of_fold_10(tmp_path):
@@ -207,10 +204,14 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys)
 
 
 def test_a_resume_file_that_cannot_be_written_is_a_warning(flags, monkeypatch):
-    def full(self, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    plain = torch.save
 
-    monkeypatch.setattr("kit.resume._Hashed.write", full)
+    def full(content, path):
+        if os.path.basename(getattr(path, "name", "")).endswith("resume.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(content, path)
+
+    monkeypatch.setattr("torch.save", full)
     result = kit(TRAIN, *flags, *TINY, "--fold", 0)
     assert result.code == 0
     assert "no resume file: " in result.err

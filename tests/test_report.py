@@ -20,7 +20,8 @@ from common import softmax
 from kit import figures
 
 HOSTILE = "\"><img src=x onerror=document.title='owned'><b>&amp.png"
-LABELS = "<script>document.title='owned'<\\script>", "b$_{x}$ & 'c' @@counts@@"  # the latter is a place of the page
+LABELS = "</script><u>document.title='owned'</u>", "b$_{x}$ & 'c' @@counts@@"  # the latter is a place of the page
+EXP = "<i>'&amp;\""
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-dev-shm-usage"
@@ -157,22 +158,25 @@ def test_names_and_labels_are_only_text(tmp_path, browser):
     flags = ["--input", folder, "--output", tmp_path / "output"]
     groups = tmp_path / "groups.csv"
     write_csv(groups, [("image_name", "group"), *((name, max(1, i)) for i, name in enumerate(names))])
-    done("00_prepare.py", *flags, "--size", 32, "--folds", 2, "--groups", groups, "--positive", LABELS[1])
-    done("01_train_fold.py", *flags, *TINY, "--epochs", 1, "--lr", 1e-6, "--min-lr", 1e-6, "--fold", "all")
-    for oof in (tmp_path / "output" / "base").glob("fold?.csv"):  # the hostile image must be among the mistakes
+    done("00_prepare.py", *flags, "--size", 32, "--folds", 2, "--groups", groups, "--positive", LABELS[0])
+    still = ["--epochs", 1, "--lr", 1e-6, "--min-lr", 1e-6]
+    done("01_train_fold.py", *flags, *TINY, *still, "--fold", "all", "--exp", EXP)
+    folder = tmp_path / "output" / EXP
+    for oof in folder.glob("fold?.csv"):  # the hostile image must be among the mistakes
         table = pd.read_csv(oof)
-        table.loc[table.image_name == HOSTILE, ["views_0", "views_1"]] = -9.0, 9.0
+        table.loc[table.image_name == HOSTILE, ["views_0", "views_1"]] = 9.0, -9.0
         table.to_csv(oof, index=False)
-    done("02_oof.py", *flags)
-    browser.open(tmp_path / "output" / "base" / "report.html")
-    assert browser.run("return document.title").startswith("base: AUC")
-    assert browser.run("return document.querySelectorAll('img[src=x], figcaption b').length") == 0
+    done("02_oof.py", EXP, *flags)
+    browser.open(folder / "report.html")
+    assert browser.run("return document.title").startswith(f"{EXP}: AUC")
+    assert browser.run("return document.querySelector('tr.marked td').textContent") == EXP
+    assert browser.run("return document.querySelectorAll('img[src=x], figcaption b, i, u').length") == 0
     captions = browser.run("return [...document.querySelectorAll('figcaption')].map(x => x.textContent)")
     assert sum(HOSTILE in caption for caption in captions) == 3, "a mistake, a conflict and a duplicate"
     assert any(LABELS[0] in caption for caption in captions)
     body = browser.run("return document.body.textContent")
     assert "groups whose images have different labels: 1" in body
-    assert browser.run("return document.querySelector('.positive').textContent") in LABELS
+    assert browser.run("return document.querySelector('.positive').textContent") == LABELS[0]
     assert browser.console() == []
 
 

@@ -23,7 +23,7 @@ import sklearn.datasets
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kit import copies
+from kit import copies  # noqa: E402
 
 
 def photos():
