@@ -4,10 +4,9 @@
     python 01_train_fold.py --fold all --exp convnext @recipes/convnext.args
     torchrun --nproc-per-node 2 01_train_fold.py --fold 2            # one fold on two GPUs
 
-Reads OUTPUT/prepared (made by 00_prepare.py). Writes OUTPUT/EXP/config.json and, for each fold, foldK.pt (the model),
-foldK.csv (the predictions of its held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped goes on
-from its foldK.resume.pt when it is started again, and ends with the same bytes. The defaults are the thesis' recipe
-(its tables 3.1 and 4.1).
+Reads OUTPUT/prepared. Writes OUTPUT/EXP/config.json and, for each fold, foldK.pt (the model), foldK.csv (predictions of
+the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped goes on from its foldK.resume.pt and ends
+with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
 """
 
 import contextlib
@@ -40,6 +39,7 @@ from kit.watch import Watch, numpy, scores, warn_if_endless
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
 NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
 TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
+
 
 def make_parser():
     parser = Parser(__doc__)
@@ -291,15 +291,15 @@ def train_and_keep(shared, fold):
 def main(args):
     check_flags(args)
     config, plain, device = settings(args), defaults(), pick_device(args.device, args.deterministic)
+    folder = experiment_folder(args, args.exp)
     config["changed"] = {key: value for key, value in config.items() if value != plain[key]}
     if args.print_config:
         how = dict(fold=args.fold, exp=args.exp, device=str(device), amp=pick_amp(args.amp, device))
         print(json.dumps(config | how, indent=1))
         return
     prepared, folds = common.read_prepared(args)
-    numbers, folder = fold_numbers(args, prepared["folds"]), experiment_folder(args, args.exp)
-    count = len(folds) - folds.fold.value_counts().max()
-    if args.batch_size > count:
+    numbers = fold_numbers(args, prepared["folds"])
+    if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
         raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     config["folds_hash"] = prepared["folds_hash"]
     replaced = set(numbers) if args.overwrite else set()

@@ -12,7 +12,6 @@ in a browser), confusion.png, roc.png and curves.png, and the experiment's row o
 """
 
 from datetime import datetime
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -77,14 +76,14 @@ def epoch_table(epochs, metric):
 def confusion_text(targets, predicted, classes):
     """The confusion matrix (thesis figure 4.1). Of many classes, the commonest confusions."""
     matrix = confusion_matrix(targets, predicted, labels=range(len(classes)))
-    width = WIDTH // (1 + len(classes) if len(classes) <= MOST_CLASSES else 3) - 2
-    names = [name if len(name) <= width else name[: width - 1] + "…" for name in classes]
     if len(classes) <= MOST_CLASSES:
+        names = [name[: WIDTH // (1 + len(classes)) - 2] for name in classes]
         table = pd.DataFrame(matrix, index=names, columns=names).to_string()
         return f"images: a row for each label, a column for each prediction\n{table}"
     np.fill_diagonal(matrix, 0)
-    cells = [divmod(cell, len(classes)) for cell in np.argsort(-matrix, axis=None, kind="stable")[:MOST_CONFUSIONS]]
-    rows = [f"{names[i]} → {names[j]}  {matrix[i, j]}" for i, j in cells if matrix[i, j]]
+    names = [name[: WIDTH // 3] for name in classes]
+    commonest = pd.DataFrame(matrix, index=names, columns=names).stack().nlargest(MOST_CONFUSIONS)
+    rows = [f"{label} → {prediction}  {count}" for (label, prediction), count in commonest.items()]
     return "\n".join(["the commonest confusions: label → prediction  images", *rows])
 
 
@@ -103,12 +102,11 @@ def score_one(args, oof):
     name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups of {len(oof.folds)} images"
     say(f"experiment {oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n")
     say(confusion_text(oof.targets, oof.probabilities.argmax(axis=1), classes))
-    oof.scores, oof.fold_table = score_predictions(args, oof), fold_table(args, oof)
-    rows = {score.title: (with_interval(*score.pooled), with_interval(*score.mean)) for score in oof.scores.values()}
-    oof.score_table = pd.DataFrame.from_dict(rows, orient="index", columns=["pooled", "mean of the folds"])
+    oof.scores, oof.score_table = score_predictions(args, oof)
+    oof.fold_table = fold_table(args, oof)
     say(f"\n{name} and its 95 % interval, by a bootstrap over {groups}\n{oof.score_table.to_string()}")
     say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
-    oof.cv = cv_cells(*oof.scores[oof.submitted].pooled)
+    oof.cv = cv_cells(*oof.scores[oof.submitted][0])
     interval = "95 % {cv_low:.4f} to {cv_high:.4f}".format(**oof.cv)
     oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
     say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
@@ -117,32 +115,32 @@ def score_one(args, oof):
 def score_predictions(args, oof):
     """Scores the best epoch, the last one and the views side by side, so that the optimism of choosing is visible.
 
-    → {row: its title; pooled and mean of the folds, each (score, bootstrap values)}; --metric adds a row.
+    → ({row: (pooled, mean of the folds)}, each (score, bootstrap values); the same as a table). --metric adds a row.
     """
-    metric, scores = oof.prepared["metric"], {}
+    metric, scores, table = oof.prepared["metric"], {}, pd.DataFrame(columns=["pooled", "mean of the folds"])
     note = " (optimistic: chosen by this score)" if oof.config["keep"] == "best" else ""
     rows = {"best epoch": (metric, "best", note), "last epoch": (metric, "last", "")}
     rows.setdefault(oof.submitted, (metric, "views", " (submitted)"))
     if args.metric not in (None, metric):
         rows[METRICS[args.metric].name] = (args.metric, "views", f" ({oof.submitted})")
-    weights = metrics.bootstrap_weights(oof.folds.group, args.draws)
+    weights, folds = metrics.bootstrap_weights(oof.folds.group, args.draws), oof.folds.fold.to_numpy()
     for row, (key, kind, note) in rows.items():
         data = (key, oof.targets, softmax(oof.logits[kind]))
-        pooled, mean = metrics.scored(*data, weights), metrics.mean_of_folds(*data, oof.folds.fold.to_numpy(), weights)
-        scores[row] = SimpleNamespace(title=row + note, pooled=pooled, mean=mean)
-    return scores
+        scores[row] = metrics.scored(*data, weights), metrics.mean_of_folds(*data, folds, weights)
+        table.loc[row + note] = [with_interval(*score) for score in scores[row]]
+    return scores, table
 
 
 def fold_table(args, oof):
     """→ a row for each fold: images, kept epoch, scores of what is submitted, minutes."""
-    keys, rows = dict.fromkeys([oof.prepared["metric"], "accuracy", args.metric or "accuracy"]), {}
+    rows = {}
     for fold, epochs in oof.epochs.groupby("fold"):
         held_out = (oof.folds.fold == fold).to_numpy()
-        scores = {
-            METRICS[key].name: METRICS[key].score(oof.targets[held_out], oof.probabilities[held_out]) for key in keys
-        }
-        about = {"images": held_out.sum(), "kept epoch": oof.records[fold]["epoch"]}
-        rows[fold] = about | scores | {"minutes": f"{epochs.seconds.sum() / 60:.1f}"}
+        row = rows[fold] = {"images": held_out.sum(), "kept epoch": oof.records[fold]["epoch"]}
+        for metric in (oof.prepared["metric"], "accuracy", args.metric or "accuracy"):
+            score = METRICS[metric].score(oof.targets[held_out], oof.probabilities[held_out])
+            row[METRICS[metric].name] = score
+        row["minutes"] = f"{epochs.seconds.sum() / 60:.1f}"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
 
@@ -155,7 +153,7 @@ def ledger_cells(oof, leaderboard):
         date=f"{datetime.fromtimestamp(trained):%Y-%m-%d %H:%M}",
         settings=" ".join(f"{key}={value}" for key, value in oof.config["changed"].items()),
         folds=f"{len(oof.present)} of {count}", metric=metric, **oof.cv,
-        mean_of_folds=oof.scores[oof.submitted].mean[0], last_epoch=oof.scores["last epoch"].pooled[0],
+        mean_of_folds=oof.scores[oof.submitted][1][0], last_epoch=oof.scores["last epoch"][0][0],
         accuracy=METRICS["accuracy"].score(oof.targets, oof.probabilities),
         minutes=f"{epochs.seconds.sum() / 60:.1f}", **leaderboard,
     )  # fmt: skip
@@ -169,11 +167,13 @@ def ledger_cells(oof, leaderboard):
 def compare(args, oofs, shared):
     """Prints several experiments and their blends side by side, on the folds `shared`. → (one-sentence verdicts, the
     ledger's cells of the mean blend)."""
-    first, rows = oofs[0], [oof.folds.fold.isin(shared).to_numpy() for oof in oofs]
-    parts = {oof.exp: oof.probabilities[kept] for oof, kept in zip(oofs, rows, strict=True)}
+    parts, verdicts = {}, []
+    for oof in oofs:
+        rows = oof.folds.fold.isin(shared).to_numpy()
+        parts[oof.exp] = oof.probabilities[rows]
     parts |= {f"{how} blend": metrics.blend([*parts.values()], how) for how in metrics.BLENDS}
-    targets, weights = first.targets[rows[0]], metrics.bootstrap_weights(first.folds.group[rows[0]], args.draws)
-    metric, folds, verdicts = first.prepared["metric"], f"{len(shared)} of {first.prepared['folds']}", []
+    targets, weights = oof.targets[rows], metrics.bootstrap_weights(oof.folds.group[rows], args.draws)
+    metric, folds = oof.prepared["metric"], f"{len(shared)} of {oof.prepared['folds']}"
     for key in dict.fromkeys([args.metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
         scores = {part: metrics.scored(key, targets, p, weights) for part, p in parts.items()}

@@ -58,9 +58,7 @@ def fold_logits(args, oof, fold, images, test_hash, device):
         return np.load(path)
     saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device)
     if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.prepared["classes"]:
-        raise UserError(
-            f"{oof.folder / f'fold{fold}.pt'} isn't the model of fold{fold}.json: train it with --overwrite"
-        )
+        raise UserError(f"{oof.folder}/fold{fold}.pt isn't the model of fold{fold}.json: train it with --overwrite")
     logits = predict(
         TTAS[record["tta"]](classifier), images, np.arange(len(images)), args.batch_size, device,
         pick_amp(args.amp, device), pick_workers(args.workers, device), name,
@@ -80,7 +78,8 @@ def fold_logits(args, oof, fold, images, test_hash, device):
 def predict_test(args, oof, images, test_hash, device):
     """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
     over the models (thesis 3.8)."""
-    return np.mean([softmax(fold_logits(args, oof, fold, images, test_hash, device)) for fold in oof.present], axis=0)
+    logits = [fold_logits(args, oof, fold, images, test_hash, device) for fold in oof.present]
+    return np.mean([softmax(part) for part in logits], axis=0)
 
 
 def cross_validate(args, oofs, mix):
@@ -99,11 +98,11 @@ def cross_validate(args, oofs, mix):
     return float(METRICS[oofs[0].prepared["metric"]].score(targets, mix(parts), None))
 
 
-# ---------------------------------------------------------------- scores of a competition that has ended
-
-
-def read_solution(path, names, classes):
-    """→ (targets [N] in the order of `names`, {"public": mask, "private": mask})."""
+def read_solution(args, names, classes):
+    """→ (targets [N] in the order of `names`, {"public": mask, "private": mask}) of INPUT/solution.csv, or None."""
+    path = args.input / "solution.csv"
+    if not path.exists():
+        return None
     table = read_table(path, "it was there a moment ago")
     if not {"image_name", "label", "usage"} <= set(table.columns) or not set(names) <= set(table.image_name):
         raise UserError(f"{path} needs columns image_name, label, usage and a row per test image: mend or remove it")
@@ -114,19 +113,7 @@ def read_solution(path, names, classes):
     return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
 
 
-def leaderboard(args, name, prepared, names, probabilities):
-    """Prints and notes the public and the private score, where there is a solution.csv. → whether there is one."""
-    path, metric = args.input / "solution.csv", METRICS[prepared["metric"]]
-    if not path.exists():
-        return False
-    targets, parts = read_solution(path, names, prepared["classes"])
-    scores = {part: float(metric.score(targets[mask], probabilities[mask], None)) for part, mask in parts.items()}
-    say(f"leaderboard by {path}: {metric.name} {', '.join(f'{part} {score:.4f}' for part, score in scores.items())}")
-    note_in_ledger(args, name, scores)
-    return True
-
-
-# ---------------------------------------------------------------- main
+# ---------------------------------------------------------------- the submission
 
 
 def write_submission(path, names, probabilities, prepared):
@@ -138,38 +125,44 @@ def write_submission(path, names, probabilities, prepared):
         check_submission(temporary, names, prepared["classes"], prepared["submission"])
 
 
+def report(args, oofs, cv, path, probabilities, solution):
+    """Prints the score by the solution, or how to submit the file; then the CV."""
+    prepared, name, count = oofs[0].prepared, "+".join(args.exps), len(probabilities)
+    metric = METRICS[prepared["metric"]]
+    if solution:
+        targets, parts = solution
+        scores = {part: metric.score(targets[rows], probabilities[rows]) for part, rows in parts.items()}
+        note_in_ledger(args, name, scores)
+        say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
+    if args.competition_id or not solution:
+        competition = args.competition_id or "ID"
+        say(f'signate submit --competition-id={competition} {path} --note "{name} CV {cv:.4f}"')
+    for oof in oofs:
+        if oof.missing:
+            say(f"{oof.exp}: {of_folds(oof)}")
+    if prepared["limit"]:
+        say(f"a quick look at {count} test images (--limit {prepared['limit']}): not to be submitted")
+    say(f"CV {cv:.4f} ({metric.name}), {count} rows, checked → {path}")
+
+
 def main(args):
     if args.weights and not (len(args.weights) == len(args.exps) and sum(args.weights) > 0):
         raise UserError(f"--weights needs a number for each of {', '.join(args.exps)}, not all of them 0")
     oofs = [read_oof(args, exp) for exp in args.exps]
-    prepared, name = oofs[0].prepared, "+".join(args.exps)
-    mix = functools.partial(blend, how=args.blend, weights=args.weights)
-    cv = cross_validate(args, oofs, mix)
-    tests = prepared_folder(args) / "test.csv"
+    prepared, mix = oofs[0].prepared, functools.partial(blend, how=args.blend, weights=args.weights)
+    cv, tests = cross_validate(args, oofs, mix), prepared_folder(args) / "test.csv"
     names = read_table(tests, f"{common.PREPARE} --overwrite").image_name.tolist()
     images = [common.open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
-    solution = args.input / "solution.csv"
-    if solution.exists():
-        read_solution(solution, names, prepared["classes"])  # a mistake in it must not wait for the prediction's end
+    solution = read_solution(args, names, prepared["classes"])  # its mistakes must not wait for the predictions
     test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
     device = pick_device(args.device, args.deterministic)
     with distributed.together(device), enough_memory("lower --batch-size"):
         predicted = [predict_test(args, *pair, test_hash, device) for pair in zip(oofs, images, strict=True)]
-    if RANK > 0:
-        return
-    probabilities = mix(predicted)
-    folder = oofs[0].folder if len(oofs) == 1 else args.output
-    path = folder / f"submission_{name}_CV{cv:.4f}.csv"
-    write_submission(path, names, probabilities, prepared)
-    if not leaderboard(args, name, prepared, names, probabilities) or args.competition_id:
-        competition = args.competition_id or "ID"
-        say(f'signate submit --competition-id={competition} {path} --note "{name} CV {cv:.4f}"')
-    for oof in oofs:
-        if of_folds(oof):
-            say(f"{oof.exp}: {of_folds(oof)}")
-    if prepared.get("limit"):
-        say(f"a quick look at {len(names)} test images (--limit {prepared['limit']}): not to be submitted")
-    say(f"CV {cv:.4f} ({METRICS[prepared['metric']].name}), {len(names)} rows, checked → {path}")
+    if RANK == 0:
+        folder = oofs[0].folder if len(oofs) == 1 else args.output
+        path, probabilities = folder / f"submission_{'+'.join(args.exps)}_CV{cv:.4f}.csv", mix(predicted)
+        write_submission(path, names, probabilities, prepared)
+        report(args, oofs, cv, path, probabilities, solution)
 
 
 if __name__ == "__main__":

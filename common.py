@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -106,7 +107,7 @@ class Parser(argparse.ArgumentParser):
         folders("--output", type=Path, default=Path("output"), help="everything that the kit writes")
 
     def convert_arg_line_to_args(self, line):
-        return line.partition("#")[0].split()
+        return shlex.split(line, comments=True)
 
     def error(self, message):
         sys.exit(fail(f"{message} (--help lists the flags)"))
@@ -193,9 +194,7 @@ def replacing(path):
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides what the disk said
         if not isinstance(cause, OSError):
             raise
-        raise UserError(
-            f"{path} can't be written ({cause.strerror or cause}): mend that, or use another --output"
-        ) from error
+        raise UserError(f"{path} can't be written ({cause.strerror or cause}): mend that or see --output") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -248,10 +247,7 @@ def read_prepared(args):
     prepared = read_json(folder / "prepared.json", PREPARE)
     folds = read_table(folder / "folds.csv", PREPARE)
     if file_hash(folder / "folds.csv") != prepared["folds_hash"]:
-        raise UserError(
-            f"{folder / 'folds.csv'} isn't the file that 00_prepare.py wrote: restore it, "
-            "or run python 00_prepare.py --overwrite to make new folds"
-        )
+        raise UserError(f"{folder}/folds.csv was changed since: restore it, or {PREPARE} --overwrite for new folds")
     return prepared, folds
 
 

@@ -43,8 +43,6 @@ class Images:
             self.images = np.load(self.images, mmap_mode="r")
 
 
-# ---------------------------------------------------------------- samplers
-
 # Each takes the training labels, int [n], and gives an epoch's positions in them, in order. torch's global generator is
 # seeded for the call: it is the only one that torchsampler takes.
 

@@ -5,25 +5,23 @@ import math
 import os
 import shutil
 import tempfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from common import UserError, cpu_count, progress, replacing
 from kit.images import resize
+from kit.tables import refuse
 
 
-def cache(source, keys, size, path, look):
+def cache(source, names, size, path, look):
     """Decodes every image once and writes uint8 [N, size, size, 3] to `path`. `look(i, image)` sees each whole image.
+    → [((width, height), why the image can't be read or None) of each image]. Of such an image, what is left is used.
+    Each thread writes its images to their place in the file, so memory doesn't grow with the data."""
+    results, shape = [], (len(names), size, size, 3)
 
-    → (Counter of the images' (width, height), {i: why image i can't be read}). Of such an image, what is left is used.
-    Each thread writes its images to their place in the file, so memory doesn't grow with the data.
-    """
-    sizes, unreadable, shape = Counter(), {}, (len(keys), size, size, 3)
-
-    def convert(i, key):
-        image, reason = decode(source, key, size)
+    def convert(i, name):
+        image, reason = decode(source, name, size)
         os.pwrite(file.fileno(), resize(image, size).data, start + i * math.prod(shape[1:]))
         look(i, image)
         return image.shape[1::-1], reason
@@ -32,34 +30,30 @@ def cache(source, keys, size, path, look):
         np.lib.format.write_array_header_1_0(file, dict(descr="|u1", fortran_order=False, shape=shape))
         start = file.tell()
         reserve(file, math.prod(shape))
-        with progress(len(keys), path.name) as bar:
-            for i, (width_height, reason) in enumerate(pool.map(convert, range(len(keys)), keys)):
-                sizes[width_height] += 1
-                if reason:
-                    unreadable[i] = reason
+        with progress(len(names), path.name) as bar:
+            for result in pool.map(convert, range(len(names)), names):
+                results.append(result)
                 bar.update()
-    return sizes, unreadable
+    return results
 
 
-def decode(source, key, size):
+def decode(source, name, size):
     """→ (uint8 [H, W, 3], None), or of an unreadable image (a JPEG as far as it goes, else all grey; the reason)."""
     try:
-        return source.decoded(key), None
+        return source.decoded(name), None
     except ValueError as error:
         with contextlib.suppress(ValueError):
-            return source.decoded(key, salvage=True), str(error)
+            return source.decoded(name, salvage=True), str(error)
         return np.full((size, size, 3), 128, np.uint8), str(error)
 
 
 def reserve(file, size):
     """Makes the next `size` bytes of a file real: a full disk is an error here, and in a memory map a crash."""
     file.flush()
-    if hasattr(os, "posix_fallocate"):  # macOS has none
-        os.posix_fallocate(file.fileno(), file.tell(), size)
-    else:
-        for start in range(0, size, 2**24):
-            file.write(bytes(min(2**24, size - start)))
-        file.flush()
+    if hasattr(os, "posix_fallocate"):
+        return os.posix_fallocate(file.fileno(), file.tell(), size)
+    for start in range(0, size, 2**24):  # macOS
+        os.pwrite(file.fileno(), bytes(min(2**24, size - start)), file.tell() + start)
 
 
 @contextlib.contextmanager
@@ -79,9 +73,8 @@ def staged(folder, needed, anew):
         shutil.rmtree(staging, ignore_errors=True)  # of a killed run
         staging.mkdir(parents=True)
         free = shutil.disk_usage(folder).free
-        if needed > free:
-            space = f"has {free / 2**30:.1f} GiB free and the caches need {needed / 2**30:.1f} GiB"
-            raise UserError(f"{folder} {space}: free some, choose another --output, or a smaller --size")
+        space = f"has {free / 2**30:.1f} GiB free and the caches need {needed / 2**30:.1f} GiB"
+        refuse(folder, needed > free, f"{space}: free some, choose another --output, or a smaller --size")
         yield staging
         for path in [folder / "prepared.json", *folder.glob("*_*.npy"), *folder.glob("duplicates.*")] if anew else []:
             path.unlink(missing_ok=True)

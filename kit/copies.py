@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from scipy.sparse import coo_matrix, csgraph
+from sklearn.preprocessing import normalize as unit  # scales each row to length 1; a row of zeros stays so
 from threadpoolctl import threadpool_limits
 
 from common import cpu_count, listing, progress
 from kit.images import contact_sheet
-from kit.pairs import FEATURES, RECORD, THUMB, d4_dcts, hash_bits, mirror_blind, verify
+from kit.pairs import FEATURES, RECORD, THUMB, d4_hashes, mirror_blind, verify
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features
@@ -38,7 +39,7 @@ def describe(image):
     size = [max(8, round(side * scale)) for side in grey.shape[::-1]]
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     record["dct"] = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
-    record["hashes"] = hash_bits(d4_dcts(record["dct"]))
+    record["hashes"] = d4_hashes(record["dct"])
     height, width = record["shape"] = [max(2, round(side * THUMB / LONG_SIDE)) for side in grey.shape]
     record["thumb"][:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     low, high = np.percentile(grey, (1, 99))  # faint pictures have features too
@@ -53,46 +54,35 @@ def describe(image):
 
 
 def candidates(records, vectors=None, embedding=None):
-    """→ int [P, 2], pairs i < j of images that may be relatives: the nearest neighbours by DCT, and by words and
-    colours. An `embedding` [N, D] of unit length replaces the words and colours; `vectors` float32 [N, VECTOR] is room
-    for them, which may be mapped to a file."""
+    """→ int [P, 2], pairs i < j of images that may be relatives: neighbours by the DCT, and by an `embedding` [N, D] of
+    unit length, else by words and colours. `vectors` float32 [N, VECTOR], maybe in a file, is room for those."""
     if embedding is None:
         embedding = np.zeros((len(records), VECTOR), np.float32) if vectors is None else vectors
         words_and_colours(records, embedding)
     count = min(NEIGHBOURS + 1, len(records))
-    pairs = np.concatenate([nearest(d4_blind(records["dct"]), count), nearest(embedding, count)])
-    pairs.sort(axis=1)
+    pairs = np.sort(np.vstack([nearest(d4_blind(records["dct"]), count), nearest(embedding, count)]), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
 def nearest(vectors, count, block=64):
     """Pairs each row of `vectors` (float32 [N, D], unit length) with its `count` nearest by the angle → int32
     [N * count, 2]. N² products, but a block of rows at a time: scikit-learn's takes 1 GB."""
-    neighbours = np.empty((len(vectors), count), np.int32)
-    for start in range(0, len(vectors), block):
-        similarity = vectors[start : start + block] @ vectors.T
-        neighbours[start : start + block] = np.argpartition(similarity, -count, axis=1)[:, -count:]
-    return np.stack([np.repeat(np.arange(len(vectors), dtype=np.int32), count), neighbours.ravel()], axis=1)
-
-
-def unit(vectors):
-    """Scales each row [D] to length 1; a row of zeros stays so."""
-    return vectors / np.maximum(1e-6, np.linalg.norm(vectors, axis=1, keepdims=True))
+    blocks = (vectors[start : start + block] @ vectors.T for start in range(0, len(vectors), block))
+    neighbours = [np.argpartition(similarity, -count, axis=1)[:, -count:].astype(np.int32) for similarity in blocks]
+    return np.stack([np.repeat(np.arange(len(vectors), dtype=np.int32), count), np.vstack(neighbours).ravel()], axis=1)
 
 
 def d4_blind(dct):
-    """DCT blocks [N, 8, 8] → float [N, 72], unit length, the same for all 8 orientations, any brightness and contrast:
+    """DCT blocks [N, 8, 8] → float [N, 70], unit length, the same for all 8 orientations, any brightness and contrast:
     the sum and the difference of the magnitudes of each pair of coefficients that mirror each other at the diagonal."""
-    lower = np.abs(dct)
-    lower[:, 0, 0] = 0
-    upper, (rows, columns) = np.swapaxes(lower, 1, 2), np.triu_indices(8)
-    return unit(np.concatenate([(lower + upper)[:, rows, columns], np.abs(lower - upper)[:, rows, columns]], axis=1))
+    rows, columns = np.array(np.triu_indices(8))[:, 1:]  # without the first one, the mean brightness
+    upper, lower = np.abs(dct[:, rows, columns]), np.abs(dct[:, columns, rows])
+    return unit(np.hstack([upper + lower, np.abs(upper - lower)]))
 
 
 def words_and_colours(records, vectors, block=256):
     """Fills vectors [N, VECTOR], of unit length: each image's SIFT features counted by visual word, rare words weighted
-    up (Sivic and Zisserman 2003), and its colours. The words are features drawn at random: cheaper than clusters and,
-    for the few dozen candidates wanted here, as good."""
+    up (Sivic and Zisserman 2003), and its colours. The words are features drawn at random: as good here as clusters."""
     rng, images_with = np.random.default_rng(0), np.zeros(WORDS)
     some = features(records[np.sort(rng.permutation(len(records))[:WORDS])])
     words = some[rng.permutation(len(some))[:WORDS]] if len(some) else np.zeros((1, 128), np.float32)
@@ -105,8 +95,8 @@ def words_and_colours(records, vectors, block=256):
     rarity = 1 + np.log((1 + len(records)) / (1 + images_with))
     for part in parts:
         counts = vectors[part, :WORDS]
-        weighted = unit(np.where(counts > 0, 1 + np.log(np.maximum(1, counts)), 0) * rarity)
-        vectors[part] = unit(np.hstack([weighted, COLOUR_WEIGHT * colours(records[part])]))
+        weighted = unit(((counts > 0) + np.log(np.maximum(1, counts))) * rarity)
+        vectors[part] = unit(np.hstack([weighted, COLOUR_WEIGHT * np.array([*map(colours, records[part])])]))
 
 
 def features(records):
@@ -114,17 +104,13 @@ def features(records):
     return records["descriptors"][np.arange(FEATURES) < records["count"][:, None]].astype(np.float32)
 
 
-def colours(records):
-    """RECORDs [N] → [N, COLOUR_BINS³], unit length: the joint histogram of the thumbnail's colours, each channel at
+def colours(record):
+    """RECORD → float32 [COLOUR_BINS³], unit length: the joint histogram of the thumbnail's colours, each channel at
     mean 0 and deviation 1, so that light and tint don't matter, and square-rooted, as RootSIFT is."""
-    rows = np.zeros((len(records), COLOUR_BINS**3), np.float32)
-    for row, record in zip(rows, records, strict=True):
-        height, width = record["shape"]
-        pixels = record["thumb"][:height, :width].reshape(-1, 3).astype(np.float32)
-        pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
-        counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), COLOUR_BINS, [(-2.4, 2.4)] * 3)[0].ravel()
-        row[:] = np.sqrt(counts / counts.sum())
-    return rows
+    pixels = record["thumb"][*map(slice, record["shape"])].reshape(-1, 3).astype(np.float32)
+    pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
+    counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), COLOUR_BINS, [(-2.4, 2.4)] * 3)[0].ravel()
+    return np.sqrt(counts / counts.sum()).astype(np.float32)
 
 
 def relatives(records, pairs):
@@ -134,19 +120,18 @@ def relatives(records, pairs):
     tasks, kin = np.array_split(pairs, max(1, len(pairs) // PAIRS_A_TASK)), []
     with progress(len(pairs), "relatives", "pair") as bar:
         pool = Parallel(cpu_count() if len(pairs) > FEW_PAIRS else 1, return_as="generator", max_nbytes=None)
-        for task, verdicts in zip(tasks, pool(delayed(verify_all)(records, task) for task in tasks), strict=True):
-            kin += [(*pair, *verdict) for pair, verdict in zip(task, verdicts, strict=True) if verdict]
+        for task, related in zip(tasks, pool(delayed(judge)(records, task) for task in tasks), strict=True):
+            kin += related
             bar.update(len(task))
     kin = np.array(kin, np.float64).reshape(-1, 5)
     return kin[:, :2].astype(np.int64), kin[:, 2:]
 
 
-def verify_all(records, pairs):
-    """→ the verdict on each pair. In one thread, since the other cores have tasks of their own."""
+def judge(records, pairs):
+    """→ [(i, j, bits, inliers, correlation), …], the relatives among the pairs. In one thread: each core has a task."""
     cv2.setNumThreads(1)
-    cv2.setRNGSeed(0)
     with threadpool_limits(1):
-        return [verify(records[i], records[j]) for i, j in pairs]
+        return [(i, j, *verdict) for i, j in pairs if (verdict := verify(records[i], records[j]))]
 
 
 def components(pairs, count):
@@ -161,37 +146,30 @@ def components(pairs, count):
 def table(pairs, evidence, groups, names, labels, test_names):
     """→ a table of all images in groups of two or more: group, its size, part, image_name, label, whether the group's
     labels disagree, and the image's closest relative with the evidence for it."""
-    sizes, closest = np.bincount(groups), {}
-    for row in np.lexsort((-evidence[:, 2], -evidence[:, 1])):  # the surest pair first
-        for image, other in (pairs[row], pairs[row, ::-1]):
-            closest.setdefault(image, (other, row))
-    places = [*(("train", name) for name in names), *(("test", name) for name in test_names)]
-    members = [i for i in np.argsort(groups, kind="stable") if i in closest]
-    bits, inliers, correlation = evidence[[closest[i][1] for i in members]].T
-    return pd.DataFrame(dict(
-        group=groups[members], size=sizes[groups[members]], part=[places[i][0] for i in members],
-        image_name=[places[i][1] for i in members], label=[labels[i] if i < len(names) else "" for i in members],
-        labels_disagree=np.isin(groups[members], disagreeing(groups, labels)).astype(int),
-        relative=["/".join(places[closest[i][0]]) for i in members],
-        found_by=np.where(inliers > 0, "features", "hash"), inliers=inliers.astype(int),
-        hash_bits=np.where(inliers > 0, "", bits.astype(int).astype(str)), correlation=correlation.round(4),
+    images = pd.DataFrame(dict(
+        group=groups, size=np.bincount(groups)[groups], part=["train"] * len(names) + ["test"] * len(test_names),
+        image_name=[*names, *test_names], label=[*labels, *[None] * len(test_names)],
     ))  # fmt: skip
-
-
-def disagreeing(groups, labels):
-    """→ the numbers of the groups whose training images (first in `groups`) carry more than one label."""
-    kinds = pd.Series(labels, dtype=object).groupby(groups[: len(labels)]).nunique()
-    return kinds.index[kinds > 1].tolist()
+    images["labels_disagree"] = (images.groupby("group").label.transform("nunique") > 1).astype(int)
+    image, other = np.stack([pairs, pairs[:, ::-1]], axis=1).reshape(-1, 2).T  # each pair, seen from either image
+    bits, inliers = np.repeat(evidence[:, :2].astype(int), 2, axis=0).T
+    links = pd.DataFrame(dict(
+        relative=(images.part + "/" + images.image_name)[other].array, found_by=np.where(inliers, "features", "hash"),
+        inliers=inliers, hash_bits=np.where(inliers, "", bits.astype(str)), correlation=np.repeat(evidence[:, 2], 2),
+    ), index=image).sort_values(["inliers", "correlation"], ascending=False)  # fmt: skip
+    closest = links[~links.index.duplicated()].round(4)
+    return images.join(closest, how="inner").sort_values("group", kind="stable").fillna("")
 
 
 def summary(groups, names, labels, test_names):
     """→ what prepared.json keeps: counts, shares, and the names in each group whose labels disagree."""
     train, test, sizes = groups[: len(names)], groups[len(names) :], np.bincount(groups)
     in_train = np.bincount(train, minlength=len(sizes))
+    in_group = pd.DataFrame(dict(name=names, label=labels)).groupby(train)
     return dict(
         groups=int((sizes > 1).sum()), largest=int(sizes.max()), largest_share=float(sizes.max() / len(groups)),
         train_with_relative=float((in_train[train] > 1).mean()), test_with_relative=float((in_train[test] > 0).mean()),
-        conflicts=[[names[i] for i in np.flatnonzero(train == group)] for group in disagreeing(groups, labels)],
+        conflicts=in_group.name.agg(list)[in_group.label.nunique() > 1].tolist(),
     )  # fmt: skip
 
 
@@ -200,19 +178,17 @@ def report_lines(counts):
     if counts is None:
         return []
     train, test, share = counts["train_with_relative"], counts["test_with_relative"], counts["largest_share"]
-    within, across = train > 0.05 and test < train / 2, test > 0.05 and test > train / 2
+    large = share > CHAINING and counts["largest"] > 20
     conflicts = [" = ".join(names[:4]) for names in counts["conflicts"]]
-    sentences = [
-        (True, f"groups of relatives: {counts['groups']}, the largest of {counts['largest']} (duplicates.csv, .png)"),
-        (True, f"relatives in the training set: of {train:.1%} of the training images, {test:.1%} of the test images"),
-        (within, "folds that split relatives would give a CV far above the leaderboard: they are kept together"),
-        (across, "the test set shares sources with the training set: a grouped CV may be below the leaderboard"),
-        (conflicts, f"groups whose labels disagree: {len(conflicts)}; either a label is wrong or ambiguous, or these "
-         f"images are no relatives: {listing(conflicts)}"),
-        (share > CHAINING and counts["largest"] > 20, f"warning: one group holds {share:.1%} of all images: look at "
-         "duplicates.png; if they are no relatives, give --groups none, or a corrected FILE.csv"),
-    ]  # fmt: skip
-    return [sentence for holds, sentence in sentences if holds]
+    lines = {
+        f"{counts['groups']} of two or more images, the largest of {counts['largest']} (duplicates.csv, .png)": True,
+        f"{train:.1%} of the training and {test:.1%} of the test images have a relative in the training set": True,
+        "relatives stay in one fold: in several, they would make the CV far too high": train > max(0.05, 2 * test),
+        "the test set shares sources with the training set: the CV may be too low": test > max(0.05, train / 2),
+        f"{len(conflicts)} whose labels disagree (a label is wrong, or the group is): {listing(conflicts)}": conflicts,
+        f"warning: one group holds {share:.1%} of all images; if that is wrong, give --groups none or FILE.csv": large,
+    }
+    return [line for line, holds in lines.items() if holds]
 
 
 def draw(path, records, pairs, evidence, groups, names, labels, test_names, most=12, columns=8):
@@ -223,8 +199,8 @@ def draw(path, records, pairs, evidence, groups, names, labels, test_names, most
     doubtful = pairs[np.argsort(certainty, kind="stable")[: 2 * columns]].ravel()
     rows = [("least certain pairs", doubtful[k : k + columns]) for k in range(0, len(doubtful), columns)]
     sizes = np.bincount(groups)
-    for group in np.argsort(-sizes, kind="stable")[: min(most, (sizes > 1).sum())]:
-        rows.append((f"group {group}\n{sizes[group]} images", np.flatnonzero(groups == group)[:columns]))
+    largest = np.argsort(-sizes, kind="stable")[: min(most, (sizes > 1).sum())]
+    rows += [(f"group {k}\n{sizes[k]} images", np.flatnonzero(groups == k)[:columns]) for k in largest]
     thumbs = {i: records["thumb"][i][*map(slice, records["shape"][i])] for _, row in rows for i in row}
     sheet = [(title, [(thumbs[i], captions[i]) for i in row]) for title, row in rows]
     contact_sheet(path, sheet or [("no relatives found", [])], columns)

@@ -34,10 +34,7 @@ def together(device):
         lost = isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError))
         if not lost and "gloo" not in str(error).lower() and "connection" not in str(error).lower():
             raise
-        raise UserError(
-            f"process {RANK} of {WORLD} has lost the others, one of which has died: see the messages above, then start "
-            "the same command again; it goes on from the last resume file"
-        ) from None
+        raise UserError(f"process {RANK} of {WORLD} has lost the others, one of which died: start it again") from None
     # no destroy_process_group: with torch 2.6 and Gloo it waits for ever, every other time, for one that has ended
 
 
@@ -47,10 +44,10 @@ def own_device(name):
         return "cpu" if name == "auto" else name
     if name not in ("auto", "cuda"):
         raise UserError(f"--device {name}: under torchrun each process takes a GPU of its own: leave --device out")
-    if torch.cuda.device_count() < LOCAL_WORLD:  # each process says so, not only those that find no GPU
+    count = torch.cuda.device_count()
+    if count < LOCAL_WORLD:  # each process says so, not only those that find no GPU
         raise UserError(
-            f"torchrun started {LOCAL_WORLD} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
-            "lower --nproc-per-node"
+            f"torchrun started {LOCAL_WORLD} processes here, and there are {count} GPUs: lower --nproc-per-node"
         )
     return f"cuda:{LOCAL_RANK}"
 
@@ -93,7 +90,7 @@ def wrap(classifier, device):
     if device.type == "cuda":
         classifier.backbone = convert_sync_batchnorm(classifier.backbone)
     elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
-        warn("batch norm on CPUs takes each process's share of the batch by itself: the result isn't one process's")
+        warn("batch norm on CPUs sees only each process's share of a batch: the result differs from one process's")
     return nn.parallel.DistributedDataParallel(classifier)
 
 

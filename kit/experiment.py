@@ -31,10 +31,14 @@ def is_finished(folder, fold):
     return all((folder / f"fold{fold}.{ending}").exists() for ending in FOLD_FILES)
 
 
+def train_again(folder, fold):
+    """→ the remedy where a fold's files can't be used."""
+    return f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
+
+
 def read_record(folder, fold):
     """→ foldK.json."""
-    remedy = f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
-    return read_json(folder / f"fold{fold}.json", remedy)
+    return read_json(folder / f"fold{fold}.json", train_again(folder, fold))
 
 
 def check_config(folder, config, defaults, replaced=()):
@@ -44,14 +48,11 @@ def check_config(folder, config, defaults, replaced=()):
     """
     for path in sorted(folder.glob("fold*.pt")):
         fold = path.stem.removeprefix("fold")
-        if not fold.isdecimal() or int(fold) in replaced:
-            continue
-        changed = differences(defaults | read_record(folder, int(fold))["config"], config)
-        if changed:
-            raise UserError(
-                f"fold {fold} of experiment {folder.name} was trained with other settings: {'; '.join(changed)}. "
-                f"Give another --exp, or remove {folder}"
-            )
+        if fold.isdecimal() and int(fold) not in replaced:
+            changed = differences(defaults | read_record(folder, fold)["config"], config)
+            if changed:
+                was = f"fold {fold} of experiment {folder.name} was trained with other settings: {'; '.join(changed)}"
+                raise UserError(f"{was}. Give another --exp, or remove {folder}")
 
 
 @contextlib.contextmanager
@@ -77,9 +78,9 @@ def claimed(folder, config, defaults, replaced):
         earlier = read_json(path, f"remove {path}") if path.exists() else {}
         changed = differences(defaults | earlier, config) if earlier else []
         if changed and not alone:
+            changed = "; ".join(changed)
             raise UserError(
-                f"experiment {folder.name} is being trained with other settings: {'; '.join(changed)}. "
-                "Give another --exp, or wait"
+                f"{folder.name} is being trained with other settings: {changed}. Give another --exp, or wait"
             )
         if earlier != config and (alone or not earlier):
             write_json(path, config)
@@ -107,17 +108,12 @@ def read_oof(args, exp):
         raise UserError(f"{folder} has no finished fold: run python 01_train_fold.py --exp {exp} --fold all")
     records = {k: read_record(folder, k) for k in present}
     for k, record in records.items():
+        path = folder / f"fold{k}.pt"
         if record["config"]["folds_hash"] != prepared["folds_hash"]:
-            raise UserError(
-                f"{folder / f'fold{k}.pt'} was trained on other folds than those of {common.prepared_folder(args)}: "
-                "prepare those again, train it again with --overwrite, or train under another --exp"
-            )
-        changed = differences(record["config"], config)
-        if changed:
-            raise UserError(
-                f"{folder / f'fold{k}.pt'} was trained with other settings than config.json's ({'; '.join(changed)}): "
-                f"run python 01_train_fold.py --exp {exp} --fold {k} --overwrite"
-            )
+            raise UserError(f"{path} was trained on other folds than the present ones: {train_again(folder, k)}")
+        if changed := differences(record["config"], config):
+            was = f"{path} was trained with other settings than config.json's ({'; '.join(changed)})"
+            raise UserError(f"{was}: {train_again(folder, k)}")
     warn_of_other_makers(exp, records)
     tables = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
     table = pd.concat(tables).sort_index()
@@ -132,8 +128,7 @@ def read_oof(args, exp):
 def read_fold(folder, fold, classes, expected):
     """→ the logits of foldK.csv, with the index of `expected`, that fold's rows of folds.csv. Raises UserError where
     they don't fit."""
-    path = folder / f"fold{fold}.csv"
-    remedy = f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
+    path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
     table = read_table(path, remedy)
     columns = [column for kind in KINDS for column in logit_columns(kind, classes)]
     names = ["image_name", "target"]

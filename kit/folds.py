@@ -3,18 +3,17 @@
 import unicodedata
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import sklearn
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from common import warn
+from common import say, warn
 from kit.tables import check_unique, is_blank, read_columns, read_rows, refuse
 
 
 def given_groups(args, names):
     """Reads the groups that --groups names: a column of the training table, or a FILE.csv with image_name,group.
-    → (group of each image int [N], number of blank cells). An image whose cell is blank is a group of its own."""
+    → the group of each image, int [N]. An image whose cell is blank is a group of its own, and a line says how many."""
     if args.groups.endswith(".csv"):
         path = Path(args.groups)
         header, *rows = read_rows(path, "name a table with the columns image_name,group with --groups")
@@ -25,8 +24,10 @@ def given_groups(args, names):
         cells = [group_of[name] for name in names]
     else:
         (cells,) = read_columns(args, groups=args.groups)
+    if blank := sum(map(is_blank, cells)):
+        say(f"{blank} images have a blank cell for their group: each is its own group")
     keys = [i if is_blank(cell) else cell.strip() for i, cell in enumerate(cells)]
-    return pd.factorize(pd.Series(keys, dtype=object))[0], sum(map(is_blank, cells))
+    return pd.factorize(pd.Series(keys, dtype=object))[0]
 
 
 def make_folds(names, labels, classes, groups, count, seed):
@@ -41,8 +42,7 @@ def make_folds(names, labels, classes, groups, count, seed):
     splitter = (StratifiedKFold if single else StratifiedGroupKFold)(count, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(table, table.target, None if single else table.group)):
         table.loc[held_out, "fold"] = fold
-    counts = pd.crosstab(table.label, table.fold).reindex(columns=range(count), fill_value=0)
-    lacking = counts.index[(counts == 0).any(axis=1)].tolist()
+    lacking = [label for label, rows in table.groupby("label") if rows.fold.nunique() < count]
     refuse(f"--folds {count}:", lacking, "too few groups of relatives in the classes *: lower it or see --groups")
     return table
 
@@ -50,30 +50,21 @@ def make_folds(names, labels, classes, groups, count, seed):
 def fold_table(folds, classes):
     """Images of each class in each fold, with sums, as text no wider than 120 columns: of more than 20 classes the
     8 largest and the 8 smallest, of more than 10 folds the smallest and the largest."""
-    counts = pd.crosstab(folds.label, folds.fold).reindex(classes)
-    counts = np.vstack([counts, counts.sum()])  # [classes and all, folds]
-    header, cells = [f"fold {k}" for k in range(counts.shape[1])], counts
-    if len(header) > 10:
-        header, cells = ["smallest fold", "largest fold"], np.stack([counts.min(axis=1), counts.max(axis=1)], axis=1)
-    cells = np.column_stack([cells, counts.sum(axis=1)]).tolist()
-    rows = [[name, *numbers] for name, numbers in zip([*classes, "all"], cells, strict=True)]
+    counts = pd.crosstab(folds.label, folds.fold).reindex(classes).add_prefix("fold ")
+    counts = pd.concat([counts, counts.sum().to_frame("all").T]).rename(index=shortened)
+    extremes = pd.DataFrame({"smallest fold": counts.min(axis=1), "largest fold": counts.max(axis=1)})
+    table = (extremes if counts.shape[1] > 10 else counts).assign(all=counts.sum(axis=1))
     if len(classes) > 20:
-        largest = sorted(rows[:-1], key=lambda row: -row[-1])
-        rows = [*largest[:8], [f"… {len(classes) - 16} more"], *largest[-8:], rows[-1]]
-    rows.insert(0, ["class", *header, "all"])
-    first = min(24, max(columns_of(row[0]) for row in rows))
-    other = 2 + max(len(str(number)) for row in rows for number in row[1:])
-    return "\n".join(fit(row[0], first) + "".join(f"{number:>{other}}" for number in row[1:]) for row in rows)
+        largest = table[:-1].sort_values("all", ascending=False, kind="stable")
+        gap = pd.DataFrame("", [f"… {len(classes) - 16} more"], table.columns)
+        table = pd.concat([largest[:8], gap, largest[-8:], table[-1:]])
+    with pd.option_context("display.unicode.east_asian_width", True):
+        return table.rename_axis(columns="class").to_string()
 
 
-def columns_of(text):
-    """How many columns of a terminal a text takes: two for a kana or kanji."""
-    return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
-
-
-def fit(text, columns):
-    """Cuts a text, or fills it with spaces, to the number of columns."""
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    while columns_of(text) > columns:
-        text = text.removesuffix("…")[:-1] + "…"
-    return text + " " * (columns - columns_of(text))
+def shortened(name, columns=24):
+    """A class' name, cut to what fits the columns of a terminal (a kana or kanji takes two), without control codes."""
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    while sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in name) > columns:
+        name = name.removesuffix("…")[:-1] + "…"
+    return name

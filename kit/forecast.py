@@ -7,6 +7,7 @@ If it can't, the CV may speak for the test set; if it can, the CV and the leader
 import cv2
 import numpy as np
 from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from kit.metrics import METRICS
@@ -32,15 +33,15 @@ def statistics(image):
 
 def adversarial_validation(features, is_test, groups, seed):
     """How well does a linear classifier tell test (bool [N]) from train by `features` [N, D], no group (int [N]) split?
-    → dict(auc, low, high): the cross-validated AUC, and the middle 95 % of what chance gives, by permuting which groups
-    are test; one on both sides (a leaked image) moves as two. None where a side has fewer than LEAST."""
+    → dict(auc, low, high): the cross-validated AUC, and the middle 95 % of what chance gives: which groups are test is
+    permuted, one on both sides (a leaked image) as two. None where a side has fewer than LEAST."""
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(features))[:MOST_IMAGES]) if len(features) > MOST_IMAGES else slice(None)
     features, is_test = features[chosen], is_test[chosen]
     groups = np.unique(groups[chosen], return_inverse=True)[1]
-    if min(len(np.unique(groups[is_test])), len(np.unique(groups[~is_test]))) < LEAST:
-        return None
     (_, unit_is_test), units = np.unique(np.stack([groups, is_test]), axis=1, return_inverse=True)
+    if np.bincount(unit_is_test, minlength=2).min() < LEAST:
+        return None
     fold = rng.integers(0, FOLDS, groups.max() + 1)[groups]
     chance = [rng.permutation(unit_is_test.astype(bool))[units] for _ in range(PERMUTATIONS)]
     score, *chance = separation(features, np.stack([is_test, *chance], axis=1), fold)
@@ -51,18 +52,17 @@ def adversarial_validation(features, is_test, groups, seed):
 def separation(features, is_test, fold):
     """→ float [T], the AUC of each column of is_test (bool [N, T]): the mean over the folds (int [N]), each ranked by a
     fit to the others. A ridge regression on two values is a linear discriminant, and one fit serves all columns."""
-    scores = []
+    scores, model = [], make_pipeline(StandardScaler(), Ridge(alpha=40))
     for k in np.unique(fold):
         held_out = fold == k
-        scaled = StandardScaler().fit(features[~held_out]).transform(features)
-        guesses = Ridge(alpha=40).fit(scaled[~held_out], is_test[~held_out]).predict(scaled[held_out])
+        guesses = model.fit(features[~held_out], is_test[~held_out]).predict(features[held_out])
         columns = zip(is_test[held_out].T.astype(int), guesses.T, strict=True)
         scores.append([METRICS["auc"].score(test, np.stack([-guess, guess], axis=1), None) for test, guess in columns])
     return np.nanmean(scores, axis=0)
 
 
 def report_lines(shift):
-    """→ the verdict on what adversarial_validation returned, in one sentence, for the terminal and the report."""
+    """→ sentences on what adversarial_validation returned, for the terminal and the report."""
     if shift is None:
         return ["too few images to compare the test set with the training set"]
     if shift["auc"] <= shift["high"]:
@@ -71,5 +71,4 @@ def report_lines(shift):
         verdict = "the test images differ a little from the training images: expect the CV to be a little off"
     else:
         verdict = "the test images look different from the training images: the CV may not speak for the leaderboard"
-    figures = "AUC {auc:.3f}, by chance {low:.3f} to {high:.3f}".format(**shift)
-    return [f"{verdict} (adversarial validation: {figures})"]
+    return [verdict, "adversarial validation: AUC {auc:.3f}, by chance {low:.3f} to {high:.3f}".format(**shift)]

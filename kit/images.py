@@ -1,6 +1,5 @@
 """Where the competition's images are, how one is decoded and resized, and how a sheet of them is drawn."""
 
-import contextlib
 import hashlib
 import io
 import os
@@ -24,70 +23,58 @@ class ImageSource:
     """A zip or a folder of images, found by the names that the competition's tables use.
 
     A name is looked up as it stands, then without the archive's top folder, then without its ending (Kaggle's tables
-    often leave it out), wherever that leaves one file. Only a listed file can be found, and nothing is unpacked.
-    """
+    often leave it out), wherever that leaves one file. Only a listed file can be found, and nothing is unpacked."""
 
     def __init__(self, path):
-        self.path, self.zip = path, None if path.is_dir() else open_zip(path)
+        self.path, self.zip, self.files = path, None if path.is_dir() else open_zip(path), {}
         if self.zip:
             entries = [entry for entry in self.zip.infolist() if entry.filename and not entry.is_dir()]
-            files = [(entry_name(entry), entry) for entry in entries]
-            identity = [(name, entry.file_size, entry.CRC) for name, entry in files]
+            identity = {entry: (entry.filename, entry.file_size, entry.CRC) for entry in entries}
         else:
-            files = [(file.relative_to(path).as_posix(), file) for file in sorted(path.rglob("*")) if file.is_file()]
-            identity = [(name, file.stat().st_size) for name, file in files]
-        self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
-        self.files = {}
-        for name, file in files:
-            other = self.files.setdefault(plain(name), file) if is_image(name) else file
-            if other is not file and not (self.zip and (other.file_size, other.CRC) == (file.file_size, file.CRC)):
-                raise UserError(f"{path} holds two different files named {name}: leave one of them")
+            paths = [file for file in sorted(path.rglob("*")) if file.is_file()]
+            identity = {file: (file.relative_to(path).as_posix(), file.stat().st_size) for file in paths}
+        self.fingerprint = hashlib.sha256(repr(sorted(identity.values())).encode()).hexdigest()
+        for file, (name, *content) in identity.items():
+            hidden = name.rpartition("/")[2].startswith(".")  # as ._0001.png, which macOS adds
+            if name.lower().endswith(IMAGE_ENDINGS) and not hidden:
+                other = self.files.setdefault(plain(name), (file, *content))
+                if [*other[1:]] != content:
+                    raise UserError(f"{path} holds two different files named {name}: leave one of them")
         if not self.files:
-            raise UserError(f"{path} holds no images but {listing(dict(files), 3) or 'nothing'}: put the images there")
+            held = listing([name for name, *_ in identity.values()], 3) or "nothing"
+            raise UserError(f"{path} holds no images but {held}: put the images there")
         self.aliases = aliases(self.files)
 
     def find(self, name):
-        """→ the key of the file that `name` means, or None."""
-        name = plain(name)
-        return name if name in self.files else self.aliases.get(name)
+        """→ the file's name in the zip or folder, its key in `files`. None where `name` means none, or several."""
+        return self.aliases.get(plain(name))
 
-    def decoded(self, key, salvage=False):
-        """→ the image, as `decode` gives it. `salvage` accepts a truncated JPEG: the rows that it lacks are grey.
-        Raises ValueError with the reason why the image can't be read."""
-        return decode(self.read(key) + (END_OF_JPEG if salvage else b""))
-
-    def read(self, key):
-        """→ the bytes of an image file. Raises ValueError with the reason why they can't be read."""
-        file = self.files[key]
+    def decoded(self, name, salvage=False):
+        """→ the image that `find` knows, as `decode` gives it. `salvage` accepts a truncated JPEG: the rows that it
+        lacks are grey. Raises ValueError with the reason why the image can't be read."""
+        file, size, *_ = self.files[self.find(name)]
         if self.zip is None and not file.resolve().is_relative_to(self.path.resolve()):
             raise ValueError("a link that leads out of the folder")
-        size = file.stat().st_size if self.zip is None else file.file_size
         if size > MOST_BYTES:
             raise ValueError(f"{size / 2**20:.0f} MiB when unpacked, and {MOST_BYTES / 2**20:.0f} are allowed")
         try:
-            return file.read_bytes() if self.zip is None else self.zip.read(file)
+            data = file.read_bytes() if self.zip is None else self.zip.read(file)
         except (zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError, OSError, EOFError) as error:
             raise ValueError(str(error)) from None
+        return decode(data + (END_OF_JPEG if salvage else b""))
 
 
-def open_zip(path):
+def open_zip(path, encodings=("utf-8", "cp932", "cp437")):
+    """Opens a zip. Names without the UTF-8 mark are UTF-8 all the same (macOS), cp932 (Windows in Japan) or cp437."""
     try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        archive = zipfile.ZipFile(path, metadata_encoding=encodings[0])
+    except (zipfile.BadZipFile, NotImplementedError, OSError, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError) and encodings[1:]:
+            return open_zip(path, encodings[1:])
         raise UserError(f"{path} is no zip archive, or a damaged one ({error}): download it again") from None
     if any(entry.flag_bits & 1 for entry in archive.infolist()):
         raise UserError(f"{path} is encrypted: unpack it with its password into {path.with_suffix('')}")
     return archive
-
-
-def entry_name(entry):
-    """A zip entry's name. Without the UTF-8 mark it is UTF-8 all the same (macOS) or cp932 (Windows in Japan)."""
-    if not entry.flag_bits & 0x800:
-        raw = entry.filename.encode("cp437")  # what zipfile decoded it from
-        for encoding in ("utf-8", "cp932"):
-            with contextlib.suppress(UnicodeDecodeError):
-                return raw.decode(encoding)
-    return entry.filename
 
 
 def plain(name):
@@ -95,19 +82,14 @@ def plain(name):
     return unicodedata.normalize("NFC", name).replace("\\", "/")
 
 
-def is_image(name):
-    parts = name.split("/")
-    return "__MACOSX" not in parts and not parts[-1].startswith(".") and name.lower().endswith(IMAGE_ENDINGS)
-
-
 def aliases(files):
-    """Other names by which exactly one file can be meant: without the top folder, without the ending, or both."""
+    """→ {name: key} of all names that mean one file: as it stands, without the top folder, the ending, or both."""
     meanings = {}
     for key in files:
         for name in {key, key.partition("/")[2] or key}:
-            for alias in {name, os.path.splitext(name)[0]} - {key}:
+            for alias in {name, os.path.splitext(name)[0]}:
                 meanings.setdefault(alias, set()).add(key)
-    return {alias: keys.pop() for alias, keys in meanings.items() if len(keys) == 1}
+    return {alias: keys.pop() for alias, keys in meanings.items() if len(keys) == 1} | {key: key for key in files}
 
 
 # ---------------------------------------------------------------- one image
@@ -118,8 +100,7 @@ def decode(data):
 
     EXIF rotation is applied, palettes and CMYK are converted, transparent parts stand on white, an animation shows its
     first frame. 16-bit grey is scaled to 8 bits by the depth that it uses. Raises ValueError for what is no image, is
-    truncated, or has neither 8- nor 16-bit values. By Pillow: OpenCV drops transparency and lets truncated JPEGs pass.
-    """
+    truncated, or has neither 8- nor 16-bit values. By Pillow: OpenCV drops transparency, accepts truncated JPEGs."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             opened.load()
@@ -146,8 +127,7 @@ def resize(image, size):
     """uint8 [H, W, 3] → [size, size, 3], bilinear, as albumentations' Resize in the thesis (3.1.1).
 
     An axis that shrinks to less than half is averaged first: bilinear would skip its pixels and keep their noise. The
-    other axis waits for the second step, since INTER_AREA is no mean once an axis grows.
-    """
+    other axis waits for the second step, since INTER_AREA is no mean once an axis grows."""
     height, width = (size if side > 2 * size else side for side in image.shape[:2])
     if (height, width) != image.shape[:2]:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
@@ -156,30 +136,26 @@ def resize(image, size):
 
 # ---------------------------------------------------------------- pictures
 
-CELL, GAP, LINE = 160, 14, 20  # px: a cell's side, the room between two, the height of a line of text
+CELL, GAP, LINE = 160, 14, 24  # px: a cell's side, the room between two, the height of a line of text
 
 
 def contact_sheet(path, rows, columns):
     """Writes a PNG of `rows`: (title, [(image uint8 [H, W, 3], caption), …]), at most `columns` images a row."""
-    heights = [LINE + GAP // 2 + bool(cells) * (CELL + LINE + GAP) for _, cells in rows]
-    sheet = Image.new("RGB", (GAP + (CELL + GAP) * columns, GAP + sum(heights)), "white")
-    draw, top = ImageDraw.Draw(sheet), GAP
-    for (title, cells), height in zip(rows, heights, strict=True):
-        write(draw, (GAP, top + LINE // 2), title, 16, "black", sheet.width - 2 * GAP, "lm")
-        upper = top + LINE + GAP // 2
+    height = LINE + CELL + LINE + GAP
+    sheet = Image.new("RGB", (GAP + (CELL + GAP) * columns, GAP + height * len(rows)), "white")
+    for top, (title, cells) in zip(range(GAP, sheet.height, height), rows, strict=True):
+        write(sheet, (GAP, top + LINE // 2), title, 16, "black", sheet.width - 2 * GAP, "lm")
         for left, (image, caption) in zip(range(GAP, sheet.width, CELL + GAP), cells, strict=False):
             tile = ImageOps.pad(Image.fromarray(np.ascontiguousarray(image)), (CELL, CELL), color="whitesmoke")
-            sheet.paste(tile, (left, upper))
-            write(draw, (left + CELL // 2, upper + CELL + LINE // 2), caption, 12, "dimgray", CELL, "mm")
-        top += height
+            sheet.paste(tile, (left, top + LINE))
+            write(sheet, (left + CELL // 2, top + LINE + CELL + LINE // 2), caption, 12, "dimgray", CELL, "mm")
     sheet.save(path, "PNG")
 
 
-def write(draw, place, text, size, colour, width, anchor):
+def write(sheet, place, text, size, colour, width, anchor):
     """Writes one line of text. Where it is wider than `width` px, … stands for its middle."""
     font, text = ImageFont.load_default(size), " · ".join(text.splitlines())
-    shown, kept = text, len(text)
-    while kept and font.getlength(shown) > width:
-        kept -= 1
-        shown = text[: kept // 2] + "…" + text[len(text) - kept + kept // 2 :]
-    draw.text(place, shown, colour, font, anchor)
+    while font.getlength(text) > width:
+        middle = len(text) // 2
+        text = text[: middle - 1] + "…" + text[middle + 1 :]
+    ImageDraw.Draw(sheet).text(place, text, colour, font, anchor)

@@ -47,6 +47,6 @@ def save_fold(run, kept, logits):
     write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
     with replacing(path) as temporary, open(temporary, "wb") as file:
         torch.save(about | dict(model=chosen["weights"]), file)  # given a path, torch writes its name into the archive
-    run.resume.remove()
+    run.resume.path.unlink(missing_ok=True)
     score = f"valid {METRICS[run.metric].name} {chosen['scores'][run.metric]:.4f}"
     say(f"fold {run.fold} of {run.folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")

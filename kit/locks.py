@@ -21,7 +21,7 @@ def opened(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): mend that, or use another --output") from error
+        raise UserError(f"{path} can't be written ({error.strerror}): mend that or see --output") from error
     with file:
         yield file
 

@@ -88,7 +88,9 @@ def build_model(config, num_classes, weights):
             backbone.set_grad_checkpointing()
         except (AttributeError, AssertionError):  # timm's way of saying that a model hasn't got it
             raise UserError(f"{config['model']} can't do --grad-checkpointing: leave it out") from None
-    return Classifier(backbone, head.build(width(backbone), num_classes), *normalisation(backbone, config["norm"]))
+    # its classes or, where it has none, its features
+    width = backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    return Classifier(backbone, head.build(width, num_classes), *normalisation(backbone, config["norm"]))
 
 
 def build_features(name, size, weights):
@@ -96,11 +98,6 @@ def build_features(name, size, weights):
     config = dict(model=name, model_kwargs={}, size=size)
     backbone = build_backbone(config, weights, dict(num_classes=0))
     return Classifier(backbone, nn.Identity(), *normalisation(backbone, "model"))
-
-
-def width(backbone):
-    """The length of the backbone's output: its classes or, where it has none, its features."""
-    return backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
 def normalisation(backbone, norm):
@@ -124,23 +121,18 @@ def build_backbone(config, weights, kwargs):
             torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
         with contextlib.redirect_stdout(io.StringIO()):
             return timm.create_model(name, pretrained=weights != "none", **kwargs, **overlay)
-    except OSError as error:  # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors
-        if weights == "hub":
-            raise UserError(
-                f"the weights of {name} can't be fetched from the hub ({str(error).splitlines()[0]}): download them "
-                "where there is a network and pass --weights FILE, or --weights none to start from scratch"
-            ) from None
-        raise UserError(f"--weights {weights} can't be read ({error})") from None
     except (TypeError, AssertionError, ValueError) as error:
         given = " ".join(f"{key}={value}" for key, value in kwargs.items())
         raise UserError(f"{name} can't be built with {given} ({error}): mend --model-kwargs or --size") from None
-    except WEIGHT_ERRORS as error:
+    except (OSError, *WEIGHT_ERRORS) as error:
         reason = " ".join(str(error).split())[:200]
-        if weights == "hub" and "pretrained" in reason:
-            raise UserError(f"{name} has no weights on the hub ({reason}): pass --weights FILE or none") from None
-        if not overlay:
+        if overlay:
+            raise UserError(f"--weights {weights} doesn't hold weights of {name} ({reason}): give others") from None
+        # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors
+        if weights == "none" or not (isinstance(error, OSError) or "pretrained" in reason):
             raise
-        raise UserError(f"--weights {weights} doesn't hold weights of {name} ({reason}): give another file") from None
+        remedy = "download them where there is a network and pass --weights FILE, or start from scratch: --weights none"
+        raise UserError(f"the weights of {name} can't be had from the hub ({reason}): {remedy}") from None
 
 
 def check_name(name):
@@ -162,9 +154,7 @@ def load_fold(path, device):
         raise UserError(f"{path} is missing: train that fold") from None
     except (*WEIGHT_ERRORS, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path} is damaged or not the kit's ({reason}): train that fold again, with --overwrite"
-        ) from None
+        raise UserError(f"{path} is damaged or not the kit's ({reason}): train it again with --overwrite") from None
     return saved, model.to(device).eval()
 
 

@@ -12,7 +12,7 @@ FEATURES = 200  # SIFT features kept, the strongest
 
 # What makes a pair: measured by tests/bench/copies.py, whose table is in docs/measured.md.
 MIN_INLIERS = 5  # matched features that one similarity transform explains …
-MIN_CORRELATION = 0.88  # … where the pixels that it lays on each other correlate so well, colour by colour
+MIN_CORRELATION = 0.88  # … where the pixels correlate so well, colour by colour: an outline in other colours is no copy
 MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
 SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
 MAX_BITS = 12  # of 63 by which the hashes of a pair may differ in the best orientation …
@@ -29,32 +29,25 @@ RECORD = np.dtype([  # all that is kept of one image
     ("descriptors", np.uint8, (FEATURES, 128)),
 ])  # fmt: skip
 
-# ---------------------------------------------------------------- turned and mirrored images
-
-# Orientation o as a 2 × 2 matrix on (x, y) from the middle, in the order of d4_dcts.
+# Orientation o as a 2 × 2 matrix on (x, y) from the middle, in the order of d4_hashes.
 _FLIPS = [np.diag(signs) for signs in ((1, 1), (-1, 1), (1, -1), (-1, -1))]
-ORIENTATIONS = np.array([*_FLIPS, *(np.array([[0, 1], [1, 0]]) @ flip for flip in _FLIPS)], np.float32)
+ORIENTATIONS = np.array([*_FLIPS, *(flip[::-1] for flip in _FLIPS)], np.float32)
 
 
-def d4_dcts(dct):
-    """DCT blocks [..., 8, 8] of an image → [8, ..., 8, 8], those of its 8 orientations. Mirroring alternates the signs
-    of the odd rows or columns, and a reflection at the diagonal transposes."""
-    sign = np.where(np.arange(8) % 2, -1.0, 1.0).astype(np.float32)
+def d4_hashes(dct):
+    """DCT block float32 [8, 8] of an image → bool [8, 63], the hashes of its 8 orientations: whether a coefficient is
+    above their median; the mean brightness is left out. Mirroring alternates the signs of the odd rows or columns, and
+    a reflection at the diagonal transposes."""
+    sign = (-1) ** np.arange(8)
     views = [dct, dct * sign, dct * sign[:, None], dct * sign * sign[:, None]]
-    return np.stack([*views, *(np.swapaxes(view, -1, -2) for view in views)])
-
-
-def hash_bits(dct):
-    """DCT blocks [..., 8, 8] → bool [..., 63]: above the block's median or not; the mean brightness is left out."""
-    flat = dct.reshape(*dct.shape[:-2], 64)[..., 1:]
-    return flat > np.median(flat, axis=-1, keepdims=True)
+    flat = np.stack([*views, *(view.T for view in views)]).reshape(8, 64)[:, 1:]
+    return flat > np.median(flat, axis=1, keepdims=True)
 
 
 def mirror_blind(descriptors):
     """SIFT descriptors float32 [F, 128] → (RootSIFT uint8 [F, 128], the same for a mirrored patch; bool [F], if the
     patch was read mirrored for that). Mirroring reverses the rows of the 4 × 4 cells and the sense of the 8 directions.
-    Of both readings, the one with more weight in the first half of the directions counts (MI-SIFT, Ma et al. 2010;
-    RootSIFT, Arandjelović and Zisserman 2012)."""
+    The reading with more weight in the first half of the directions counts (Ma et al. 2010, Arandjelović 2012)."""
     cells = descriptors.reshape(-1, 4, 4, 8)
     mirrored = cells[:, ::-1, :, (8 - np.arange(8)) % 8]
     turn = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))
@@ -63,15 +56,12 @@ def mirror_blind(descriptors):
     return np.minimum(255, root * 512).astype(np.uint8), turn
 
 
-# ---------------------------------------------------------------- a pair
-
-
 def verify(a, b):
     """Two RECORDs → the evidence that they show one source, or None: (bits of 63 by which their hashes differ, matched
     features that agree, correlation of the pixels). Features come first; bits are 63 where they sufficed, and the
     features 0 where the hashes decided."""
     inliers, correlation = by_features(a, b)
-    if inliers and correlation >= MIN_CORRELATION:
+    if correlation >= MIN_CORRELATION:
         return 63, inliers, correlation
     bits = (a["hashes"] != b["hashes"][0]).sum(axis=1)
     best = int(bits.argmin())
@@ -89,28 +79,23 @@ def by_features(a, b):
         return 0, 0.0
     rows, columns = match(a, b)
     mirrored = a["turned"][rows] != b["turned"][columns]
-    inliers, transform = 0, None
-    for flip, chosen in ((1, ~mirrored), (-1, mirrored)):
-        if chosen.sum() >= max(MIN_INLIERS, inliers + 1):
-            count, fitted = fit(a, b, rows[chosen], columns[chosen], np.array([flip, 1], np.float32))
-            inliers, transform = (count, fitted) if count > inliers else (inliers, transform)
+    readings = (np.float32([1, 1]), ~mirrored), (np.float32([-1, 1]), mirrored)
+    fits = [fit(a, b, rows[chosen], columns[chosen], flip) for flip, chosen in readings if chosen.sum() >= MIN_INLIERS]
+    inliers, *transform = max(fits, key=lambda fitted: fitted[0], default=(0,))
     return (inliers, overlap_correlation(a, b, *transform)) if inliers else (0, 0.0)
 
 
 def fit(a, b, rows, columns, flip):
     """Fits by RANSAC the similarity transform that takes features `rows` of a, times `flip` (x, y), to `columns` of b.
-    → (inliers, (turn [2, 2], shift [2])); (0, None) where it is unsound."""
+    → (inliers, turn [2, 2], shift [2]); (0, None, None) where it is unsound."""
     from_a, to_b = a["points"][rows], b["points"][columns]
-    matrix, inside = cv2.estimateAffinePartial2D(
-        from_a * flip, to_b, method=cv2.RANSAC, ransacReprojThreshold=1.5, maxIters=500, confidence=0.99
-    )
-    if matrix is None:
-        return 0, None
-    inside = inside.ravel().astype(bool)
-    inliers, scale = int(inside.sum()), np.hypot(matrix[0, 0], matrix[1, 0])
-    sound = inliers >= MIN_INLIERS and SCALES[0] <= scale <= SCALES[1]
-    sound = sound and min(covered(from_a[inside], a), covered(to_b[inside], b)) >= MIN_AREA
-    return (inliers, (matrix[:, :2] * flip, matrix[:, 2])) if sound else (0, None)
+    matrix, inside = cv2.estimateAffinePartial2D(from_a * flip, to_b, ransacReprojThreshold=1.5, maxIters=500)
+    if matrix is None or inside.sum() < MIN_INLIERS:
+        return 0, None, None
+    hulls = [cv2.convexHull(points[inside.ravel() > 0]) for points in (from_a, to_b)]
+    covered = min(cv2.contourArea(hull) / side["shape"].prod() for hull, side in zip(hulls, (a, b), strict=True))
+    sound = SCALES[0] <= np.hypot(matrix[0, 0], matrix[1, 0]) <= SCALES[1] and covered >= MIN_AREA
+    return (int(inside.sum()), matrix[:, :2] * flip, matrix[:, 2]) if sound else (0, None, None)
 
 
 def match(a, b):
@@ -125,23 +110,16 @@ def match(a, b):
     return rows, nearest[rows]
 
 
-def covered(points, record):
-    """Share of the image inside the convex hull of the points [M, 2]."""
-    return cv2.contourArea(cv2.convexHull(points)) / float(record["shape"].prod())
-
-
 def overlap_correlation(a, b, turn, shift):
     """Correlation of the thumbnails' pixels where they overlap, when x from the middle of a lies at turn @ x + shift
     from the middle of b. Brightness and contrast don't matter. 0 where the overlap is under a quarter of both."""
-    (ha, wa), (hb, wb) = a["shape"], b["shape"]
+    (ha, wa), (hb, wb) = a["shape"].tolist(), b["shape"].tolist()
     middle_a, middle_b = np.array([wa, ha]) / 2 - 0.5, np.array([wb, hb]) / 2 - 0.5
     matrix = np.column_stack([turn, shift + middle_b - turn @ middle_a]).astype(np.float64)
-    size = int(wb), int(hb)
-    seen = cv2.warpAffine(np.full((ha, wa), 255, np.uint8), matrix, size, flags=cv2.INTER_NEAREST) > 0
+    seen = cv2.warpAffine(np.full((ha, wa), 255, np.uint8), matrix, (wb, hb), flags=cv2.INTER_NEAREST) > 0
     if seen.sum() < 0.25 * min(hb * wb, ha * wa * abs(np.linalg.det(turn))):
         return 0.0
-    moved = cv2.warpAffine(np.ascontiguousarray(a["thumb"][:ha, :wa]), matrix, size, flags=cv2.INTER_LINEAR)
-    x, y = moved[seen].astype(np.float64), b["thumb"][:hb, :wb][seen].astype(np.float64)
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)  # colour by colour: equal outlines in other colours are other things
+    moved = cv2.warpAffine(np.ascontiguousarray(a["thumb"][:ha, :wa]), matrix, (wb, hb))
+    x, y = (pixels[seen] - pixels[seen].mean(axis=0) for pixels in (moved, b["thumb"][:hb, :wb]))  # colour by colour
     norm = np.sqrt((x**2).sum() * (y**2).sum())
     return float((x * y).sum() / norm) if norm > len(x) else 0.0  # flat pictures prove nothing

@@ -25,8 +25,6 @@ MOST_MISTAKES, MOST_GROUPS, MOST_IN_GROUP = 24, 12, 8  # images or groups that a
 THUMB = 112  # px
 LEDGER = "date folds metric cv cv_low cv_high last_epoch minutes public private settings".split()  # columns shown
 
-# ---------------------------------------------------------------- the page
-
 
 def write(args, oof, ledger, verdicts):
     """Writes report.html, confusion.png, roc.png and curves.png into the experiment's folder.
@@ -36,17 +34,17 @@ def write(args, oof, ledger, verdicts):
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     ledger, picture = ledger.set_index("experiment")[LEDGER], pictures(args, oof)
-    settings = pd.DataFrame({"value": {key: json.dumps(v, ensure_ascii=False) for key, v in oof.config.items()}})
-    drawn = figures.draw_all(oof.folder, oof.prepared, oof.folds, oof.probabilities, oof.epochs)
-    places = drawn | threshold(oof.targets, oof.probabilities, oof.prepared["classes"])
-    places |= relatives(oof, picture) | dict(
+    settings = {key: json.dumps(value, ensure_ascii=False) for key, value in oof.config.items()}
+    places = dict(
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         name=text(oof.exp), headline=text(oof.headline), interval=text(oof.interval),
         notes=paragraphs(notes(oof, ledger.loc[oof.exp], picture)), scores=table(oof.score_table),
         folds=table(oof.fold_table), metric=text(METRICS[oof.prepared["metric"]].name),
         mistakes=mistakes(oof, picture), forecast=paragraphs(forecast.report_lines(oof.prepared["shift"])),
         verdicts=paragraphs(verdicts), ledger=table(ledger, marked=oof.exp),
-        settings=table(settings.rename_axis("setting")),
+        settings=table(pd.Series(settings, name="value").rename_axis("setting").to_frame()),
+        **threshold(oof.targets, oof.probabilities, oof.prepared["classes"]), **relatives(oof, picture),
+        **figures.draw_all(oof.folder, oof.prepared, oof.folds, oof.probabilities, oof.epochs),
     )  # fmt: skip
     # One pass: a label that looks like a place isn't filled in.
     page = re.sub("@@(\\w+)@@", lambda place: places[place[1]], template)
@@ -80,8 +78,6 @@ def pictures(args, oof):
     return lambda row: None
 
 
-# ---------------------------------------------------------------- pieces of HTML
-
 text = html.escape  # every name, label and message goes through it
 
 
@@ -100,98 +96,75 @@ def paragraphs(lines):
     return "".join(f"<p>{text(line)}</p>" for line in lines)
 
 
-def thumbnail(image, *lines):
-    """A small JPEG of uint8 [S, S, 3] RGB inside the page, with its caption; None for an image that isn't at hand."""
-    picture = '<div class="none"></div>'
-    if image is not None:
-        small = cv2.resize(np.ascontiguousarray(image), (THUMB, THUMB), interpolation=cv2.INTER_AREA)
-        data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-        picture = f'<img alt="{text(lines[0])}" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-    caption = "".join(f"<span>{text(line)}</span>" for line in lines)
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-
-
-def thumbnails(items):
-    return f'<div class="thumbs">{"".join(items)}</div>'
-
-
-# ---------------------------------------------------------------- the threshold
-
-
-def counts_above(targets, probabilities, classes):
-    """How many images of a class, and of the others, have a probability of it above each threshold 0, 1/steps … 1.
-
-    → dict(classes, steps, totals [C][2], above [C][2][steps + 1]): C = 1 for two classes (the second), else all.
-    """
-    steps = 1000 if len(classes) <= 10 else 100
-    thresholds = np.arange(steps + 1) / steps
-    chosen = [1] if len(classes) == 2 else range(len(classes))
-    totals, above = [], []
-    for c in chosen:
-        parts = [np.sort(probabilities[targets == c, c]), np.sort(probabilities[targets != c, c])]
-        totals.append([len(part) for part in parts])
-        above.append([(len(part) - np.searchsorted(part, thresholds, "right")).tolist() for part in parts])
-    return dict(classes=[classes[c] for c in chosen], steps=steps, totals=totals, above=above)
+def thumbnails(oof, picture, rows):
+    """Small JPEGs of the images in these rows of oof.folds. A caption: name, label, prediction, fold and group."""
+    figures = ""
+    for i in rows:
+        image, p, predicted = oof.folds.loc[i], oof.probabilities[i], oof.probabilities[i].argmax()
+        lines = [
+            image.image_name, f"label {image.label}: {p[image.target]:.3f}",
+            f"predicted {oof.prepared['classes'][predicted]}: {p[predicted]:.3f}",
+            f"fold {image.fold}, group {image.group}",
+        ]  # fmt: skip
+        caption, shown = "".join(f"<span>{text(line)}</span>" for line in lines), '<div class="none"></div>'
+        if (pixels := picture(i)) is not None:
+            small = cv2.resize(np.ascontiguousarray(pixels), (THUMB, THUMB), interpolation=cv2.INTER_AREA)
+            data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+            shown = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+        figures += f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+    return f'<div class="thumbs">{figures}</div>'
 
 
 def threshold(targets, probabilities, classes):
-    """The places of the confusion matrix that the reader can move; without JavaScript it stays at one half."""
-    counts = counts_above(targets, probabilities, classes)
-    half = counts["steps"] // 2
-    (positives, negatives), (tp, fp) = counts["totals"][0], [part[half] for part in counts["above"][0]]
-    numbers = dict(steps=counts["steps"], half=half, tp=tp, fn=positives - tp, fp=fp, tn=negatives - fp)
+    """The places of the confusion matrix that the reader can move; without JavaScript it stays at one half.
+
+    The script gets, for the second of two classes or each of more, how many images of the class, and how many others,
+    there are (totals [C][2]), and have a probability above each threshold 0, 1/steps … 1 (above [C][2][steps + 1]).
+    """
+    two, steps = len(classes) == 2, 1000 if len(classes) <= 10 else 100
+    thresholds, totals, above = np.arange(steps + 1) / steps, [], []
+    for c in [1] if two else range(len(classes)):
+        parts = [np.sort(probabilities[targets == c, c]), np.sort(probabilities[targets != c, c])]
+        totals.append([len(part) for part in parts])
+        above.append([(len(part) - np.searchsorted(part, thresholds, "right")).tolist() for part in parts])
+    names, half = classes[1:] if two else classes, steps // 2
+    (positives, negatives), (tp, fp) = totals[0], [part[half] for part in above[0]]
+    numbers = dict(steps=steps, half=half, tp=tp, fn=positives - tp, fp=fp, tn=negatives - fp)
     return {key: str(value) for key, value in numbers.items()} | dict(
-        counts=json.dumps(counts).replace("<", "\\u003c"),
-        menu="hidden" if len(classes) == 2 else "",
-        options="".join(f"<option value={i}>{text(label)}</option>" for i, label in enumerate(counts["classes"])),
-        positive=text(counts["classes"][0]),
-        rest=text(classes[0]) if len(classes) == 2 else "another class",
-    )
-
-
-# ---------------------------------------------------------------- the images
+        counts=json.dumps(dict(classes=names, steps=steps, totals=totals, above=above)).replace("<", "\\u003c"),
+        menu="hidden" if two else "", positive=text(names[0]), rest=text(classes[0]) if two else "another class",
+        options="".join(f"<option value={i}>{text(label)}</option>" for i, label in enumerate(names)),
+    )  # fmt: skip
 
 
 def mistakes(oof, picture):
     """The images whose own label was given the least probability, among those wrongly predicted."""
-    folds, probabilities, targets = oof.folds, oof.probabilities, oof.targets
-    own, predicted = probabilities[np.arange(len(targets)), targets], probabilities.argmax(axis=1)
-    wrong = np.flatnonzero(predicted != targets)
-    worst = wrong[np.argsort(own[wrong], kind="stable")][:MOST_MISTAKES]
-    items = [
-        thumbnail(
-            picture(i), folds.image_name[i], f"label {folds.label[i]}: {own[i]:.3f}",
-            f"predicted {oof.prepared['classes'][predicted[i]]}: {probabilities[i, predicted[i]]:.3f}",
-            f"fold {folds.fold[i]}, group {folds.group[i]}",
-        ) for i in worst
-    ]  # fmt: skip
-    count = f"{len(wrong)} of {len(targets)} images are predicted wrongly."
-    if len(wrong):
-        count += f" These {len(worst)} are the most confident mistakes: hard images, or wrong labels."
-    return paragraphs([count]) + thumbnails(items)
-
-
-def group_figures(oof, words, groups, picture):
-    """How many groups there are, and the thumbnails of the first ones, each group under its heading."""
-    folds, rest = oof.folds, f", {MOST_GROUPS} shown" if len(groups) > MOST_GROUPS else ""
-    own, parts = oof.probabilities[np.arange(len(folds)), oof.targets], []
-    for group in groups[:MOST_GROUPS]:
-        members = np.flatnonzero(folds.group == group)
-        captions = [(i, folds.image_name[i], f"label {folds.label[i]}: {own[i]:.3f}") for i in members[:MOST_IN_GROUP]]
-        few = f", {MOST_IN_GROUP} shown" if len(members) > MOST_IN_GROUP else ""
-        title = f"group {group}, fold {folds.fold[members[0]]}: {len(members)} training images{few}"
-        items = thumbnails(thumbnail(picture(i), *lines) for i, *lines in captions)
-        parts.append(f"<div><h3>{text(title)}</h3>{items}</div>")
-    return paragraphs([f"{words}: {len(groups)}{rest}"]) + f'<div class="groups">{"".join(parts)}</div>'
+    wrong = np.flatnonzero(oof.probabilities.argmax(axis=1) != oof.targets)
+    own = oof.probabilities[wrong, oof.targets[wrong]]
+    worst = wrong[np.argsort(own, kind="stable")][:MOST_MISTAKES]
+    count = f"{len(wrong)} of {len(oof.targets)} images are predicted wrongly."
+    what = f"The {len(worst)} most confident mistakes, hard images or wrong labels:"
+    return paragraphs([count, what]) + thumbnails(oof, picture, worst)
 
 
 def relatives(oof, picture):
     """→ the places `conflicts`, groups whose labels disagree, and `copies`, the largest groups."""
-    labels_of, sizes = oof.folds.groupby("group").label.nunique(), oof.folds.group.value_counts(sort=False)
-    conflicts = labels_of.index[labels_of > 1]
-    several = sizes[sizes > 1].sort_values(ascending=False, kind="stable").index
+    groups = oof.folds.groupby("group").label.agg(labels="nunique", images="size")
+    conflicts, several = groups[groups.labels > 1], groups[groups.images > 1]
+    largest = several.sort_values("images", ascending=False, kind="stable")
     lines = copies.report_lines(oof.prepared["relatives"]) or [f"the groups of --groups {oof.prepared['groups']}"]
     return dict(
-        conflicts=group_figures(oof, "groups whose images have different labels", conflicts, picture),
-        copies=paragraphs(lines) + group_figures(oof, "groups of two or more of these images", several, picture),
+        conflicts=group_figures(oof, "groups whose images have different labels", conflicts.index, picture),
+        copies=paragraphs(lines) + group_figures(oof, "groups of two or more of these images", largest.index, picture),
     )
+
+
+def group_figures(oof, words, groups, picture):
+    """How many groups there are, and the thumbnails of the first ones, each group under its heading."""
+    shown, parts = groups[:MOST_GROUPS], ""
+    for group in shown:
+        members = np.flatnonzero(oof.folds.group == group)
+        some = members[:MOST_IN_GROUP]
+        title = text(f"group {group}: {len(some)} of {len(members)} training images")
+        parts += f"<div><h3>{title}</h3>{thumbnails(oof, picture, some)}</div>"
+    return paragraphs([f"{words}: {len(groups)}, {len(shown)} shown"]) + f'<div class="groups">{parts}</div>'

@@ -118,9 +118,6 @@ class ResumeFile:
             restore_random_states(state["random"][RANK])
         return state["state"]
 
-    def remove(self):
-        self.path.unlink(missing_ok=True)
-
 
 def read_checked(path):
     """Reads a resume file. Raises ValueError where a byte of it has changed, or some are missing."""

@@ -10,8 +10,6 @@ import numpy as np
 from common import UserError, listing
 from kit.images import IMAGE_ENDINGS
 
-# ---------------------------------------------------------------- the training table
-
 
 def read_rows(path, remedy):
     """→ the rows of a CSV file, as lists of strings, without blank lines. UTF-8 (with or without BOM) or cp932."""
@@ -44,35 +42,33 @@ def refuse(path, culprits, problem):
 
 
 def read_columns(args, **flags):
-    """→ those columns of the training table that `flags` names (flag=column), as lists of strings."""
+    """→ those columns of the training table that `flags` names (flag=column), as lists of stripped strings."""
     path = args.input / args.train_csv
     header, *rows = read_rows(path, "put the competition's table there, or name it with --train-csv")
     header = [cell.strip() for cell in header]
     for flag, column in flags.items():
-        if header.count(column) != 1:
-            problem = "several columns" if column in header else "no such column as"
-            refuse(path, header, f"has {problem} {column!r}: name one of * with --{flag.replace('_', '-')}")
+        problem = f"has {'several columns' if column in header else 'no such column as'} {column!r}"
+        refuse(path, header.count(column) != 1 and header, f"{problem}: name one of * with --{flag.replace('_', '-')}")
     refuse(path, not rows, "has a header and no rows: download it again")
-    return [[row[header.index(column)] for row in rows] for column in flags.values()]
+    return [[row[header.index(column)].strip() for row in rows] for column in flags.values()]
 
 
 def read_labels(args):
-    """→ (image names, labels as given, the classes in order: by value where all are numbers) of the training table."""
+    """→ (image names, labels, the classes in order: by value where all are numbers) of the training table."""
     path = args.input / args.train_csv
     names, labels = read_columns(args, image_column=args.image_column, label_column=args.label_column)
-    labels = [label.strip() for label in labels]
-    refuse(path, not all(map(str.strip, names)), "has rows without an image name: fill them in or remove them")
+    refuse(path, not all(names), "has rows without an image name: fill them in or remove them")
     check_unique(path, names)
     unlabelled = [name for name, label in zip(names, labels, strict=True) if is_blank(label)]
     refuse(path, unlabelled, "has no label for *: label or remove them")
     counts, spellings = Counter(labels), {}
     for label in filter(is_number, counts):  # 1 and 1.0 would be two classes
-        alike = spellings.setdefault(float(label), label)
-        refuse(path, alike != label, f"has the labels {alike} and {label}, which are one number: spell them alike")
+        first = spellings.setdefault(float(label), label)
+        refuse(path, first != label, f"has the labels {first} and {label}, which are one number: spell them alike")
     refuse(path, len(counts) < 2, f"has one class only ({labels[0]}): a classifier needs two")
     small = [f"{label} ({count})" for label, count in counts.items() if count < args.folds]
     refuse(path, small, f"has fewer than {args.folds} images of *: add some, or lower --folds")
-    return names, labels, sorted(counts, key=(lambda label: (float(label), label)) if is_number(*counts) else None)
+    return names, labels, sorted(counts, key=float if is_number(*counts) else None)
 
 
 def check_unique(path, names):
@@ -82,10 +78,9 @@ def check_unique(path, names):
 
 def is_number(*cells):
     """Whether the cells are finite numbers, all of them."""
-    try:
+    with contextlib.suppress(ValueError):
         return bool(np.isfinite([float(cell) for cell in cells]).all())
-    except ValueError:
-        return False
+    return False
 
 
 def is_blank(cell):
@@ -95,21 +90,13 @@ def is_blank(cell):
 # ---------------------------------------------------------------- what the competition wants back
 
 
-def probability_cells(probabilities, classes, submission):
-    """One column: the probability of the positive class. Several: those of the sample, in its order."""
-    columns = [classes.index(label) for label in submission["columns"] or classes[1:]]
-    return [[f"{p:.9g}" for p in row] for row in probabilities[:, columns]]
-
-
-def label_cells(probabilities, classes, submission):
-    return [[classes[c]] for c in probabilities.argmax(axis=1)]
-
-
-# form → (function(probabilities [N, K], classes, submission) → cells of each row, whether a written cell is right)
+# form → (function(probabilities [K], indices of the classes that have a column, classes) → the cells of a row,
+#         function(cell, classes) → whether a written cell is right)
 SUBMISSIONS = {
-    "probability": (probability_cells, lambda cell, classes: 0 <= float(cell) <= 1),
-    "label": (label_cells, lambda cell, classes: cell in classes),
-}
+    "probability": (lambda row, columns, classes: [f"{row[c]:.9g}" for c in columns],
+                    lambda cell, classes: 0 <= float(cell) <= 1),
+    "label": (lambda row, columns, classes: [classes[row.argmax()]], lambda cell, classes: cell in classes),
+}  # fmt: skip
 
 
 def read_sample_submit(args, source, classes):
@@ -119,12 +106,10 @@ def read_sample_submit(args, source, classes):
     headed = is_header(rows, source, classes) if args.submit_header == "auto" else args.submit_header == "yes"
     header, rows, width = rows[0] if headed else None, rows[headed:], len(rows[0]) - 1
     refuse(path, not rows, "names no test image: download it again, or see --submit-header")
-    names, shown = [row[0] for row in rows], {cell.strip() for row in rows for cell in row[1:]}
-    check_unique(path, names)
-    value, columns = args.submit_value, None
+    names, value, columns = [row[0] for row in rows], args.submit_value, None
     if width == 1:
         if value == "auto":
-            words = shown <= set(classes) and not is_number(*classes)
+            words = not is_number(*classes) and all(row[1].strip() in classes for row in rows)
             value = "label" if len(classes) > 2 or words else "probability"
         lacks = value == "probability" and len(classes) > 2
         refuse(path, lacks, f"has one column for {len(classes)} classes: --submit-value label fills it")
@@ -141,11 +126,9 @@ def is_header(rows, source, classes):
     name, *cells = (cell.strip() for cell in rows[0])
     if source.find(rows[0][0]) is not None or name.lower().endswith(IMAGE_ENDINGS):
         return False
-    if len(cells) > 1 and sorted(cells) == sorted(classes):
-        return True
     if len(cells) == 1 and cells[0] in classes:  # a class names the column where the rows below hold other values
         return not all(row[1].strip() in classes for row in rows[1:])
-    return not all(cell in classes or is_blank(cell) or is_number(cell) for cell in cells)
+    return sorted(cells) == sorted(classes) or not all(c in classes or is_blank(c) or is_number(c) for c in cells)
 
 
 def positive_class(args, classes, submission):
@@ -154,25 +137,27 @@ def positive_class(args, classes, submission):
         raise UserError(f"--positive {args.positive}: give one of two classes, and these are {listing(classes)}")
     if args.positive is not None or len(classes) > 2:
         return args.positive
-    if submission["value"] != "probability" or submission["columns"]:
-        return classes[1]
-    named, path = submission["header"][-1].strip() if submission["header"] else None, args.input / args.sample_submit
-    unclear = classes if named not in classes and not is_number(*classes) else []
-    refuse(path, unclear, "wants the probability of one class (*): name it with --positive")
-    return named if named in classes else classes[1]
+    wants_one = submission["value"] == "probability" and not submission["columns"]
+    named = submission["header"][-1].strip() if wants_one and submission["header"] else None
+    if named in classes:
+        return named
+    unclear = classes if wants_one and not is_number(*classes) else []
+    refuse(args.input / args.sample_submit, unclear, "wants the probability of one class (*): name it with --positive")
+    return classes[1]
 
 
 def submission_rows(names, probabilities, classes, submission):
-    """The rows of the submission as prepared.json describes it, header included where the sample has one."""
-    cells = SUBMISSIONS[submission["value"]][0](probabilities, classes, submission)
-    rows = [[name, *values] for name, values in zip(names, cells, strict=True)]
-    return ([submission["header"]] if submission["header"] else []) + rows
+    """The submission's rows, header included where the sample has one, from probabilities [N, K]. `submission` is what
+    prepared.json says of the format: without value columns, one holds the positive class."""
+    cells, _ = SUBMISSIONS[submission["value"]]
+    columns = [classes.index(label) for label in submission["columns"] or classes[1:]]
+    rows = [[name, *cells(row, columns, classes)] for name, row in zip(names, probabilities, strict=True)]
+    return [submission["header"], *rows] if submission["header"] else rows
 
 
 def check_submission(path, names, classes, submission):
     """Reads the written file back and checks rows, names, order and values. An AssertionError is a fault of the kit."""
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.reader(file))
+    rows = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
     assert not submission["header"] or rows.pop(0) == submission["header"], "the header differs from the sample's"
     assert [row[0] for row in rows] == names, "rows, names or their order differ from the sample's"
     width, allowed = len(submission["columns"] or [0]), SUBMISSIONS[submission["value"]][1]

@@ -188,22 +188,22 @@ def test_summary_counts_relatives_and_names_conflicts():
         conflicts=[["a", "b", "c"]],
     )  # fmt: skip
     lines = copies.report_lines(summary)
-    assert "60.0% of the training images, 50.0% of the test images" in lines[1]
+    assert lines[0].startswith("2 of two or more images, the largest of 3 ")
+    assert "60.0% of the training and 50.0% of the test images have a relative" in lines[1]
     assert "a = b = c" in lines[-1]
-    assert "label is wrong" in lines[-1], "either the label …"
-    assert "no relatives" in lines[-1], "… or the group"
+    assert lines[-1].startswith("1 whose labels disagree (a label is wrong, or the group is)")
 
 
 @pytest.mark.parametrize(
     ("changed", "count", "said"),
     [
-        ({}, 2, "relatives"),
-        (dict(train_with_relative=0.5), 3, "kept together"),
+        ({}, 2, "have a relative"),
+        (dict(train_with_relative=0.5), 3, "relatives stay in one fold"),
         (dict(train_with_relative=0.5, test_with_relative=0.4), 3, "the test set shares sources"),
-        (dict(test_with_relative=0.04), 2, "relatives"),
+        (dict(test_with_relative=0.04), 2, "have a relative"),
         (dict(conflicts=[["a", "b"]]), 3, "a = b"),
         (dict(largest=21, largest_share=0.021), 3, "--groups none"),
-        (dict(largest=20, largest_share=0.5), 2, "relatives"),
+        (dict(largest=20, largest_share=0.5), 2, "have a relative"),
     ],
 )
 def test_each_finding_is_said_once(changed, count, said):
@@ -290,8 +290,8 @@ def test_copies_of_one_source_do_not_look_like_a_shift():
     ("auc", "said"), [(0.55, "don't tell"), (0.65, "differ a little"), (0.75, "may not speak for the leaderboard")]
 )
 def test_verdict_depends_on_chance_first(auc, said):
-    (line,) = forecast.report_lines(dict(auc=auc, low=0.4, high=0.6))
-    assert said in line
-    assert f"AUC {auc:.3f}, by chance 0.400 to 0.600" in line
+    verdict, figures = forecast.report_lines(dict(auc=auc, low=0.4, high=0.6))
+    assert said in verdict
+    assert f"AUC {auc:.3f}, by chance 0.400 to 0.600" in figures
     assert "don't tell" in forecast.report_lines(dict(auc=auc, low=0.2, high=0.8))[0]
     assert "too few" in forecast.report_lines(None)[0]

@@ -190,5 +190,5 @@ def test_more_processes_than_gpus_are_refused_by_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(distributed, "LOCAL_WORLD", 2)
-    with pytest.raises(UserError, match="started 2 processes on this machine, which has 1 GPUs: lower"):
+    with pytest.raises(UserError, match="started 2 processes here, and there are 1 GPUs: lower"):
         distributed.own_device("auto")

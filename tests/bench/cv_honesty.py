@@ -20,9 +20,8 @@ import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 ROOT = Path(__file__).parent.parent.parent
-RECIPE = (  # the Makefile's, with the package's Ranger21, with which README.md's table was made
-    "--exp demo --model test_resnet --weights none --size 64 --epochs 11 --batch-size 32 --lr 5e-3 --min-lr 3e-4 "
-    "--optimizer ranger21-package"
+RECIPE = (  # the Makefile's
+    "--exp demo --model test_resnet --weights none --size 64 --epochs 11 --batch-size 32 --lr 5e-3 --min-lr 3e-4"
 ).split()
 KINDS = dict(plain="--groups none", grouped="--groups auto")
 
