@@ -24,7 +24,7 @@ from common import UserError, listing, number, prepared_folder, say
 from kit import copies, forecast
 from kit.cache import array_in_file, cache, staged
 from kit.folds import fold_table, given_groups, make_folds
-from kit.images import ImageSource, contact_sheet
+from kit.images import ImageSource, draw_classes
 from kit.locks import locked
 from kit.metrics import METRICS, default_metric
 from kit.tables import SUBMISSIONS, check_unique, positive_class, read_labels, read_sample_submit, refuse
@@ -62,9 +62,6 @@ def make_parser():
     add("--embed", metavar="MODEL", help="let auto compare the features of this timm model, not SIFT words")
     add("--weights", help="of the --embed model: hub (the default), none, or a .safetensors or .pth file")
     return parser
-
-
-# ---------------------------------------------------------------- what the competition gives
 
 
 def read_competition(args):
@@ -118,9 +115,6 @@ def check_images(source, names, table):
     check_unique(table, map(source.find, names))
 
 
-# ---------------------------------------------------------------- what is made of it
-
-
 def earlier_prepared(args, data):
     """→ (prepared.json, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged.
     Raises UserError where files or settings differ: scores on other folds can't be compared with those so far."""
@@ -150,7 +144,8 @@ def prepare(args, data, new, earlier):
     prepared, folds = earlier or decide_folds(args, data, new, groups, relatives, statistics)
     prepared["sizes"] = sorted({*prepared["sizes"], args.size})
     prepared["unreadable"] = list(dict.fromkeys([*prepared["unreadable"], *unreadable]))
-    draw_samples(args, new, folds, prepared["classes"])
+    images = np.load(new / f"train_{args.size}.npy", mmap_mode="r")
+    draw_classes(new / "samples.png", images, folds, prepared["classes"], args.seed)
     common.write_json(new / "prepared.json", prepared)
     return prepared, folds, sizes
 
@@ -213,16 +208,6 @@ def embed(args, folder):
     parts = [np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in ("train", "test")]
     features = [model.predict(network, part, np.arange(len(part)), 32, place, bar="features") for part in parts]
     return copies.unit(np.concatenate(features))
-
-
-def draw_samples(args, folder, folds, classes, columns=6):
-    """Draws samples.png: images of each class, as the cache holds them."""
-    images, sheet = np.load(folder / f"train_{args.size}.npy", mmap_mode="r"), []
-    for label in classes[:10]:
-        names = folds.image_name[folds.label == label]
-        chosen = names.sample(min(columns, len(names)), random_state=args.seed)
-        sheet.append((f"label {label} · {len(names)} images", [(images[i], name) for i, name in chosen.items()]))
-    contact_sheet(folder / "samples.png", sheet, columns)
 
 
 def report(args, data, prepared, folds, sizes):

@@ -24,17 +24,18 @@ import torch
 import common
 from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say, write_csv
 from kit import distributed
-from kit.augment import AUGMENTATIONS, draw_augmented
+from kit.augment import AUGMENTATIONS, Augmentation
 from kit.batches import SAMPLERS, training_batches
 from kit.device import PRECISIONS, autocast, enough_memory, pick_amp, pick_device, pick_workers
 from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
+from kit.images import draw_classes
 from kit.keep import makers, save_fold
 from kit.losses import LOSSES
 from kit.metrics import is_better
 from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, predict, to_device
 from kit.optim import OPTIMIZERS, current_lr
 from kit.resume import ResumeFile, epoch_start
-from kit.watch import Watch, numpy, scores, warn_if_endless
+from kit.watch import Watch, scores, seen, warn_if_endless
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
 NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
@@ -80,7 +81,7 @@ def make_parser():
     add = parser.add_argument_group("training (thesis 3.5, 3.6, 4.1)").add_argument
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
     add("--loss", choices=LOSSES, default="cce", help="complement cross entropy or cross entropy")
-    add("--optimizer", choices=OPTIMIZERS, default="ranger21", metavar="NAME", help="ranger21, or timm's: adamw, sgd")
+    add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="Ranger21, or one of timm's")
     add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
     add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down")
     add("--weight-decay", type=number(float, 0), default=1e-4, help="Ranger21's own default")
@@ -93,8 +94,8 @@ def settings(args):
     """→ the settings that make the experiment, as config.json holds them. Paths, devices and precision are none."""
     config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
     tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
-    weights = "none" if args.weights == "none" else "pretrained"
-    config |= dict(model_kwargs=dict(args.model_kwargs), weights=weights, tta=tta)
+    config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs))
+    config["weights"] = "none" if args.weights == "none" else "pretrained"
     return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
 
 
@@ -116,12 +117,11 @@ def check_flags(args):
 
 def fold_numbers(args, count):
     """→ the folds to train, as ints. Raises UserError for what is no fold of `count`."""
-    if args.fold == ["all"]:
-        return list(range(count))
-    wrong = [fold for fold in args.fold if not (fold.isdecimal() and int(fold) < count)]
-    if wrong:
+    every = [str(k) for k in range(count)]
+    chosen = every if args.fold == ["all"] else args.fold
+    if wrong := [fold for fold in chosen if fold not in every]:
         raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}, or all")
-    return [int(fold) for fold in args.fold]
+    return [int(fold) for fold in chosen]
 
 
 # ---------------------------------------------------------------- one epoch
@@ -154,10 +154,7 @@ def train_epoch(run, state):
     """
     run.classifier.eval()
     run.classifier.tuned(run.config["tune"]).train()
-    loader = training_batches(
-        run.images, run.train_rows, run.targets[run.train_rows], run.config, run.fold, state["epoch"], run.workers,
-        run.device, done=state["step"],
-    )  # fmt: skip
+    loader = training_batches(run, state["epoch"], state["step"])
     steps, accumulate = state["step"] + len(loader), run.config["accumulate"]
     with Watch(run, state, steps) as watch:
         for step, (images, targets) in enumerate(loader, state["step"]):
@@ -182,8 +179,8 @@ def train_epoch(run, state):
             if stop:
                 say(f"{run.name}: stopped by --stop-after; run it again to go on from step {step + 1} of {steps}")
                 sys.exit(TO_BE_CONTINUED)
-    seen = distributed.gather((numpy(state["logits"]), numpy(state["targets"])))
-    return scores(run, *(np.concatenate(parts) for parts in zip(*seen, strict=True)))
+    parts = zip(*distributed.gather(seen(state)), strict=True)
+    return scores(run, *(np.concatenate(part) for part in parts))
 
 
 def validate(run, model, bar):
@@ -253,11 +250,9 @@ def note_epoch(run, state, train, valid, seconds):
     pace = state["step"] * run.config["batch_size"] / state["seconds"]
     row |= dict(lr=current_lr(run.optimizer), seconds=state["seconds"] + seconds, images_per_second=pace)
     state["rows"].append(row)
-    texts = [" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid)]
-    say(
-        f"{run.name}  train {texts[0]}  valid {texts[1]}  lr {row['lr']:.2e}  {row['seconds']:.1f} s  "
-        f"{row['images_per_second']:.1f} images/s"
-    )
+    train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
+    times = f"lr {row['lr']:.2e}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s"
+    say(f"{run.name}  train {train}  valid {valid}  {times}")
     if RANK == 0:
         write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
 
@@ -277,7 +272,9 @@ def train_and_keep(shared, fold):
             held.enter_context(claimed(folder, config, defaults(), {fold, *replaced}))
             records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}
             warn_of_other_makers(folder.name, records | {fold: run.makers})
-            draw_augmented(folder / "augmented.png", run.images, run.folds, config)
+            if not (picture := folder / "augmented.png").exists():
+                transform = Augmentation(config["augment"])
+                draw_classes(picture, run.images, run.folds, run.prepared["classes"], config["seed"], transform)
         warn_if_endless(run)
         kept = train_fold(run, run.resume.load(run))
         run.classifier.load_state_dict(kept[config["keep"]]["weights"])

@@ -5,10 +5,9 @@
     python 02_oof.py base --metric logloss                 # shows another metric beside that of 00_prepare.py
     python 02_oof.py base --lb-public 0.888 --lb-private 0.905
 
-Reads what 01_train_fold.py left in OUTPUT/EXP, of as many folds as are finished. Prints the thesis' table 4.2, and the
-score at the best epoch, at the last epoch and of what is submitted, each with a 95 % interval from a bootstrap over
-groups. The last line is the CV: the pooled score of what is submitted. Writes OUTPUT/EXP/oof.csv, report.html (open it
-in a browser), confusion.png, roc.png and curves.png, and the experiment's row of OUTPUT/experiments.csv.
+Reads OUTPUT/EXP, as many folds as are finished. Prints the thesis' table 4.2, and the score at the best epoch, at the
+last one and of what is submitted, each with a 95 % interval from a bootstrap over groups. The last line is the CV: the
+pooled score of what is submitted. Writes oof.csv, report.html, three pictures, and a row of OUTPUT/experiments.csv.
 """
 
 from datetime import datetime
@@ -19,7 +18,7 @@ from sklearn.metrics import confusion_matrix
 
 from common import Parser, UserError, listing, number, read_table, run, say, softmax, write_csv
 from kit import metrics, report
-from kit.experiment import note_in_ledger, of_folds, read_oof
+from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
 from kit.metrics import METRICS
 
 MOST_EPOCHS, WIDTH = 5, 120  # epochs in the table; characters of the widest line
@@ -36,9 +35,6 @@ def make_parser():
     for part in ("public", "private"):
         add(f"--lb-{part}", type=number(float, -np.inf), help=f"the {part} score; of several: of their mean blend")
     return parser
-
-
-# ---------------------------------------------------------------- tables
 
 
 def cv_cells(score, values):
@@ -83,11 +79,8 @@ def confusion_text(targets, predicted, classes):
     np.fill_diagonal(matrix, 0)
     names = [name[: WIDTH // 3] for name in classes]
     commonest = pd.DataFrame(matrix, index=names, columns=names).stack().nlargest(MOST_CONFUSIONS)
-    rows = [f"{label} → {prediction}  {count}" for (label, prediction), count in commonest.items()]
+    rows = [f"{label} → {prediction}  {count}" for (label, prediction), count in commonest.items() if count]
     return "\n".join(["the commonest confusions: label → prediction  images", *rows])
-
-
-# ---------------------------------------------------------------- one experiment
 
 
 def score_one(args, oof):
@@ -102,11 +95,12 @@ def score_one(args, oof):
     name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups of {len(oof.folds)} images"
     say(f"experiment {oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n")
     say(confusion_text(oof.targets, oof.probabilities.argmax(axis=1), classes))
-    oof.scores, oof.score_table = score_predictions(args, oof)
+    scores, oof.score_table = score_predictions(args, oof)
     oof.fold_table = fold_table(args, oof)
     say(f"\n{name} and its 95 % interval, by a bootstrap over {groups}\n{oof.score_table.to_string()}")
     say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
-    oof.cv = cv_cells(*oof.scores[oof.submitted][0])
+    pooled, (mean, _) = scores[oof.submitted]
+    oof.cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
     interval = "95 % {cv_low:.4f} to {cv_high:.4f}".format(**oof.cv)
     oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
     say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
@@ -138,8 +132,7 @@ def fold_table(args, oof):
         held_out = (oof.folds.fold == fold).to_numpy()
         row = rows[fold] = {"images": held_out.sum(), "kept epoch": oof.records[fold]["epoch"]}
         for metric in (oof.prepared["metric"], "accuracy", args.metric or "accuracy"):
-            score = METRICS[metric].score(oof.targets[held_out], oof.probabilities[held_out])
-            row[METRICS[metric].name] = score
+            row[METRICS[metric].name] = METRICS[metric].score(oof.targets[held_out], oof.probabilities[held_out])
         row["minutes"] = f"{epochs.seconds.sum() / 60:.1f}"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
@@ -153,7 +146,6 @@ def ledger_cells(oof, leaderboard):
         date=f"{datetime.fromtimestamp(trained):%Y-%m-%d %H:%M}",
         settings=" ".join(f"{key}={value}" for key, value in oof.config["changed"].items()),
         folds=f"{len(oof.present)} of {count}", metric=metric, **oof.cv,
-        mean_of_folds=oof.scores[oof.submitted][1][0], last_epoch=oof.scores["last epoch"][0][0],
         accuracy=METRICS["accuracy"].score(oof.targets, oof.probabilities),
         minutes=f"{epochs.seconds.sum() / 60:.1f}", **leaderboard,
     )  # fmt: skip
@@ -164,15 +156,13 @@ def ledger_cells(oof, leaderboard):
     return cells
 
 
-def compare(args, oofs, shared):
-    """Prints several experiments and their blends side by side, on the folds `shared`. → (one-sentence verdicts, the
-    ledger's cells of the mean blend)."""
-    parts, verdicts = {}, []
-    for oof in oofs:
-        rows = oof.folds.fold.isin(shared).to_numpy()
-        parts[oof.exp] = oof.probabilities[rows]
+def compare(args, oofs, shared, rows):
+    """Prints several experiments and their blends side by side, on the folds `shared`, of which each has `rows`.
+    → (one-sentence verdicts, the ledger's cells of the mean blend)."""
+    parts, verdicts = {oof.exp: oof.probabilities[own] for oof, own in zip(oofs, rows, strict=True)}, []
     parts |= {f"{how} blend": metrics.blend([*parts.values()], how) for how in metrics.BLENDS}
-    targets, weights = oof.targets[rows], metrics.bootstrap_weights(oof.folds.group[rows], args.draws)
+    oof, own = oofs[0], rows[0]
+    targets, weights = oof.targets[own], metrics.bootstrap_weights(oof.folds.group[own], args.draws)
     metric, folds = oof.prepared["metric"], f"{len(shared)} of {oof.prepared['folds']}"
     for key in dict.fromkeys([args.metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
@@ -189,17 +179,14 @@ def main(args):
     if len({*args.exps}) < len(args.exps):
         raise UserError(f"an experiment is named twice ({listing(args.exps)}): name each once")
     oofs = [read_oof(args, exp) for exp in args.exps]
-    shared = set.intersection(*(set(oof.present) for oof in oofs))
-    if not shared:
-        finished = "; ".join(f"{oof.exp}: {listing(oof.present)}" for oof in oofs)
-        raise UserError(f"no fold is finished in all experiments ({finished}): train one with 01_train_fold.py")
+    shared, rows = shared_folds(oofs)
     if args.metric and (reason := METRICS[args.metric].fits(oofs[0].prepared["classes"])):
         raise UserError(f"--metric {args.metric}: {reason}")
     for oof in oofs:
         score_one(args, oof)
     verdicts, leaderboard = [], dict(public=args.lb_public, private=args.lb_private)
     if len(oofs) > 1:
-        verdicts, cells = compare(args, oofs, shared)
+        verdicts, cells = compare(args, oofs, shared, rows)
         if {*leaderboard.values()} != {None}:
             note_in_ledger(args, "+".join(args.exps), cells | leaderboard)
         leaderboard = dict.fromkeys(leaderboard)

@@ -5,10 +5,8 @@
     torchrun --nproc-per-node 2 03_infer.py base           # shares the test images between two GPUs
 
 Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Keeps each fold's test logits in foldK_test.npy, so that nothing is
-predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv (for several experiments
-OUTPUT/submission_A+B_CV0.9596.csv) in the format and the order of the competition's sample_submit.csv. Where
-INPUT/solution.csv exists (image_name, label, usage), the public and the private score are printed, and noted in
-OUTPUT/experiments.csv.
+predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submission_A+B_CV0.9596.csv, like the
+competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and noted.
 """
 
 import csv
@@ -20,7 +18,7 @@ import common
 from common import RANK, Parser, UserError, file_hash, number, prepared_folder, read_table, replacing, say, softmax
 from kit import distributed
 from kit.device import PRECISIONS, enough_memory, pick_amp, pick_device, pick_workers
-from kit.experiment import note_in_ledger, of_folds, read_oof
+from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
 from kit.metrics import BLENDS, METRICS, blend
 from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
 from kit.tables import check_submission, submission_rows
@@ -40,9 +38,6 @@ def make_parser():
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     add("--competition-id", type=int, help="for the submit command (SIGNATE's food package contest is 1106)")
     return parser
-
-
-# ---------------------------------------------------------------- prediction
 
 
 def fold_logits(args, oof, fold, images, test_hash, device):
@@ -84,18 +79,14 @@ def predict_test(args, oof, images, test_hash, device):
 
 def cross_validate(args, oofs, mix):
     """→ the blend's score out of fold, over the rows that all experiments have, with the views of the submission."""
-    shared = set.intersection(*(set(oof.present) for oof in oofs))
-    if not shared:
-        raise UserError(f"{', '.join(args.exps)} have no finished fold in common: train one")
-    parts = []
-    for oof in oofs:
+    parts, (_, rows) = [], shared_folds(oofs)
+    for oof, own in zip(oofs, rows, strict=True):
         kind = "views" if args.tta in (None, oof.config["tta"]) else oof.config["keep"]
         if kind != "views" and args.tta != "none":
             say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {args.tta}")
-        rows = oof.folds.fold.isin(shared).to_numpy()
-        parts.append(softmax(oof.logits[kind][rows]))
-    targets = oofs[0].folds.target[oofs[0].folds.fold.isin(shared)].to_numpy()
-    return float(METRICS[oofs[0].prepared["metric"]].score(targets, mix(parts), None))
+        parts.append(softmax(oof.logits[kind][own]))
+    targets = oofs[0].folds.target.to_numpy()[rows[0]]
+    return METRICS[oofs[0].prepared["metric"]].score(targets, mix(parts))
 
 
 def read_solution(args, names, classes):
@@ -111,9 +102,6 @@ def read_solution(args, names, classes):
         raise UserError(f"{path} has labels that the training set hasn't: mend or remove it")
     targets = table.label.map({label: i for i, label in enumerate(classes)}).to_numpy()
     return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
-
-
-# ---------------------------------------------------------------- the submission
 
 
 def write_submission(path, names, probabilities, prepared):

@@ -3,7 +3,6 @@
 import argparse
 import ast
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import special
 from tqdm import tqdm
 
 STARTED = time.monotonic()  # --stop-after counts from here
@@ -27,8 +27,6 @@ joined = False  # whether the processes have met; until then each finds the same
 PREPARE = "run python 00_prepare.py"
 LINE_SECONDS = 30  # between the lines of progress in a log
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
-
-# ---------------------------------------------------------------- errors
 
 
 class UserError(Exception):
@@ -91,8 +89,6 @@ def _one_line_for_ctrl_c(kind, error, trace, default=sys.excepthook):
 
 sys.excepthook = _one_line_for_ctrl_c
 
-# ---------------------------------------------------------------- flags
-
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, @FILE arguments, no abbreviated flags, and --input and --output."""
@@ -111,14 +107,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         sys.exit(fail(f"{message} (--help lists the flags)"))
-
-    def _check_value(self, action, value):
-        """argparse would list every choice; where there are many, the nearest are of more use."""
-        if action.choices is None or value in action.choices:
-            return
-        near = difflib.get_close_matches(str(value), action.choices, 3) if len(action.choices) > 12 else action.choices
-        hint = f"choose from {', '.join(near)}" if near else "no such name"
-        raise argparse.ArgumentError(action, f"invalid choice: {value!r} ({hint})")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -160,9 +148,6 @@ def key_value(text):
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
-
-
-# ---------------------------------------------------------------- files
 
 
 def prepared_folder(args):
@@ -238,9 +223,6 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------- the prepared data
-
-
 def read_prepared(args):
     """→ (prepared.json as a dict, folds.csv as a table). Raises UserError where folds.csv was changed by hand."""
     folder = prepared_folder(args)
@@ -269,12 +251,7 @@ def open_images(args, prepared, part, size, count):
 
 def softmax(logits):
     """Probabilities in float64 from logits [N, K]; each row sums to 1."""
-    logits = np.asarray(logits, np.float64)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
-# ---------------------------------------------------------------- progress
+    return special.softmax(np.asarray(logits, np.float64), axis=1)
 
 
 def cpu_count():

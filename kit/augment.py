@@ -9,10 +9,6 @@ from typing import NamedTuple
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the import asks the network for a newer version
 import albumentations as A
-import numpy as np
-
-from common import replacing
-from kit.images import contact_sheet
 
 
 class Augment(NamedTuple):
@@ -28,10 +24,7 @@ def d4():
     return [A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5)]
 
 
-AUGMENTATIONS = {
-    "d4": Augment(d4, tta="d4"),
-    "none": Augment(list, tta="none"),
-}
+AUGMENTATIONS = {"d4": Augment(d4, tta="d4"), "none": Augment(list, tta="none")}
 
 
 class Augmentation:
@@ -47,18 +40,3 @@ class Augmentation:
             transform.set_random_seed(seed + k)
             image = transform(image=image)["image"]
         return image
-
-
-def draw_augmented(path, images, folds, config, columns=6, most=8):
-    """Writes a picture of images of each class and, below each, the same after the random transform (thesis figures 3.1
-    to 3.3), unless it is there. images: uint8 [N, S, S, 3]; folds: the table folds.csv."""
-    if path.exists():
-        return
-    rng, augment, sheet = np.random.default_rng(config["seed"]), Augmentation(config["augment"]), []
-    for label in folds.label.unique()[:most]:
-        rows = np.flatnonzero(folds.label == label)
-        rows = rng.choice(rows, min(columns, len(rows)), replace=False)
-        sheet.append((f"label {label}", [(images[i], folds.image_name[i][-24:]) for i in rows]))
-        sheet.append(("augmented", [(augment(images[i], int(i)), "") for i in rows]))
-    with replacing(path) as temporary:
-        contact_sheet(temporary, sheet, columns)

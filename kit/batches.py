@@ -70,13 +70,17 @@ def draw_epoch(labels, config, fold, epoch):
     return list(zip(order, seeds.generate_state(len(order) + 1)[1:].tolist(), strict=True))
 
 
-def training_batches(images, rows, targets, config, fold, epoch, workers, device, done=0):
+def training_batches(run, epoch, done=0):
     """A DataLoader over one epoch's draw, without the first `done` batches and the last incomplete one (listing,
-    `drop_last`). Under torchrun each process gets its share of every batch."""
-    order, size = draw_epoch(targets, config, fold, epoch), config["batch_size"]
+    `drop_last`). Under torchrun each process gets its share of every batch.
+
+    run: 01's namespace, of which images, train_rows, targets, config, fold, workers and device are used.
+    """
+    targets, size = run.targets[run.train_rows], run.config["batch_size"]
+    order = draw_epoch(targets, run.config, run.fold, epoch)
     return DataLoader(
-        Images(images, rows, targets, Augmentation(config["augment"])),
+        Images(run.images, run.train_rows, targets, Augmentation(run.config["augment"])),
         batch_sampler=[order[k * size : (k + 1) * size][RANK::WORLD] for k in range(done, len(order) // size)],
-        num_workers=workers, pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c,
+        num_workers=run.workers, pin_memory=run.device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )  # fmt: skip

@@ -140,9 +140,6 @@ def components(pairs, count):
     return pd.factorize(csgraph.connected_components(graph, directed=False)[1])[0]
 
 
-# ---------------------------------------------------------------- what is shown
-
-
 def table(pairs, evidence, groups, names, labels, test_names):
     """→ a table of all images in groups of two or more: group, its size, part, image_name, label, whether the group's
     labels disagree, and the image's closest relative with the evidence for it."""

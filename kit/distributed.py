@@ -1,7 +1,4 @@
-"""How do several processes share one fold, or one test set? torchrun starts them.
-
-    torchrun --nproc-per-node 2 01_train_fold.py --fold 2                # one fold on two GPUs
-    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29400 01_train_fold.py --fold 2
+"""How do several processes, which torchrun starts, share one fold or one test set?
 
 Gradients are averaged by torch's DistributedDataParallel (Li et al. 2020, arXiv 2006.15704), over NCCL between GPUs and
 Gloo between CPUs. Without torchrun there is one process, for which the functions here give back what they got. Several
@@ -46,9 +43,7 @@ def own_device(name):
         raise UserError(f"--device {name}: under torchrun each process takes a GPU of its own: leave --device out")
     count = torch.cuda.device_count()
     if count < LOCAL_WORLD:  # each process says so, not only those that find no GPU
-        raise UserError(
-            f"torchrun started {LOCAL_WORLD} processes here, and there are {count} GPUs: lower --nproc-per-node"
-        )
+        raise UserError(f"torchrun started {LOCAL_WORLD} processes for {count} GPUs here: lower --nproc-per-node")
     return f"cuda:{LOCAL_RANK}"
 
 

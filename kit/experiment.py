@@ -78,10 +78,8 @@ def claimed(folder, config, defaults, replaced):
         earlier = read_json(path, f"remove {path}") if path.exists() else {}
         changed = differences(defaults | earlier, config) if earlier else []
         if changed and not alone:
-            changed = "; ".join(changed)
-            raise UserError(
-                f"{folder.name} is being trained with other settings: {changed}. Give another --exp, or wait"
-            )
+            was = f"{folder.name} is being trained with other settings: {'; '.join(changed)}"
+            raise UserError(f"{was}. Give another --exp, or wait")
         if earlier != config and (alone or not earlier):
             write_json(path, config)
         lock(file, alone=False)
@@ -150,6 +148,15 @@ def warn_of_other_makers(exp, records):
         if len(makers) > 1:
             parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in makers.values())
             warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")
+
+
+def shared_folds(oofs):
+    """→ the folds that all experiments have finished, and each one's rows of them (bool [N])."""
+    shared = set.intersection(*(set(oof.present) for oof in oofs))
+    if not shared:
+        finished = "; ".join(f"{oof.exp}: {listing(oof.present)}" for oof in oofs)
+        raise UserError(f"no fold is finished in all experiments ({finished}): train one with 01_train_fold.py")
+    return shared, [oof.folds.fold.isin(shared).to_numpy() for oof in oofs]
 
 
 def of_folds(oof):

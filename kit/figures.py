@@ -1,7 +1,6 @@
-"""What do the predictions look like? The figures of the report. Used by kit/report.py.
+"""What do the predictions look like? The figures of the report, as SVG text; given a path, as a PNG as well.
 
-Each function returns its figure as SVG text, and writes a PNG as well where it is given a path. The SVG takes the text
-colour of the page around it, light or dark. Labels come from strangers' files: matplotlib escapes them.
+The SVG takes the text colour of the page around it. Labels come from strangers' files: matplotlib escapes them.
 """
 
 import io
@@ -89,15 +88,15 @@ def draw_rates(curves, path):
         style = dict(color=TEXT if name == "pooled" else None, linewidth=1)
         false_rate, true_rate, _ = roc_curve(positive, score)
         roc.plot(false_rate, true_rate, label=f"{name}: {roc_auc_score(positive, score):.4f}", **style)
-        precision, found, _ = precision_recall_curve(positive, score, drop_intermediate=True)
-        (line,) = recall.plot(found, precision, label=f"{name}: {average_precision_score(positive, score):.4f}", **style)
+        precision, true_rate, _ = precision_recall_curve(positive, score, drop_intermediate=True)
+        label = f"{name}: {average_precision_score(positive, score):.4f}"
+        (line,) = recall.plot(true_rate, precision, label=label, **style)
         recall.axhline(positive.mean(), **CHANCE | dict(color=line.get_color()))
     roc.plot([0, 1], [0, 1], **CHANCE)
     roc.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     recall.set(title="precision and recall, out of fold", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
-    few = f", of at most {MOST_CURVES} classes"
-    roc_figure.legend(*roc.get_legend_handles_labels(), title=f"AUC{few}", **BELOW)
-    recall_figure.legend(*recall.get_legend_handles_labels(), title=f"average precision{few}", **BELOW)
+    roc_figure.legend(*roc.get_legend_handles_labels(), title=f"AUC, of at most {MOST_CURVES} classes", **BELOW)
+    recall_figure.legend(*recall.get_legend_handles_labels(), title="average precision (dotted: chance)", **BELOW)
     return dict(roc=save_figure(roc_figure, path), precision_recall=save_figure(recall_figure))
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from common import UserError, listing
+from common import UserError, listing, replacing
 
 MOST_BYTES = 2**29  # of one file, unpacked: what claims more is no photo but a bomb
 END_OF_JPEG = b"\xff\xd9"  # after it libjpeg leaves the rows that it lacks grey
@@ -92,9 +92,6 @@ def aliases(files):
     return {alias: keys.pop() for alias, keys in meanings.items() if len(keys) == 1} | {key: key for key in files}
 
 
-# ---------------------------------------------------------------- one image
-
-
 def decode(data):
     """The bytes of an image file → uint8 [H, W, 3] RGB, as a person sees it.
 
@@ -134,9 +131,21 @@ def resize(image, size):
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
-# ---------------------------------------------------------------- pictures
-
 CELL, GAP, LINE = 160, 14, 24  # px: a cell's side, the room between two, the height of a line of text
+
+
+def draw_classes(path, images, folds, classes, seed, transform=None, columns=6):
+    """Writes a picture of images of each class (thesis figures 3.1 to 3.3) and, below each, of the same after a random
+    `transform` (image, seed). images: uint8 [N, S, S, 3]; folds: the table folds.csv."""
+    sheet = []
+    for label in classes[:10]:
+        names = folds.image_name[folds.label == label]
+        chosen = names.sample(min(columns, len(names)), random_state=seed)
+        sheet.append((f"label {label} · {len(names)} images", [(images[i], name) for i, name in chosen.items()]))
+        if transform is not None:
+            sheet.append(("augmented", [(transform(images[i], i), "") for i in chosen.index]))
+    with replacing(path) as temporary:
+        contact_sheet(temporary, sheet, columns)
 
 
 def contact_sheet(path, rows, columns):

@@ -10,15 +10,14 @@ from common import file_hash, replacing, say, write_csv, write_json
 from kit.experiment import logit_columns
 from kit.metrics import METRICS
 
-# what decides how a fold is trained; a change between two folds is worth a warning
-PARTS = "augment batches losses model optim ranger21".split()
-TRAINING_CODE = ["01_train_fold.py", *(f"kit/{part}.py" for part in PARTS)]
+# What decides how a fold is trained: a change between two folds is worth a warning.
+CODE = "01_train_fold.py kit/augment.py kit/batches.py kit/losses.py kit/model.py kit/optim.py kit/ranger21.py"
 
 
 def makers(weights):
     """→ the hashes of the code and of the weights that train a fold; `weights` is --weights."""
     root, code = Path(__file__).parent.parent, hashlib.sha256()
-    for name in TRAINING_CODE:
+    for name in CODE.split():
         code.update((root / name).read_bytes())
     return dict(code=code.hexdigest(), weights=weights if weights in ("hub", "none") else file_hash(Path(weights)))
 

@@ -1,9 +1,8 @@
 """What is a good prediction? The metrics, their bootstrap intervals, comparisons and blends.
 
-A new metric is one function score(targets, probabilities, weights) and one entry in METRICS. A function `draws` instead
-scores all bootstrap samples at once: it sorts or counts once and weights many times. The tests compare every metric
-with scikit-learn's. Shapes: N images, K classes, D draws (bootstrap samples); targets int [N], probabilities float
-[N, K].
+A new metric is one function score(targets, probabilities, weights) and one entry in METRICS. scikit-learn computes the
+scores. `draws`, which is optional, scores all bootstrap samples at once: it sorts once and weights many times.
+Shapes: N images, K classes, D draws (bootstrap samples); targets int [N], probabilities float [N, K].
 """
 
 from collections.abc import Callable
@@ -22,37 +21,36 @@ BLOCK = 16  # draws weighted at a time: 6 MB of weights at 100,000 images fit th
 
 class Metric(NamedTuple):
     name: str
-    function: Callable | None = None  # gets finite probabilities and weights above 0, float [N]; others call `score`
+    function: Callable  # gets finite probabilities and weights above 0, float [N]; other files call `score`
     larger_is_better: bool = True
-    draws: Callable | None = None  # (targets, probabilities, weights [D, N]) → float [D]; replaces `function`
+    draws: Callable | None = None  # (targets, probabilities, weights uint8 [D, N]) → float [D]; None: `score` D times
     fits: Callable = lambda classes: None  # the reason (str) why classes of these names don't suit the metric, or None
 
     def score(self, targets, probabilities, weights=None):
         """Returns a float, NaN where it is undefined or a probability isn't finite. weights: numbers [N], or None."""
         weights = np.ones(len(targets)) if weights is None else np.asarray(weights, np.float64)
-        return float(self.scores(targets, probabilities, weights[None])[0])
+        if not weights.any() or not np.isfinite(probabilities).all():
+            return np.nan
+        if not weights.all():  # a class whose images all have weight 0 is missing
+            targets, probabilities, weights = (part[weights > 0] for part in (targets, probabilities, weights))
+        return float(self.function(targets, probabilities, weights))
 
-    def scores(self, targets, probabilities, weights):
-        """`score` for each row of weights [D, N] → float64 [D]."""
-        values, drawn = np.full(len(weights), np.nan), weights.any(axis=1)
-        if not drawn.any() or not np.isfinite(probabilities).all():
-            return values
-        if self.draws:
-            values[drawn] = self.draws(targets, probabilities, weights[drawn])
-            return values
-        for i in np.flatnonzero(drawn):
-            kept = weights[i] > 0  # a class whose images all have weight 0 is missing
-            values[i] = self.function(targets[kept], probabilities[kept], weights[i, kept].astype(np.float64))
-        return values
+
+def roc_area(targets, probabilities, weights, missed=1):
+    """AUC of the second of two classes; of more, the mean of one against the rest over those that aren't missing.
+    missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive rate of 80 %, 0 to 0.2."""
+    count = probabilities.shape[1]
+    curves = ((targets != c, -probabilities[:, c]) for c in range(count == 2, count))  # flipped: max_fpr limits x
+    areas = [sk.roc_auc_score(*c, sample_weight=weights, max_fpr=missed) for c in curves if len(np.unique(c[0])) == 2]
+    area, least = mean_of_defined(areas), 0.5 * missed**2
+    return area if missed == 1 else least + (missed - least) * (area - 0.5) / 0.5  # scikit-learn scales it to 0.5 … 1
 
 
 @np.errstate(invalid="ignore")  # 0 / 0 is NaN: undefined
-def roc_areas(targets, probabilities, weights, missed=1):
-    """AUC for weights [D, N] → float64 [D]: of the second of two classes; of more, the mean of one against the rest
-    over those that aren't missing. missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive
-    rate of 80 %, 0 to 0.2. On a curve, x counts the positives missed, and y the negatives."""
+def area_draws(targets, probabilities, weights, missed=1):
+    """roc_area for weights uint8 [D, N] → float64 [D]. Of a curve, x counts the positives missed, y the negatives."""
     count = probabilities.shape[1]
-    curves = [roc_steps(targets == c, probabilities[:, c]) for c in ([1] if count == 2 else range(count))]
+    curves = [roc_steps(targets == c, probabilities[:, c]) for c in range(count == 2, count)]
     areas = np.empty((len(curves), len(weights)))
     for start in range(0, len(weights), BLOCK):
         block = np.ascontiguousarray(weights[start : start + BLOCK].T, np.float32)  # exact up to 16 million images
@@ -80,21 +78,20 @@ def mean_of_defined(values):
     return np.nansum(values, axis=0) / np.sum(~np.isnan(values), axis=0)
 
 
-def of_labels(scorer, macro=False):
-    """Makes `draws` of scikit-learn's scorer(targets, predicted classes, sample_weight). macro: its mean over the
-    classes that the targets have."""
+def label_metric(name, scorer, **options):
+    """Makes a Metric of scikit-learn's scorer(targets, predicted classes). A class that is missing isn't averaged."""
+
+    def score(targets, predicted, weights):
+        present = dict(labels=np.unique(targets)) if options.get("average") == "macro" else {}
+        return scorer(targets, predicted, sample_weight=weights, **options, **present)
 
     def draws(targets, probabilities, weights):
-        count, scores = probabilities.shape[1], []
+        count = probabilities.shape[1]
         pairs, rows = np.unique(targets * count + probabilities.argmax(axis=1), return_inverse=True)
-        for drawn in weights:
-            totals = np.bincount(rows, drawn)  # images that are alike in both classes become one row of their weight
-            true, predicted = np.divmod(pairs[totals > 0], count)
-            options = dict(average="macro", labels=np.unique(true)) if macro else {}
-            scores.append(scorer(true, predicted, sample_weight=totals[totals > 0], **options))
-        return scores
+        totals = (np.bincount(rows, w) for w in weights)  # images that are alike in both classes are one row
+        return [score(*np.divmod(pairs[total > 0], count), total[total > 0]) for total in totals]
 
-    return draws
+    return Metric(name, lambda t, p, weights: score(t, p.argmax(axis=1), weights), draws=draws)
 
 
 def kappa(targets, predicted, sample_weight):
@@ -104,18 +101,23 @@ def kappa(targets, predicted, sample_weight):
     return np.nan if np.ptp(both) == 0 else sk.cohen_kappa_score(*both, **options)
 
 
-def of_means(values):
-    """Makes `draws` of a mean over images: values(probabilities [N, K], those of the targets [N]) → float [N]."""
+def mean_metric(name, values, scorer=None, larger_is_better=True):
+    """Makes a Metric of a mean over images: values(probabilities [N, K], those of the targets [N]) → float [N].
+    scorer: the function of scikit-learn that computes the same."""
 
     def draws(targets, probabilities, weights):
         row = values(probabilities, probabilities[np.arange(len(targets)), targets])
-        return [np.average(row, weights=drawn) for drawn in weights]
+        return [np.average(row, weights=w) for w in weights]
 
-    return draws
+    def score(t, p, w):
+        return scorer(t, p, sample_weight=w, labels=range(p.shape[1])) if scorer else draws(t, p, [w])[0]
+
+    return Metric(name, score, larger_is_better, draws)
 
 
 def _log_losses(probabilities, true):
-    return -np.log(np.maximum(true, np.finfo(true.dtype).eps))  # scikit-learn's bound
+    tiny = np.finfo(true.dtype).eps  # scikit-learn's bound
+    return -np.log(np.clip(true, tiny, 1 - tiny))
 
 
 def _squared_errors(probabilities, true):
@@ -138,16 +140,16 @@ def _grades(classes):
 
 
 METRICS = {
-    "auc": Metric("AUC", draws=roc_areas),
-    "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(roc_areas, missed=0.2), fits=_two),
-    "accuracy": Metric("accuracy", draws=of_labels(sk.accuracy_score)),
-    "balanced-accuracy": Metric("balanced accuracy", draws=of_labels(sk.recall_score, macro=True)),
-    "logloss": Metric("log loss", draws=of_means(_log_losses), larger_is_better=False),
-    "f1": Metric("macro F1", draws=of_labels(sk.f1_score, macro=True)),
-    "f1-micro": Metric("micro F1", draws=of_labels(sk.accuracy_score)),  # the same, since an image has one label
-    "qwk": Metric("QWK", draws=of_labels(kappa), fits=_grades),
-    "map5": Metric("MAP@5", draws=of_means(_precisions_at_5)),
-    "brier": Metric("Brier score", draws=of_means(_squared_errors), larger_is_better=False),
+    "auc": Metric("AUC", roc_area, draws=area_draws),
+    "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=_two),
+    "accuracy": label_metric("accuracy", sk.accuracy_score),
+    "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, average="macro"),
+    "logloss": mean_metric("log loss", _log_losses, sk.log_loss, larger_is_better=False),
+    "f1": label_metric("macro F1", sk.f1_score, average="macro"),
+    "f1-micro": label_metric("micro F1", sk.f1_score, average="micro"),
+    "qwk": label_metric("QWK", kappa)._replace(fits=_grades),
+    "map5": mean_metric("MAP@5", _precisions_at_5),
+    "brier": mean_metric("Brier score", _squared_errors, sk.brier_score_loss, larger_is_better=False),
 }
 
 
@@ -172,8 +174,11 @@ def bootstrap_weights(groups, draws, seed=777):
 
 def scored(metric_key, targets, probabilities, weights):
     """Returns the score and its values over the draws: weights uint8 [D, N] → (float, float64 [D])."""
-    metric = METRICS[metric_key]
-    return metric.score(targets, probabilities), metric.scores(targets, probabilities, weights)
+    metric, values, drawn = METRICS[metric_key], np.full(len(weights), np.nan), weights.any(axis=1)
+    if drawn.any() and np.isfinite(probabilities).all():
+        draws = metric.draws or (lambda t, p, weights: [metric.score(t, p, w) for w in weights])
+        values[drawn] = draws(targets, probabilities, weights[drawn])
+    return metric.score(targets, probabilities), values
 
 
 def mean_of_folds(metric_key, targets, probabilities, folds, weights):

@@ -29,8 +29,8 @@ def timm_optimizer(module, config, steps, name):
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-OPTIMIZERS = {name: partial(timm_optimizer, name=name) for name in timm.optim.list_optimizers()}
-OPTIMIZERS["ranger21"] = ranger21
+OPTIMIZERS = {"ranger21": ranger21}
+OPTIMIZERS |= {name: partial(timm_optimizer, name=name) for name in "adamw sgd adam nadamw radam lamb lion".split()}
 
 
 def current_lr(optimizer):

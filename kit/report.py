@@ -1,5 +1,4 @@
-"""What does a person want to see? Writes report.html, one self-contained page about an experiment, and the pictures
-beside it. Used by 02_oof.py.
+"""What does a person want to see? Writes report.html, a page about an experiment, and the pictures beside it.
 
 The page needs no network and forbids itself any (its Content-Security-Policy). Names and labels come from strangers'
 files: each goes through html.escape, json or matplotlib's own escaping. kit/report.html is the page's text.

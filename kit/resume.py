@@ -62,11 +62,7 @@ class ResumeFile:
         distributed.from_first(0)
 
     def _write(self, content):
-        content |= dict(
-            config=self.config,
-            parts={name: part.state_dict() for name, part in self.parts.items()},
-            attributes=plain_attributes(self.parts["optimizer"]),
-        )
+        content |= dict(config=self.config, parts={name: part.state_dict() for name, part in self.parts.items()})
         try:
             with replacing(self.path) as temporary:
                 torch.save(content, temporary)
@@ -113,7 +109,6 @@ class ResumeFile:
         for name, part in self.parts.items():
             if state["parts"].get(name):  # a GradScaler that is switched off has no state
                 part.load_state_dict(state["parts"][name])
-        vars(self.parts["optimizer"]).update(state["attributes"])
         if len(state["random"]) > RANK:
             restore_random_states(state["random"][RANK])
         return state["state"]
@@ -125,11 +120,6 @@ def read_checked(path):
     if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:].tobytes():
         raise ValueError("it is damaged: its checksum is wrong")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def plain_attributes(optimizer):
-    """The optimiser's own numbers and flags, which some keep out of their state_dict."""
-    return {key: value for key, value in vars(optimizer).items() if isinstance(value, (bool, int, float))}
 
 
 def random_states():

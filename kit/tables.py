@@ -87,9 +87,6 @@ def is_blank(cell):
     return cell.strip().lower() in ("", "nan")
 
 
-# ---------------------------------------------------------------- what the competition wants back
-
-
 # form → (function(probabilities [K], indices of the classes that have a column, classes) → the cells of a row,
 #         function(cell, classes) → whether a written cell is right)
 SUBMISSIONS = {

@@ -25,8 +25,9 @@ def scores(run, logits, targets):
     return dict(loss=loss) | {name: float(score) for name, score in by_name.items()}
 
 
-def numpy(tensors):
-    return torch.cat(tensors).cpu().numpy()
+def seen(state, last=0):
+    """→ logits [N, K] and targets [N] of the epoch's batches so far, or of the `last` ones, as arrays."""
+    return tuple(torch.cat(state[key][-last:]).cpu().numpy() for key in ("logits", "targets"))
 
 
 class Watch:
@@ -71,14 +72,12 @@ class Watch:
             self.in_a_row = 0 if finite else self.in_a_row + 1
             self.skipped += not finite
             if self.in_a_row == most:
-                raise UserError(
-                    f"{self.run.name}: the loss is {losses[i].item()} at step {step + 2 - len(losses) + i} of "
-                    f"{self.steps}, lr {current_lr(self.run.optimizer):.3g}: lower --lr, or give --amp bf16 or none"
-                )
+                where = f"at step {step + 2 - len(losses) + i} of {self.steps}, lr {current_lr(self.run.optimizer):.3g}"
+                what = f"{self.run.name}: the loss is {losses[i].item()} {where}"
+                raise UserError(f"{what}: lower --lr, or give --amp bf16 or none")
         if not self.bar.disable:
-            back = -(-WINDOW // self.batch)
-            window = numpy(self.state["logits"][-back:]), numpy(self.state["targets"][-back:])
-            shown = {key: f"{value:.4f}" for key, value in scores(self.run, *window).items()}
+            window = scores(self.run, *seen(self.state, last=-(-WINDOW // self.batch)))
+            shown = {key: f"{value:.4f}" for key, value in window.items()}
             self.bar.set_postfix(shown | {"lr": f"{current_lr(self.run.optimizer):.2e}"}, refresh=False)
 
     def forecast(self, step):
@@ -92,8 +91,9 @@ class Watch:
         pace = (time.perf_counter() - self.settled[1]) / (step - self.settled[0])
         # A forward pass is about a third of a step; the kept epoch's held-out images are seen in all views once more.
         views = 8 if run.config["tta"] != "none" else 0
-        seen = len(run.valid_rows) * (run.config["epochs"] + views) / (3 * self.batch)
-        words = f"fold {run.fold} takes about {(run.config['epochs'] * self.steps + seen) * pace / 60:.1f} min"
+        steps = run.config["epochs"] * self.steps
+        steps += len(run.valid_rows) * (run.config["epochs"] + views) / (3 * self.batch)
+        words = f"fold {run.fold} takes about {steps * pace / 60:.1f} min"
         if run.device.type == "cuda":
             peak, whole = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(run.device).total_memory
             words += f", GPU memory {peak / 2**30:.1f} of {whole / 2**30:.1f} GiB at most so far"

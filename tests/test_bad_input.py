@@ -152,7 +152,7 @@ LATER = {
     "weights of another model": (nothing, TRAINER, [*NEW, "--model", "test_vit", "--model-kwargs", "img_size=32",
         "--weights", "OUT/base/fold0.pt"], "fold0.pt"),
     "unknown model": (nothing, TRAINER, [*NEW, "--model", "resnet"], "did you mean"),
-    "unknown optimiser": (nothing, TRAINER, [*NEW, "--optimizer", "adamx"], "'adamx' (choose from "),
+    "unknown optimiser": (nothing, TRAINER, [*NEW, "--optimizer", "adamx"], "invalid choice: 'adamx'"),
     "unknown device": (nothing, TRAINER, [*NEW, "--device", "tpu9"], "--device tpu9"),
     "batch larger than the fold": (nothing, TRAINER, [*NEW, "--batch-size", 13], "more than the 12 training images"),
     "lr 0": (nothing, TRAINER, [*NEW, "--lr", 0], "--lr: 0 must be above 0"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -142,14 +143,14 @@ def test_two_processes_predict_the_test_set_as_one(flags):
 
 
 def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
-    targets = np.arange(50) % 2
     config = dict(seed=777, sampler="imbalanced", batch_size=BATCH, augment="none")
-    device = torch.device("cpu")
+    run = SimpleNamespace(images=None, train_rows=np.arange(50), targets=np.arange(50) % 2, config=config, fold=0,
+                          workers=0, device=torch.device("cpu"))  # fmt: skip
 
     def drawn(rank, world):
         monkeypatch.setattr(batches, "RANK", rank)
         monkeypatch.setattr(batches, "WORLD", world)
-        return list(batches.training_batches(None, None, targets, config, 0, 1, 0, device).batch_sampler)
+        return list(batches.training_batches(run, 1).batch_sampler)
 
     whole, shares = drawn(0, 1), [drawn(rank, 4) for rank in range(4)]
     assert [len(batch) for batch in whole] == [BATCH] * 5
@@ -190,5 +191,5 @@ def test_more_processes_than_gpus_are_refused_by_each(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(distributed, "LOCAL_WORLD", 2)
-    with pytest.raises(UserError, match="started 2 processes here, and there are 1 GPUs: lower"):
+    with pytest.raises(UserError, match="started 2 processes for 1 GPUs here: lower"):
         distributed.own_device("auto")

@@ -74,7 +74,7 @@ def test_the_recipes_are_the_thesis_three_variants():
         (["--batch-size", "999"], "training images"),
         (["--model", "eva02_large_patch14_44"], "did you mean eva02_large_patch14_448"),
         (["--model", "convnext_large.fb_in22k_ft_in1"], "did you mean convnext_large.fb_in22k_ft_in1k"),
-        (["--optimizer", "ranger22"], "choose from ranger21"),
+        (["--optimizer", "ranger22"], "invalid choice: 'ranger22'"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
         (["--size", "64"], "--size 64"),
         (["--exp", "../x"], "--exp"),
@@ -158,9 +158,9 @@ def test_augmentation_gives_all_eight_orientations_as_the_thesis_does():
 def epoch_images(workers, epoch=1, seed=777, augment="d4"):
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3)).astype(np.uint8)
     config = dict(seed=seed, sampler="shuffle", augment=augment, batch_size=8)
-    targets = np.arange(40) % 2
-    loader = training_batches(images, np.arange(40), targets, config, 0, epoch, workers, CPU)
-    return torch.cat([batch for batch, _ in loader])
+    run = SimpleNamespace(images=images, train_rows=np.arange(40), targets=np.arange(40) % 2, config=config, fold=0,
+                          workers=workers, device=CPU)  # fmt: skip
+    return torch.cat([batch for batch, _ in training_batches(run, epoch)])
 
 
 def test_workers_neither_change_nor_repeat_the_random_transforms():
@@ -233,7 +233,7 @@ def small_run(classifier, batches, **config):
 
 
 def train_small(run, monkeypatch):
-    monkeypatch.setattr(train, "training_batches", lambda *_, done: run.batches)
+    monkeypatch.setattr(train, "training_batches", lambda *_: run.batches)
     return train.train_epoch(run, dict(epoch=1, **epoch_start()))
 
 
