@@ -111,7 +111,9 @@ def some_of_each(labels, count, least, seed):
 def check_images(source, names, table):
     """Raises UserError naming the images of the table that the source lacks, or that the table spells in two ways."""
     missing = [name for name in names if source.find(name) is None]
-    refuse(source.path, missing, f"lacks {len(missing)} of the images in {table}: *")
+    refuse(
+        source.path, missing, f"lacks {len(missing)} of the images in {table}: * (see --image-column, --submit-header)"
+    )
     check_unique(table, map(source.find, names))
 
 
@@ -119,7 +121,7 @@ def earlier_prepared(args, data):
     """→ (prepared.json, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged.
     Raises UserError where files or settings differ: scores on other folds can't be compared with those so far."""
     folder = prepared_folder(args)
-    if args.overwrite or not all((folder / name).exists() for name in ("prepared.json", "folds.csv")):
+    if args.overwrite or not all((folder / name).exists() for name in ("prepared.json", "folds.csv", "test.csv")):
         return None
     prepared, folds = common.read_prepared(args)
     changed = [key for key, value in data.settings.items() if prepared.get(key) != value]

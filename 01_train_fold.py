@@ -12,7 +12,6 @@ with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1
 import contextlib
 import json
 import random
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,7 +38,6 @@ from kit.watch import Watch, scores, seen, warn_if_endless
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
 NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
-TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
 
 
 def make_parser():
@@ -91,7 +89,7 @@ def make_parser():
 
 
 def settings(args):
-    """→ the settings that make the experiment, as config.json holds them. Paths, devices and precision are none."""
+    """→ the settings that make the experiment, as config.json holds them. Paths, devices, precision aren't settings."""
     config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
     tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
     config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs))
@@ -100,7 +98,7 @@ def settings(args):
 
 
 def defaults():
-    """→ the settings of a run without flags: what a setting was that an older experiment doesn't name."""
+    """→ the settings of a run without flags. A setting that is younger than an experiment had this value in it."""
     return settings(make_parser().parse_args(["--fold", "0"]))
 
 
@@ -120,7 +118,7 @@ def fold_numbers(args, count):
     every = [str(k) for k in range(count)]
     chosen = every if args.fold == ["all"] else args.fold
     if wrong := [fold for fold in chosen if fold not in every]:
-        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}, or all")
+        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}; all stands alone")
     return [int(fold) for fold in chosen]
 
 
@@ -150,8 +148,7 @@ def update(run):
 def train_epoch(run, state):
     """Trains from step state["step"] to the end of the epoch. → the scores over the epoch's images, as they came.
 
-    Dropout and batch statistics move only where weights are trained. `state` is kept up to date, and saved when due.
-    """
+    Dropout and batch statistics move only where weights are trained. `state` is kept up to date, and saved when due."""
     run.classifier.eval()
     run.classifier.tuned(run.config["tune"]).train()
     loader = training_batches(run, state["epoch"], state["step"])
@@ -177,8 +174,7 @@ def train_epoch(run, state):
             if save:
                 run.resume.save(state)
             if stop:
-                say(f"{run.name}: stopped by --stop-after; run it again to go on from step {step + 1} of {steps}")
-                sys.exit(TO_BE_CONTINUED)
+                run.resume.stop(run.name, f"{step + 1} of {steps} steps")
     parts = zip(*distributed.gather(seen(state)), strict=True)
     return scores(run, *(np.concatenate(part) for part in parts))
 
@@ -214,15 +210,14 @@ def set_up(shared, fold):
         classifier=classifier, model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]],
         optimizer=optimizer, scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=shared.amp == "fp16"),
-        resume=ResumeFile(path, config, defaults(), args.save_minutes, args.stop_after),
+        resume=ResumeFile(path, config, shared.defaults, args.save_minutes, args.stop_after),
     )  # fmt: skip
 
 
 def train_fold(run, state):
     """Trains the epochs that are left (thesis 4.2). → {"best" and "last": epoch, scores, logits, weights if kept}.
 
-    "best" is the epoch with the best validation score, the later of equals (listing, `>=`).
-    """
+    "best" is the epoch with the best validation score, the later of equals (listing, `>=`)."""
     config, kept = run.config, state["kept"]
     while state["epoch"] <= config["epochs"]:
         epoch, run.name = state["epoch"], f"fold {run.fold} epoch {state['epoch']}/{config['epochs']}"
@@ -239,6 +234,8 @@ def train_fold(run, state):
         state.update(epoch=epoch + 1, **epoch_start())
         if epoch < config["epochs"] or config["tta"] != "none":
             run.resume.save(state)
+            if distributed.from_first(run.resume.time_is_up())[0]:
+                run.resume.stop(run.name, f"{epoch} of {config['epochs']} epochs")
     return kept
 
 
@@ -253,7 +250,7 @@ def note_epoch(run, state, train, valid, seconds):
     train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
     times = f"lr {row['lr']:.2e}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s"
     say(f"{run.name}  train {train}  valid {valid}  {times}")
-    if RANK == 0:
+    if RANK == 0 and not is_finished(run.folder, run.fold):  # --overwrite leaves the old files whole until its end
         write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
 
 
@@ -269,27 +266,28 @@ def train_and_keep(shared, fold):
             return
         run = set_up(shared, fold)
         if RANK == 0:
-            held.enter_context(claimed(folder, config, defaults(), {fold, *replaced}))
+            held.enter_context(claimed(folder, config, shared.defaults, {fold, *replaced}))
             records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}
             warn_of_other_makers(folder.name, records | {fold: run.makers})
             if not (picture := folder / "augmented.png").exists():
                 transform = Augmentation(config["augment"])
                 draw_classes(picture, run.images, run.folds, run.prepared["classes"], config["seed"], transform)
         warn_if_endless(run)
-        kept = train_fold(run, run.resume.load(run))
+        state = run.resume.load(run)
+        kept = train_fold(run, state)
         run.classifier.load_state_dict(kept[config["keep"]]["weights"])
         logits = kept[config["keep"]]["logits"].numpy()
         if config["tta"] != "none":
             logits = validate(run, TTAS[config["tta"]](run.classifier), f"fold {fold}, {config['tta']} views")
         if RANK == 0:
-            save_fold(run, kept, logits)
+            save_fold(run, kept, logits, state["rows"])
 
 
 def main(args):
     check_flags(args)
-    config, plain, device = settings(args), defaults(), pick_device(args.device, args.deterministic)
+    config, usual, device = settings(args), defaults(), pick_device(args.device, args.deterministic)
     folder = experiment_folder(args, args.exp)
-    config["changed"] = {key: value for key, value in config.items() if value != plain[key]}
+    config["changed"] = {key: value for key, value in config.items() if value != usual[key]}
     if args.print_config:
         how = dict(fold=args.fold, exp=args.exp, device=str(device), amp=pick_amp(args.amp, device))
         print(json.dumps(config | how, indent=1))
@@ -300,10 +298,10 @@ def main(args):
         raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     config["folds_hash"] = prepared["folds_hash"]
     replaced = set(numbers) if args.overwrite else set()
-    check_config(folder, config, plain, replaced)
+    check_config(folder, config, usual, replaced)
     shared = SimpleNamespace(
-        args=args, config=config, folder=folder, replaced=replaced, prepared=prepared, metric=prepared["metric"],
-        folds=folds, makers=makers(args.weights),
+        args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=makers(args.weights),
+        prepared=prepared, metric=prepared["metric"], folds=folds,
         images=common.open_images(args, prepared, "train", args.size, len(folds)),
         targets=folds.target.to_numpy(np.int64), device=device, amp=pick_amp(args.amp, device),
         workers=pick_workers(args.workers, device),

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from common import Parser, UserError, listing, number, read_table, run, say, softmax, write_csv
+from common import Parser, UserError, number, read_table, run, say, softmax, write_csv
 from kit import metrics, report
-from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
+from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds, train_again
 from kit.metrics import METRICS
 
 MOST_EPOCHS, WIDTH = 5, 120  # epochs in the table; characters of the widest line
@@ -33,7 +33,7 @@ def make_parser():
     add("--draws", type=number(int, 100), default=1000, help="bootstrap samples")
     add = parser.add_argument_group("what the leaderboard said, for experiments.csv").add_argument
     for part in ("public", "private"):
-        add(f"--lb-{part}", type=number(float, -np.inf), help=f"the {part} score; of several: of their mean blend")
+        add(f"--lb-{part}", type=number(float), help=f"the {part} score; of several: of their mean blend")
     return parser
 
 
@@ -51,7 +51,7 @@ def read_epochs(oof):
     metric, tables = oof.prepared["metric"], []
     for fold in oof.present:
         path = oof.folder / f"fold{fold}_epochs.csv"
-        remedy = f"run python 01_train_fold.py --exp {oof.exp} --fold {fold} --overwrite"
+        remedy = train_again(oof.folder, fold)
         table = read_table(path, remedy, dtype=None, keep_default_na=True)
         if f"valid_{metric}" not in table:
             raise UserError(f"{path} has no valid_{metric}, the metric of 00_prepare.py: {remedy}")
@@ -109,8 +109,7 @@ def score_one(args, oof):
 def score_predictions(args, oof):
     """Scores the best epoch, the last one and the views side by side, so that the optimism of choosing is visible.
 
-    → ({row: (pooled, mean of the folds)}, each (score, bootstrap values); the same as a table). --metric adds a row.
-    """
+    → ({row: (pooled, mean of the folds)}, each (score, bootstrap values); the same as a table). --metric adds a row."""
     metric, scores, table = oof.prepared["metric"], {}, pd.DataFrame(columns=["pooled", "mean of the folds"])
     note = " (optimistic: chosen by this score)" if oof.config["keep"] == "best" else ""
     rows = {"best epoch": (metric, "best", note), "last epoch": (metric, "last", "")}
@@ -176,8 +175,6 @@ def compare(args, oofs, shared, rows):
 
 
 def main(args):
-    if len({*args.exps}) < len(args.exps):
-        raise UserError(f"an experiment is named twice ({listing(args.exps)}): name each once")
     oofs = [read_oof(args, exp) for exp in args.exps]
     shared, rows = shared_folds(oofs)
     if args.metric and (reason := METRICS[args.metric].fits(oofs[0].prepared["classes"])):

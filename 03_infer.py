@@ -9,6 +9,7 @@ predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submis
 competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and noted.
 """
 
+import contextlib
 import csv
 import functools
 
@@ -47,10 +48,11 @@ def fold_logits(args, oof, fold, images, test_hash, device):
     record = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test_hash, tta=args.tta or oof.config["tta"])
     name = f"{oof.exp} fold {fold}, {record['tta']} views"
     about = path.with_suffix(".json")
-    kept = path.exists() and about.exists() and common.read_json(about, f"remove {about}") == record
-    if distributed.from_first(kept)[0]:
-        say(f"{name}: {len(images)} images, predicted earlier")
-        return np.load(path)
+    if distributed.from_first(about.exists() and common.read_json(about, "run this again") == record)[0]:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted anew
+            kept = np.load(path)
+            say(f"{name}: {len(images)} images, predicted earlier")
+            return kept
     saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device)
     if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.prepared["classes"]:
         raise UserError(f"{oof.folder}/fold{fold}.pt isn't the model of fold{fold}.json: train it with --overwrite")
@@ -113,14 +115,20 @@ def write_submission(path, names, probabilities, prepared):
         check_submission(temporary, names, prepared["classes"], prepared["submission"])
 
 
+def name_of(args):
+    """→ the name of the submission and of its row in the ledger; what is unusual about a blend is part of it."""
+    unusual = [args.tta, args.blend if args.blend != "mean" else None, *(args.weights or [])]
+    return "_".join(["+".join(args.exps), *(str(part) for part in unusual if part is not None)])
+
+
 def report(args, oofs, cv, path, probabilities, solution):
     """Prints the score by the solution, or how to submit the file; then the CV."""
-    prepared, name, count = oofs[0].prepared, "+".join(args.exps), len(probabilities)
+    prepared, name, count = oofs[0].prepared, name_of(args), len(probabilities)
     metric = METRICS[prepared["metric"]]
     if solution:
         targets, parts = solution
         scores = {part: metric.score(targets[rows], probabilities[rows]) for part, rows in parts.items()}
-        note_in_ledger(args, name, scores)
+        note_in_ledger(args, name, dict(metric=prepared["metric"], cv=cv) | scores)
         say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
     if args.competition_id or not solution:
         competition = args.competition_id or "ID"
@@ -148,7 +156,7 @@ def main(args):
         predicted = [predict_test(args, *pair, test_hash, device) for pair in zip(oofs, images, strict=True)]
     if RANK == 0:
         folder = oofs[0].folder if len(oofs) == 1 else args.output
-        path, probabilities = folder / f"submission_{'+'.join(args.exps)}_CV{cv:.4f}.csv", mix(predicted)
+        path, probabilities = folder / f"submission_{name_of(args)}_CV{cv:.4f}.csv", mix(predicted)
         write_submission(path, names, probabilities, prepared)
         report(args, oofs, cv, path, probabilities, solution)
 

@@ -5,6 +5,7 @@ import ast
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -116,14 +117,14 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
-def number(kind, minimum=None, above=None):
+def number(kind, minimum=-math.inf, above=-math.inf):
     """An argparse type: an int or float with a lower bound, so that 0 epochs or a NaN rate is an error that says so."""
 
     def parse(text):
         value = kind(text)
-        if (minimum is not None and not value >= minimum) or (above is not None and not value > above):
-            bound = f"at least {minimum}" if minimum is not None else f"above {above}"
-            raise argparse.ArgumentTypeError(f"{text} must be {bound}")
+        if not (value >= minimum and above < value < math.inf):
+            bound = f"above {above}" if above > minimum else f"at least {minimum}"
+            raise argparse.ArgumentTypeError(f"{text} must be {bound} and finite")
         return value
 
     parse.__name__ = "whole number" if kind is int else "number"  # argparse: "invalid whole number value: 'x'"
@@ -158,6 +159,8 @@ def experiment_folder(args, name):
     """OUTPUT/EXP. A name is one plain folder name, and not that of the prepared data."""
     if not name or name != Path(name).name or name in (".", "..", "prepared"):
         raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
+    if (args.output / name).is_file():
+        raise UserError(f"--exp {name}: {args.output / name} is a file: give another name")
     return args.output / name
 
 
@@ -166,8 +169,7 @@ def replacing(path):
     """Yields a temporary path beside `path`, which takes its place when the block ends well.
 
     The data is on disk before the name is: a reader, a crash or a power cut sees the old file or the new one, never
-    half of it. A disk that is full or can't be written is the user's to mend, so it ends as a UserError.
-    """
+    half of it. A disk that is full or can't be written is the user's to mend, so it ends as a UserError."""
     temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

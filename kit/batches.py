@@ -15,8 +15,7 @@ class Images:
 
     images: uint8 [N, S, S, 3]; rows: int [n]; targets: int [n] or None. An index is a pair (i, seed). The seed alone
     decides the transform of that draw, so the number of workers, their start and a resume within an epoch can't change
-    it.
-    """
+    it."""
 
     def __init__(self, images, rows, targets=None, transform=None):
         self.images, self.rows, self.transform = images, rows, transform
@@ -74,8 +73,7 @@ def training_batches(run, epoch, done=0):
     """A DataLoader over one epoch's draw, without the first `done` batches and the last incomplete one (listing,
     `drop_last`). Under torchrun each process gets its share of every batch.
 
-    run: 01's namespace, of which images, train_rows, targets, config, fold, workers and device are used.
-    """
+    run: 01's namespace, of which images, train_rows, targets, config, fold, workers and device are used."""
     targets, size = run.targets[run.train_rows], run.config["batch_size"]
     order = draw_epoch(targets, run.config, run.fold, epoch)
     return DataLoader(

@@ -16,8 +16,7 @@ def pick_device(name, deterministic=False):
     """The torch.device of "auto" (CUDA where there is a GPU, else the CPU) or of a device's name.
 
     `deterministic` makes a GPU give the same bits each time; a CPU does so anyway. Raises UserError for a device that
-    isn't there.
-    """
+    isn't there."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
     torch.use_deterministic_algorithms(deterministic)
@@ -39,8 +38,7 @@ def pick_amp(name, device):
     """The autocast precision, "fp16", "bf16" or "none", of one of PRECISIONS.
 
     auto: fp16 with a GradScaler on a GPU (thesis 3.3.1), none elsewhere. native: bf16 where the GPU computes in it (a
-    T4 only emulates it), else as auto.
-    """
+    T4 only emulates it), else as auto."""
     if name not in ("auto", "native"):
         return name
     if device.type != "cuda":

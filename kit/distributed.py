@@ -67,8 +67,8 @@ def gather_rows(rows):
 
 
 def from_first(*numbers):
-    """→ the whole numbers that the first process has: it alone decides by a clock or a file. Waits for it, but not for
-    the GPU."""
+    """→ the whole numbers that the first process has: decisions that depend on a clock or a file are its alone. All
+    processes meet here, without waiting for their GPUs."""
     if WORLD > 1:
         numbers = torch.tensor([int(number) for number in numbers])
         dist.broadcast(numbers, 0)

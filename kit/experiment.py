@@ -20,11 +20,9 @@ KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epo
 
 def differences(earlier, config):
     """→ ['lr was 0.003 and is now 0.001', …] of two configs, over the keys that both have."""
-    return [
-        f"{key} was {earlier[key]!r} and is now {config[key]!r}"
-        for key in sorted(earlier.keys() & config.keys() - {"changed"})
-        if earlier[key] != config[key]
-    ]
+    keys = sorted(key for key in earlier.keys() & config.keys() - {"changed"} if earlier[key] != config[key])
+    hashes = "folds_hash has changed: the folds are others"
+    return [hashes if k == "folds_hash" else f"{k} was {earlier[k]!r} and is now {config[k]!r}" for k in keys]
 
 
 def is_finished(folder, fold):
@@ -33,7 +31,7 @@ def is_finished(folder, fold):
 
 def train_again(folder, fold):
     """→ the remedy where a fold's files can't be used."""
-    return f"run python 01_train_fold.py --exp {folder.name} --fold {fold} --overwrite"
+    return f"train fold {fold} of {folder.name} again, with the flags it had and --overwrite"
 
 
 def read_record(folder, fold):
@@ -44,11 +42,10 @@ def read_record(folder, fold):
 def check_config(folder, config, defaults, replaced=()):
     """Raises UserError where a finished fold has other settings than `config`, folds `replaced` apart.
 
-    A setting that the fold's record lacks is younger than the fold, so it had its default.
-    """
+    A setting that the fold's record lacks is younger than the fold, so it had its default."""
     for path in sorted(folder.glob("fold*.pt")):
         fold = path.stem.removeprefix("fold")
-        if fold.isdecimal() and int(fold) not in replaced:
+        if fold.isdecimal() and is_finished(folder, fold) and int(fold) not in replaced:
             changed = differences(defaults | read_record(folder, fold)["config"], config)
             if changed:
                 was = f"fold {fold} of experiment {folder.name} was trained with other settings: {'; '.join(changed)}"
@@ -67,15 +64,14 @@ def taken(folder, fold):
 def claimed(folder, config, defaults, replaced):
     """Makes config.json say `config`, and keeps it so for the block. replaced: the folds that are trained again.
 
-    Raises UserError where finished folds, or folds that another process trains at this moment, have other settings.
-    """
+    Raises UserError where finished folds, or folds that another process trains at this moment, have other settings."""
     path = folder / "config.json"
     with opened(folder / ".lock") as file:
         alone = lock(file, wait=False)
         if not alone:
             lock(file, alone=False)  # after the process that may be writing config.json
         check_config(folder, config, defaults, replaced)
-        earlier = read_json(path, f"remove {path}") if path.exists() else {}
+        earlier = read_json(path, "run this again") if path.exists() else {}
         changed = differences(defaults | earlier, config) if earlier else []
         if changed and not alone:
             was = f"{folder.name} is being trained with other settings: {'; '.join(changed)}"
@@ -96,21 +92,20 @@ def read_oof(args, exp):
 
     → a namespace: exp, folder, config, prepared, folds (the rows of folds.csv whose fold is finished), logits (a dict
     of KINDS: float64 [N, K] in the order of `folds`), present and missing (lists of fold numbers), records (a dict of
-    foldK.json). Raises UserError where no fold is finished, or a fold's files, settings or folds don't fit.
-    """
+    foldK.json). Raises UserError where no fold is finished, or a fold's files, settings or folds don't fit."""
     folder = common.experiment_folder(args, exp)
-    config = read_json(folder / "config.json", f"run python 01_train_fold.py --exp {exp} --fold all")
     prepared, folds = common.read_prepared(args)
     present = [k for k in range(prepared["folds"]) if is_finished(folder, k)]
     if not present:
         raise UserError(f"{folder} has no finished fold: run python 01_train_fold.py --exp {exp} --fold all")
     records = {k: read_record(folder, k) for k in present}
+    config = records[present[0]]["config"]  # not config.json's: an --overwrite that failed may have changed that
     for k, record in records.items():
         path = folder / f"fold{k}.pt"
         if record["config"]["folds_hash"] != prepared["folds_hash"]:
             raise UserError(f"{path} was trained on other folds than the present ones: {train_again(folder, k)}")
-        if changed := differences(record["config"], config):
-            was = f"{path} was trained with other settings than config.json's ({'; '.join(changed)})"
+        if changed := differences(config, record["config"]):
+            was = f"{path} was trained with other settings than fold {present[0]}: {'; '.join(changed)}"
             raise UserError(f"{was}: {train_again(folder, k)}")
     warn_of_other_makers(exp, records)
     tables = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
@@ -151,7 +146,10 @@ def warn_of_other_makers(exp, records):
 
 
 def shared_folds(oofs):
-    """→ the folds that all experiments have finished, and each one's rows of them (bool [N])."""
+    """→ the folds that all experiments have finished, and each one's rows of them (bool [N]). Raises UserError where
+    there is none, or where an experiment is named twice."""
+    if len({oof.exp for oof in oofs}) < len(oofs):
+        raise UserError(f"an experiment is named twice ({listing(oof.exp for oof in oofs)}): name each once")
     shared = set.intersection(*(set(oof.present) for oof in oofs))
     if not shared:
         finished = "; ".join(f"{oof.exp}: {listing(oof.present)}" for oof in oofs)
@@ -168,8 +166,7 @@ def note_in_ledger(args, experiment, cells):
     """Writes `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv.
 
     Where a value is None, and everywhere else, the file stays as it is, columns and remarks of the user's own included.
-    → the table, all strings.
-    """
+    → the table, all strings."""
     path, remedy = args.output / "experiments.csv", "run python 02_oof.py for each experiment"
     with locked(args.output / ".experiments.lock", path, wait=True):
         table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])

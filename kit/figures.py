@@ -4,11 +4,12 @@ The SVG takes the text colour of the page around it. Labels come from strangers'
 """
 
 import io
+import warnings
 
 import matplotlib
 import numpy as np
 import pandas as pd
-from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from common import replacing
 from kit.metrics import METRICS
@@ -24,6 +25,7 @@ CHANCE = dict(color="grey", linewidth=0.8, linestyle=":")
 TEXT = "#000001"  # black in a PNG; save_figure replaces it in the SVG by the page's text colour
 COLOURS = "text.color axes.labelcolor axes.edgecolor axes.titlecolor xtick.color ytick.color".split()
 matplotlib.rcParams.update({key: TEXT for key in COLOURS})
+warnings.filterwarnings("ignore", "Glyph")  # kana are boxes in a PNG; in the report they are text
 matplotlib.rcParams.update({"figure.constrained_layout.use": True, "legend.framealpha": 0})
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "foldkit"})  # text stays text; the same bytes twice
 
@@ -35,7 +37,7 @@ def draw_all(folder, prepared, folds, probabilities, epochs):
     curves = curves_of(targets, probabilities, classes, folds.fold.to_numpy())
     confusion = draw_confusion(targets, probabilities, classes, folder / "confusion.png")
     return dict(
-        **draw_rates(curves, folder / "roc.png"), calibration=draw_calibration(targets, probabilities, classes),
+        roc=draw_roc(curves, folder / "roc.png"), calibration=draw_calibration(targets, probabilities, classes),
         confusion=confusion if len(classes) > 2 else "",  # of two classes, the table that the reader moves says it all
         curves=draw_curves(epochs, prepared["metric"], folder / "curves.png"),
     )  # fmt: skip
@@ -81,23 +83,17 @@ def curves_of(targets, probabilities, classes, folds):
     return [curve for curve in curves if 0 < curve[1].sum() < len(curve[1])]
 
 
-def draw_rates(curves, path):
-    """→ the places `roc` and `precision_recall`: a line for each curve, and a dotted one for chance."""
-    (roc_figure, roc), (recall_figure, recall) = plt.subplots(figsize=SIZE), plt.subplots(figsize=SIZE)
+def draw_roc(curves, path):
+    """A line for each curve, and a dotted one for chance."""
+    figure, axis = plt.subplots(figsize=SIZE)
     for name, positive, score in curves:
-        style = dict(color=TEXT if name == "pooled" else None, linewidth=1)
         false_rate, true_rate, _ = roc_curve(positive, score)
-        roc.plot(false_rate, true_rate, label=f"{name}: {roc_auc_score(positive, score):.4f}", **style)
-        precision, true_rate, _ = precision_recall_curve(positive, score, drop_intermediate=True)
-        label = f"{name}: {average_precision_score(positive, score):.4f}"
-        (line,) = recall.plot(true_rate, precision, label=label, **style)
-        recall.axhline(positive.mean(), **CHANCE | dict(color=line.get_color()))
-    roc.plot([0, 1], [0, 1], **CHANCE)
-    roc.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    recall.set(title="precision and recall, out of fold", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
-    roc_figure.legend(*roc.get_legend_handles_labels(), title=f"AUC, of at most {MOST_CURVES} classes", **BELOW)
-    recall_figure.legend(*recall.get_legend_handles_labels(), title="average precision (dotted: chance)", **BELOW)
-    return dict(roc=save_figure(roc_figure, path), precision_recall=save_figure(recall_figure))
+        label = f"{name}: {roc_auc_score(positive, score):.4f}"
+        axis.plot(false_rate, true_rate, label=label, color=TEXT if name == "pooled" else None, linewidth=1)
+    axis.plot([0, 1], [0, 1], **CHANCE)
+    axis.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
+    figure.legend(*axis.get_legend_handles_labels(), title=f"AUC, of at most {MOST_CURVES} classes", **BELOW)
+    return save_figure(figure, path)
 
 
 def calibration(targets, probabilities, bins=10):

@@ -1,8 +1,10 @@
 """What is kept of a trained fold, and what made it?"""
 
 import hashlib
+import os
 from pathlib import Path
 
+import pandas as pd
 import timm
 import torch
 
@@ -22,12 +24,11 @@ def makers(weights):
     return dict(code=code.hexdigest(), weights=weights if weights in ("hub", "none") else file_hash(Path(weights)))
 
 
-def save_fold(run, kept, logits):
+def save_fold(run, kept, logits, epochs):
     """Writes foldK.csv, foldK.json and, last, foldK.pt, whose presence says that the fold is finished.
 
     kept: what 01's train_fold returned; logits: float32 [n, K] of the held-out images by the kept weights, with the
-    experiment's views.
-    """
+    experiment's views; epochs: the rows of foldK_epochs.csv."""
     config, classes, path = run.config, run.prepared["classes"], run.folder / f"fold{run.fold}.pt"
     chosen = kept[config["keep"]]
     table = run.folds.loc[run.folds.fold == run.fold, ["image_name", "target"]].reset_index(drop=True)
@@ -40,12 +41,17 @@ def save_fold(run, kept, logits):
         scores={key: chosen["scores"][key] for key in dict.fromkeys(["loss", "accuracy", run.metric])},
     )  # fmt: skip
     how = dict(device=str(run.device), amp=run.amp, torch=torch.__version__, timm=timm.__version__)
-    for old in (path, run.folder / f"fold{run.fold}_test.npy"):
-        old.unlink(missing_ok=True)  # of --overwrite: predictions never stand beside other weights
-    write_csv(run.folder / f"fold{run.fold}.csv", table)
-    write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        torch.save(about | dict(model=chosen["weights"]), file)  # given a path, torch writes its name into the archive
+    with replacing(path) as temporary:
+        with open(temporary, "wb") as file:
+            torch.save(
+                about | dict(model=chosen["weights"]), file
+            )  # given a path, torch writes its name into the archive
+            os.fsync(file.fileno())  # a full disk must show before the old model of --overwrite goes
+        for old in (path, run.folder / f"fold{run.fold}_test.npy"):
+            old.unlink(missing_ok=True)  # predictions never stand beside other weights
+        write_csv(run.folder / f"fold{run.fold}.csv", table)
+        write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(epochs))
+        write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
     run.resume.path.unlink(missing_ok=True)
     score = f"valid {METRICS[run.metric].name} {chosen['scores'][run.metric]:.4f}"
     say(f"fold {run.fold} of {run.folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")

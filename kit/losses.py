@@ -13,8 +13,7 @@ def complement_cross_entropy(logits, targets):
 
     The softmax without the target's logit is the paper's p_j / (1 - p_target), but needs no division by a number that
     rounds to 0. The thesis' listing has K for K - 1 and the opposite sign, which sharpens what the paper levels; for
-    its two classes both are 0.
-    """
+    its two classes both are 0."""
     logits = logits.float()
     is_target = F.one_hot(targets, logits.shape[1]).bool()
     log_q = F.log_softmax(logits.masked_fill(is_target, -torch.inf), dim=1).masked_fill(is_target, 0)

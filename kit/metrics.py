@@ -25,6 +25,7 @@ class Metric(NamedTuple):
     larger_is_better: bool = True
     draws: Callable | None = None  # (targets, probabilities, weights uint8 [D, N]) → float [D]; None: `score` D times
     fits: Callable = lambda classes: None  # the reason (str) why classes of these names don't suit the metric, or None
+    of_labels: bool = False  # whether it scores the most probable class alone, so that a submission holds labels
 
     def score(self, targets, probabilities, weights=None):
         """Returns a float, NaN where it is undefined or a probability isn't finite. weights: numbers [N], or None."""
@@ -91,7 +92,7 @@ def label_metric(name, scorer, **options):
         totals = (np.bincount(rows, w) for w in weights)  # images that are alike in both classes are one row
         return [score(*np.divmod(pairs[total > 0], count), total[total > 0]) for total in totals]
 
-    return Metric(name, lambda t, p, weights: score(t, p.argmax(axis=1), weights), draws=draws)
+    return Metric(name, lambda t, p, weights: score(t, p.argmax(axis=1), weights), draws=draws, of_labels=True)
 
 
 def kappa(targets, predicted, sample_weight):

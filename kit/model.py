@@ -43,8 +43,7 @@ def d4(model):
     """The mean of `model`'s logits over the 8 orientations of the square (thesis 3.8.1); the images must be square.
 
     Mirrored or not, upside down or not, turned by 90° or not: each symmetry of the square once. ttach's Rotate90 by
-    180° and 270° would only repeat views.
-    """
+    180° and 270° would only repeat views."""
     views = ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90(angles=[0, 90])])
     return ttach.ClassificationTTAWrapper(model, views, merge_mode="mean")
 
@@ -56,8 +55,7 @@ TTAS = {"d4": d4, "none": lambda model: model}
 class Classifier(nn.Module):
     """uint8 images [B, 3, S, S] → float32 logits [B, K].
 
-    The images are normalised here, on the device: moving bytes costs a quarter of moving floats.
-    """
+    The images are normalised here, on the device: moving bytes costs a quarter of moving floats."""
 
     def __init__(self, backbone, head, mean, std):
         super().__init__()
@@ -79,8 +77,7 @@ def build_model(config, num_classes, weights):
     config: "model" (a timm name), "model_kwargs" (dict), "head" (a key of HEADS), "size" (px), "norm" ("thesis" or
     "model": the mean and std that the weights were trained with), "grad_checkpointing". weights: "hub", "none" or the
     path of a .safetensors or .pth file. Raises UserError for an unknown model, weights that can't be had or don't fit,
-    and a size that the model can't take.
-    """
+    and a size that the model can't take."""
     head = HEADS[config["head"]]
     backbone = build_backbone(config, weights, dict(num_classes=0) if head.behind == "features" else {})
     if config.get("grad_checkpointing"):
@@ -168,8 +165,7 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
     """Logits of `images[rows]` by a model in eval mode: float32 [len(rows), K], without any random transform.
 
     The same for validation and for the test set; `model` may be one of TTAS. `bar` names the progress bar. Under
-    torchrun each process predicts its share of the rows, and all get the whole.
-    """
+    torchrun each process predicts its share of the rows, and all get the whole."""
     model.eval()
     share = rows[RANK::WORLD]
     loader = DataLoader(

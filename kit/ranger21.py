@@ -20,8 +20,7 @@ STATE = ("grad_ma", "neg_grad_ma", "variance_ma", "lookahead_params")  # the pac
 def learning_rate(step, steps, lr, min_lr):
     """Ranger21's schedule: linear warm-up, flat, linear warm-down to `min_lr` (thesis 3.5.1).
 
-    step counts from 1 to steps. The warm-up takes 2000 steps or, in short runs, 22 %; the warm-down begins at 72 %.
-    """
+    step counts from 1 to steps. The warm-up takes 2000 steps or, in short runs, 22 %; the warm-down begins at 72 %."""
     warm_up = 2000 if 0.45 * steps >= 2000 else int(0.22 * steps)
     begin = int(0.72 * steps)
     rate = lr * min(1.0, step / max(1, warm_up))
@@ -128,8 +127,7 @@ class Ranger21Fast(torch.optim.Optimizer):
 def move_variance(grads, weights, variance, beta2):
     """Clips, centralises and normalises a stack of gradients, and moves its variance, both in place.
 
-    → (the factor by which normalising once more would multiply the gradients, the sum of the variance).
-    """
+    → (the factor by which normalising once more would multiply the gradients, the sum of the variance)."""
     # adaptive gradient clipping (Brock et al. 2021): of units whose gradient is too long for their weights
     longest = unit_norm(weights).clamp_min(AGC_EPS) * AGC
     grads.mul_((longest / unit_norm(grads).clamp_min(1e-6)).clamp_max(1))
@@ -159,8 +157,7 @@ def unit_norm(stack):
 def normalise(grads):
     """Divides each gradient of a stack [k, …], in place, by its standard deviation, if it has more than two elements.
 
-    → the factor by which normalising once more would multiply it: the package does so before it moves the momentum.
-    """
+    → the factor by which normalising once more would multiply it: the package does so before it moves the momentum."""
     count = grads[0].numel()
     shape = (-1, *[1] * (grads.dim() - 1))
     if count <= 2:

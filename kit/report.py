@@ -28,8 +28,7 @@ LEDGER = "date folds metric cv cv_low cv_high last_epoch minutes public private 
 def write(args, oof, ledger, verdicts):
     """Writes report.html, confusion.png, roc.png and curves.png into the experiment's folder.
 
-    oof: what 02_oof.py knows of the experiment. ledger: the table of all experiments. verdicts: sentences.
-    """
+    oof: what 02_oof.py knows of the experiment. ledger: the table of all experiments. verdicts: sentences."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     ledger, picture = ledger.set_index("experiment")[LEDGER], pictures(args, oof)
@@ -118,8 +117,7 @@ def threshold(targets, probabilities, classes):
     """The places of the confusion matrix that the reader can move; without JavaScript it stays at one half.
 
     The script gets, for the second of two classes or each of more, how many images of the class, and how many others,
-    there are (totals [C][2]), and have a probability above each threshold 0, 1/steps … 1 (above [C][2][steps + 1]).
-    """
+    there are (totals [C][2]), and have a probability above each threshold 0, 1/steps … 1 (above [C][2][steps + 1])."""
     two, steps = len(classes) == 2, 1000 if len(classes) <= 10 else 100
     thresholds, totals, above = np.arange(steps + 1) / steps, [], []
     for c in [1] if two else range(len(classes)):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import pickle
 import random
+import sys
 import time
 
 import numpy as np
@@ -19,6 +20,7 @@ from kit import distributed
 from kit.experiment import differences
 
 DIGEST = 32  # bytes of a SHA-256
+TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
 SEEN = ("logits", "targets")  # of the epoch so far: lists of tensors in the state
 
 
@@ -32,8 +34,7 @@ class ResumeFile:
 
     config: the fold's settings. defaults: what a setting was that an older file lacks. minutes: the least time between
     two saves within an epoch; 0 saves nothing. stop_after: seconds after the start of the process at which training
-    saves and ends, or None.
-    """
+    saves and ends, or None."""
 
     def __init__(self, path, config, defaults, minutes, stop_after=None):
         self.path, self.config, self.defaults = path, config, defaults
@@ -47,6 +48,11 @@ class ResumeFile:
     def time_is_up(self):
         return self.stop_after is not None and time.monotonic() - STARTED >= self.stop_after
 
+    def stop(self, name, done):
+        """Ends the script, whose state is saved."""
+        say(f"{name}: stopped by --stop-after; run it again to go on after {done}")
+        sys.exit(TO_BE_CONTINUED)
+
     def save(self, state):
         """Writes the state of everything; `state` is what `load` returned, brought up to date. Under torchrun the first
         process writes what all have seen of the epoch, and all wait for it. A full disk costs the safety copy, not the
@@ -57,7 +63,7 @@ class ResumeFile:
         randoms = distributed.gather(random_states())
         if self.minutes > 0 and RANK == 0:
             seen = {key: [tensor for share in shares for tensor in share[key]] for key in SEEN}
-            self._write(dict(state=state | seen, random=randoms))
+            self._write(dict(progress=state | seen, random=randoms))
         self.last_save = time.monotonic()
         distributed.from_first(0)
 
@@ -76,13 +82,12 @@ class ResumeFile:
         back as they were when the file was saved. → the fold's state: a dict of epoch, step, rows, kept and what
         `epoch_start` names; where there is no file, the start of the first epoch.
 
-        A damaged file, or one of other settings, is set aside with a message, and the fold starts over.
-        """
+        A damaged file, or one of other settings, is set aside with a message, and the fold starts over."""
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
         if run.scheduler is not None:
             self.parts["scheduler"] = run.scheduler
         if RANK > 0:
-            distributed.from_first(0)  # until the first process has looked at the file
+            distributed.from_first(0)  # waits here while the first process looks at the file, and may set it aside
         state = self._load() if self.path.exists() else None
         if RANK == 0:
             distributed.from_first(0)
@@ -111,7 +116,7 @@ class ResumeFile:
                 part.load_state_dict(state["parts"][name])
         if len(state["random"]) > RANK:
             restore_random_states(state["random"][RANK])
-        return state["state"]
+        return state["progress"]
 
 
 def read_checked(path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from common import UserError, listing
 from kit.images import IMAGE_ENDINGS
+from kit.metrics import METRICS
 
 
 def read_rows(path, remedy):
@@ -107,7 +108,8 @@ def read_sample_submit(args, source, classes):
     if width == 1:
         if value == "auto":
             words = not is_number(*classes) and all(row[1].strip() in classes for row in rows)
-            value = "label" if len(classes) > 2 or words else "probability"
+            of_labels = args.metric != "auto" and METRICS[args.metric].of_labels
+            value = "label" if len(classes) > 2 or words or of_labels else "probability"
         lacks = value == "probability" and len(classes) > 2
         refuse(path, lacks, f"has one column for {len(classes)} classes: --submit-value label fills it")
     else:

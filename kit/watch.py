@@ -7,7 +7,7 @@ import torch
 
 from common import RANK, UserError, progress, say, softmax, warn
 from kit.metrics import METRICS
-from kit.model import predict
+from kit.model import TTAS, predict
 from kit.optim import current_lr
 
 WINDOW = 1024  # images that the bar's running scores look back on, so that they cost the same all epoch long
@@ -33,8 +33,7 @@ def seen(state, last=0):
 class Watch:
     """The progress bar of an epoch of `steps` steps, and a look at the losses now and then.
 
-    Looking at a number makes a GPU wait for it, so the losses are looked at twice a second and not at every step.
-    """
+    Looking at a number makes a GPU wait for it, so the losses are looked at twice a second and not at every step."""
 
     def __init__(self, run, state, steps):
         self.run, self.state, self.steps, self.losses, self.skipped, self.in_a_row = run, state, steps, [], 0, 0
@@ -90,7 +89,7 @@ class Watch:
             return
         pace = (time.perf_counter() - self.settled[1]) / (step - self.settled[0])
         # A forward pass is about a third of a step; the kept epoch's held-out images are seen in all views once more.
-        views = 8 if run.config["tta"] != "none" else 0
+        views = len(getattr(TTAS[run.config["tta"]](run.classifier), "transforms", []))
         steps = run.config["epochs"] * self.steps
         steps += len(run.valid_rows) * (run.config["epochs"] + views) / (3 * self.batch)
         words = f"fold {run.fold} takes about {steps * pace / 60:.1f} min"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, done, png, refused, toy_image, write_csv, write_zip
+from conftest import TINY, done, kit, png, refused, toy_image, write_csv, write_zip
 
 PREPARE = ["--size", 32, "--folds", 2, "--groups", "none"]
 TRAIN = [*TINY, "--fold", 0]
@@ -122,11 +122,6 @@ def nothing(output):
     pass
 
 
-def other_settings(output):
-    path = output / "base" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | dict(lr=1.0)))
-
-
 TRAINER, OOF, INFER = "01_train_fold.py", "02_oof.py", "03_infer.py"
 NEW = [*TRAIN, "--exp", "new"]
 LATER = {
@@ -139,7 +134,7 @@ LATER = {
     "test cache missing": (without("prepared/test_32.npy"), INFER, [], "test_32.npy is missing"),
     "fold out of range": (nothing, TRAINER, [*TINY, "--fold", 2], "folds 0 to 1"),
     "fold negative": (nothing, TRAINER, [*TINY, "--fold", -1], "--fold"),
-    "fold a word": (nothing, TRAINER, [*TINY, "--fold", "one"], "--fold one: there are folds 0 to 1, or all"),
+    "fold a word": (nothing, TRAINER, [*TINY, "--fold", "one"], "--fold one: there are folds 0 to 1; all stands alone"),
     "no fold": (nothing, TRAINER, TINY, "--fold"),
     "other size": (nothing, TRAINER, [*NEW, "--size", 64], "00_prepare.py --size 64"),
     "other settings": (nothing, TRAINER, [*TRAIN, "--lr", 1, "--overwrite"], "lr was 0.003 and is now 1.0"),
@@ -155,6 +150,8 @@ LATER = {
     "unknown optimiser": (nothing, TRAINER, [*NEW, "--optimizer", "adamx"], "invalid choice: 'adamx'"),
     "unknown device": (nothing, TRAINER, [*NEW, "--device", "tpu9"], "--device tpu9"),
     "batch larger than the fold": (nothing, TRAINER, [*NEW, "--batch-size", 13], "more than the 12 training images"),
+    "lr inf": (nothing, TRAINER, [*NEW, "--lr", "inf"], "must be above 0 and finite"),
+    "weights inf": (nothing, INFER, ["base", "--weights", "inf"], "must be at least 0 and finite"),
     "lr 0": (nothing, TRAINER, [*NEW, "--lr", 0], "--lr: 0 must be above 0"),
     "lr -1": (nothing, TRAINER, [*NEW, "--lr=-1"], "must be above 0"),
     "lr nan": (nothing, TRAINER, [*NEW, "--lr", "nan"], "must be above 0"),
@@ -167,7 +164,7 @@ LATER = {
     "name of a path": (nothing, TRAINER, [*TRAIN, "--exp", "a/b"], "can't be an experiment's name"),
     "name of the prepared data": (nothing, TRAINER, [*TRAIN, "--exp", "prepared"], "can't be an experiment's name"),
     "diverging": (nothing, TRAINER, [*NEW, "--lr", 1e30, "--optimizer", "sgd"], "lower --lr"),
-    "no such experiment": (nothing, OOF, ["nowhere"], "nowhere/config.json is missing"),
+    "no such experiment": (nothing, OOF, ["nowhere"], "nowhere has no finished fold"),
     "no fold finished": (
         lambda o: [(o / "base" / f"fold{k}.{end}").unlink() for k, end in ((0, "pt"), (1, "csv"))],
         INFER,
@@ -177,7 +174,7 @@ LATER = {
     "a fold's table cut": (cut("base/fold1.csv"), OOF, [], "fold1.csv"),
     "NaN in a prediction": (nan_prediction, OOF, [], "predictions that are no numbers (0"),
     "epochs missing": (without("base/fold1_epochs.csv"), OOF, [], "fold1_epochs.csv is missing"),
-    "config damaged": (cut("base/config.json"), OOF, [], "config.json is damaged"),
+    "config damaged": (cut("base/config.json"), TRAINER, [*TRAIN, "--overwrite"], "config.json is damaged"),
     "ledger damaged": (lambda o: (o / "experiments.csv").write_text("a,b\n1,2\n"), OOF, [], "experiments.csv has no"),
     "score no number": (nothing, OOF, ["--lb-public", "high"], "--lb-public"),
     "experiment named twice": (nothing, OOF, ["base", "base"], "named twice"),
@@ -185,7 +182,6 @@ LATER = {
     "a fold's record of other settings": (record(lr=9.0), OOF, [], "fold1.pt was trained with other settings"),
     "a fold's record cut": (cut("base/fold1.json"), OOF, [], "fold1.json is damaged"),
     "checkpoint of other settings": (other_model, INFER, [], "fold0.pt isn't the model of fold0.json"),
-    "config of other settings": (other_settings, INFER, [], "fold0.pt was trained with other settings"),
     "checkpoint cut": (cut("base/fold0.pt"), INFER, [], "fold0.pt is damaged"),
     "checkpoint of text": (lambda o: (o / "base" / "fold0.pt").write_text("hello"), INFER, [], "fold0.pt is damaged"),
     "solution of other images": (
@@ -251,7 +247,10 @@ def test_a_disk_that_fills_up(copy, script, monkeypatch):
         OOF: [],
         INFER: ["--tta", "none"],
     }[script]
-    line = refused(script, *flags_of(copy), *flags)
+    result = kit(script, *flags_of(copy), *flags)
+    *warnings, line = result.err.splitlines()
+    assert result.code == 2
     assert "can't be written (No space left on device)" in line
+    assert all("warning: no resume file" in warning for warning in warnings)
     after = snapshot(copy)
     assert after == before

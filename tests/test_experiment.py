@@ -50,7 +50,7 @@ def test_all_folds_in_one_process_are_those_of_one_process_each(toy):
         for ending in ("pt", "csv"):
             apart, one = (folders[3] / exp / f"fold{fold}.{ending}" for exp in ("apart", "together"))
             assert apart.read_bytes() == one.read_bytes()
-    assert "there are folds 0 to 2, or all" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
+    assert "there are folds 0 to 2; all stands alone" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
 
 
 # ---------------------------------------------------------------- views
@@ -93,6 +93,16 @@ def test_overwriting_the_only_fold_allows_other_settings(flags):
     done(TRAIN, *flags, *QUICK, "--fold", "all", "--overwrite", "--seed", 2)
 
 
+def test_an_overwrite_that_fails_leaves_a_whole_experiment(flags):
+    """The old fold, its epochs and the other folds stay what they were until the new one is finished."""
+    done(TRAIN, *flags, *TINY, "--fold", "all")
+    before = {path.name: path.read_bytes() for path in (flags[3] / "base").glob("fold*")}
+    line = refused(TRAIN, *flags, *TINY, "--fold", "all", "--overwrite", "--optimizer", "lion", "--lr", "1e30")
+    assert "lower --lr" in line
+    assert before.items() <= {path.name: path.read_bytes() for path in (flags[3] / "base").glob("fold*")}.items()
+    done("02_oof.py", *flags, "--draws", 100)
+
+
 def test_paths_and_precision_are_no_settings(flags, tmp_path):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes())
@@ -129,7 +139,8 @@ def test_a_cv_never_mixes_two_recipes(flags):
     content["config"]["lr"] = 1.0
     path.write_text(json.dumps(content))
     for script in ("02_oof.py", "03_infer.py"):
-        assert "fold1.pt was trained with other settings than config.json's (lr was 1.0" in refused(script, *flags)
+        line = refused(script, *flags)
+        assert "fold1.pt was trained with other settings than fold 0: lr was 0.003 and is now 1.0" in line
 
 
 HOLD = """
@@ -218,6 +229,14 @@ def test_a_resume_file_that_cannot_be_written_is_a_warning(flags, monkeypatch):
     assert "No space left on device" in result.err
     assert (flags[3] / "base" / "fold0.pt").exists()
     assert not list((flags[3] / "base").glob("*resume*"))
+
+
+def test_stop_after_ends_an_epoch_of_one_step(flags):
+    command = [sys.executable, ROOT / TRAIN, *flags, *TINY, "--fold", 0, "--batch-size", 20, "--stop-after", "1s"]
+    result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    assert result.returncode == 75, result.stderr
+    assert "stopped by --stop-after; run it again to go on after 1 of 2 epochs" in result.stdout
+    assert "goes on in epoch 2" in done(TRAIN, *flags, *TINY, "--fold", 0, "--batch-size", 20)
 
 
 def test_a_full_gpu_names_the_flags(flags, monkeypatch):

@@ -78,12 +78,15 @@ def test_no_fold_is_predicted_twice_unless_something_changed(copied):
     flags, output = copied
     done("03_infer.py", *flags)
     path, rows = submission_of(output)
-    (output / "base" / "fold1_test.npy").unlink()
+    (output / "base" / "fold1_test.npy").write_bytes(b"damaged")
     out = done("03_infer.py", *flags)
     assert re.findall(r"fold (\d), d4 views: \d+ images, predicted earlier", out) == ["0", "2"]
     assert submission_of(output)[1] == rows
     out = done("03_infer.py", *flags, "--tta", "none")
     assert "earlier" not in out, "other views are other predictions"
+    ledger = pd.read_csv(output / "experiments.csv").set_index("experiment")
+    assert set(ledger.index) == {"base", "base_none"}, "a score of other views isn't noted beside the CV of these"
+    (output / "base").glob("submission_base_none_CV*.csv").__next__().unlink()
     path = output / "prepared" / "test.csv"
     lines = path.read_text().splitlines()
     done("03_infer.py", *flags)
@@ -104,7 +107,7 @@ def test_missing_folds_are_said_and_left_out(copied):
     for k in (0, 2):
         (output / "base" / f"fold{k}.json").unlink()
     assert "has no finished fold" in refused("03_infer.py", *flags)
-    assert "nowhere/config.json is missing" in refused("03_infer.py", "nowhere", *flags)
+    assert "nowhere has no finished fold" in refused("03_infer.py", "nowhere", *flags)
 
 
 def test_several_experiments_are_blended(copied):
@@ -122,15 +125,16 @@ def test_several_experiments_are_blended(copied):
     assert mean.stem.endswith(f"CV{roc_auc_score(targets, (first + second)[:, 1]):.4f}")
     mean.unlink()
     done("03_infer.py", "base", "other", *flags, "--weights", 3, 1)
-    (weighted,) = output.glob("submission_base+other_CV*.csv")
+    (weighted,) = output.glob("submission_base+other_3.0_1.0_CV*.csv")
     assert np.loadtxt(weighted, delimiter=",", usecols=1) == pytest.approx(
         0.75 * values[0] + 0.25 * values[1], abs=1e-6
     )
     weighted.unlink()
     out = done("03_infer.py", "base", "other", *flags, "--blend", "rank")
-    (ranks,) = output.glob("submission_base+other_CV*.csv")
+    (ranks,) = output.glob("submission_base+other_rank_CV*.csv")
     parts = [np.stack([1 - v, v], axis=1) for v in values[:2]]
     assert np.loadtxt(ranks, delimiter=",", usecols=1) == pytest.approx(blend(parts, "rank")[:, 1], abs=1e-3)
+    assert "named twice" in refused("03_infer.py", "base", "base", *flags)
     assert out.count("predicted earlier") == 6, "blends are made of what is kept"
     assert "--weights needs a number for each" in refused("03_infer.py", "base", "other", *flags, "--weights", 1)
 

@@ -55,8 +55,9 @@ def experiment(output, exp, targets, logits, metric="auc", groups=None, **config
     write_csv(prepared / "folds.csv", folds)
     about = dict(classes=classes, metric=metric, folds=3, groups="none", sizes=[], limit=None, unreadable=[])
     config = dict(model="made up", keep="best", tta="none", folds_hash=file_hash(prepared / "folds.csv")) | config
+    config["changed"] = {}
     write_json(prepared / "prepared.json", about | dict(relatives=None, shift=None, folds_hash=config["folds_hash"]))
-    write_json(folder / "config.json", config | dict(changed={}))
+    write_json(folder / "config.json", config)
     for k in range(3):
         rows = folds.fold == k
         columns = {f"{kind}_{c}": logits[kind][rows, c] for kind in logits for c in range(len(classes))}
@@ -150,7 +151,7 @@ def test_the_folds_that_are_there_make_a_cv(copied):
     for k in (0, 2):
         (output / "base" / f"fold{k}.json").unlink()
     assert "has no finished fold" in refused("02_oof.py", *flags)
-    assert "nowhere/config.json is missing" in refused("02_oof.py", "nowhere", *flags)
+    assert "nowhere has no finished fold" in refused("02_oof.py", "nowhere", *flags)
 
 
 def test_other_folds_and_damaged_predictions_are_refused(copied):

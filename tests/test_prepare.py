@@ -608,3 +608,10 @@ def test_submissions_are_filled_and_checked(tmp_path, submission, rows):
             check(wrong)
     with pytest.raises(AssertionError):
         check([*rows[:-1], [rows[-1][0], *["1.5"] * (len(rows[-1]) - 1)]])
+
+
+def test_a_metric_of_labels_submits_labels_of_two_classes(toy):
+    flags = toy()
+    for metric, value in (("auto", "probability"), ("logloss", "probability"), ("f1", "label"), ("qwk", "label")):
+        out = done("00_prepare.py", *flags, "--size", 32, "--groups", "none", "--overwrite", "--metric", metric)
+        assert json.loads((prepared(flags) / "prepared.json").read_text())["submission"]["value"] == value, out

@@ -117,7 +117,7 @@ def test_report_of_the_demo(trained, report, browser):
     body = browser.run("return document.body.textContent")
     assert f"{int((oof.label != (p > 0.5)).sum())} of {len(oof)} images are predicted wrongly" in body
     assert browser.run("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert browser.run("return document.querySelectorAll('svg').length") == 4
+    assert browser.run("return document.querySelectorAll('svg').length") == 3
     assert browser.console() == []
 
 
@@ -197,7 +197,7 @@ def test_many_classes_get_a_menu(tmp_path, browser):
     assert browser.run("return document.querySelector('.positive').textContent") == "class 7"
     headline = browser.run("return document.querySelector('.headline').textContent")
     assert headline == f"accuracy {(probabilities.argmax(axis=1) == targets).mean():.4f}"
-    assert browser.run("return document.querySelectorAll('svg').length") == 5
+    assert browser.run("return document.querySelectorAll('svg').length") == 4
     assert browser.console() == []
 
 

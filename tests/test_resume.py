@@ -33,7 +33,7 @@ def killed(trained, tmp_path_factory):
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     path = output / "new" / "fold0.resume.pt"
     while process.poll() is None:
-        if path.exists() and (state := resume.read_checked(path)["state"])["epoch"] == 2 and state["step"] > 2:
+        if path.exists() and (state := resume.read_checked(path)["progress"])["epoch"] == 2 and state["step"] > 2:
             process.send_signal(signal.SIGKILL)
             process.wait()
             return output / "new"

@@ -96,7 +96,7 @@ def test_run_sh_goes_on_after_stop_after_and_after_ctrl_c(toy, tmp_path):
     process = run_sh(*flags, "--stop-after", "1s", **PLAIN)
     out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (75, "")
-    assert out.count("stopped by --stop-after; run it again to go on from step 1 of 3") == 1
+    assert out.count("stopped by --stop-after; run it again to go on after 1 of 3 steps") == 1
     assert "fold 1 epoch" not in out
     assert (folder / "fold0.resume.pt").exists()
 

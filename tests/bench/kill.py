@@ -123,7 +123,7 @@ def kill_training(flags, output, kills, rng):
 def within_epoch(folder):
     """Whether the newest whole resume file is of the middle of an epoch."""
     path = folder / "fold0.resume.pt"
-    return path.exists() and read_checked(path)["state"]["step"] > 0
+    return path.exists() and read_checked(path)["progress"]["step"] > 0
 
 
 def kill_others(flags, output, kills, rng):
