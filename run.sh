@@ -4,7 +4,7 @@
 #   bash run.sh --exp base
 #   bash run.sh --exp convnext @recipes/convnext.args
 #   bash run.sh --exp base --parallel --stop-after 8.5h     # shares the folds between the GPUs; ends before the session
-#   PREPARE="--folds 10" INFER="--tta none" bash run.sh --exp quick
+#   PREPARE="--folds 10" INFER="--batch-size 8" bash run.sh --exp quick
 #
 # The flags are those of 01_train_fold.py. 00, 02 and 03 are told the --input, --output, --exp and --size among them; an
 # @FILE must not hold --input or --output, which 01 alone would see. Flags of 00 or 03 alone go into PREPARE and INFER.

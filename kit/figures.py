@@ -92,7 +92,7 @@ def draw_roc(curves, path):
         axis.plot(false_rate, true_rate, label=label, color=TEXT if name == "pooled" else None, linewidth=1)
     axis.plot([0, 1], [0, 1], **CHANCE)
     axis.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    figure.legend(*axis.get_legend_handles_labels(), title=f"AUC, of at most {MOST_CURVES} classes", **BELOW)
+    figure.legend(*axis.get_legend_handles_labels(), title="AUC", **BELOW)
     return save_figure(figure, path)
 
 

@@ -80,10 +80,10 @@ def load(script):
 
 
 def run_sh(*flags, **environment):
-    """A running run.sh, in a session of its own: two folds, one view."""
+    """A running run.sh, in a session of its own: two folds."""
     return subprocess.Popen(
         ["bash", str(ROOT / "run.sh"), *map(str, flags)],
-        env={**os.environ, "PYTHON": sys.executable, "PREPARE": "--folds 2", "INFER": "--tta none", **environment},
+        env={**os.environ, "PYTHON": sys.executable, "PREPARE": "--folds 2", "INFER": "--batch-size 64", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -43,7 +43,7 @@ def test_run_sh_tells_each_script_its_flags(tmp_path):
         "| 00_prepare.py --input in --output /out --size 384 --folds 5",
         f"| 01_train_fold.py {passed_on} --fold all",
         "| 02_oof.py quick --input in --output /out",
-        "| 03_infer.py quick --input in --output /out --tta none",
+        "| 03_infer.py quick --input in --output /out --batch-size 64",
     ]
 
 

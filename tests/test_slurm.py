@@ -47,7 +47,7 @@ def wait_until_done(folder, seconds=240):
 def submit(folder, competition, *flags):
     """Submits as a user does, but with the logs in `folder`; inner jobs take the place of logs from the environment.
     Each fold has the node to itself, so that the second is cut off while the first is queued again."""
-    names = dict(EXP="quick", INPUT=competition[1], OUTPUT=competition[3], INFER="--tta none")
+    names = dict(EXP="quick", INPUT=competition[1], OUTPUT=competition[3], INFER="--batch-size 64")
     own = dict(PREPARE="--folds 2 --groups none --size 32", GPU="--exclusive", SBATCH_OUTPUT=f"{folder}/%x-%j.log")
     environment = {name: str(value) for name, value in (names | own).items()}
     slurm("sbatch", f"--output={own['SBATCH_OUTPUT']}", "slurm/folds.sbatch", *flags, **environment)

@@ -123,7 +123,7 @@ def fuzz_tables(seconds, outcomes):
         path = Path(folder) / "train.csv"
         options = SimpleNamespace(input=Path(folder), train_csv="train.csv", sample_submit="train.csv", folds=2,
             image_column="image_name", label_column="label", submit_header="auto", submit_value="auto",
-            positive=None)  # fmt: skip
+            positive=None, metric="auto")  # fmt: skip
         source = SimpleNamespace(find={"a.png": "a.png", "b.png": "b.png"}.get)
 
         def read_format(options, classes):

@@ -93,9 +93,9 @@ class Bench:
         count = 2 * args.batch_size if images is None else len(images)
         folds = pd.DataFrame(dict(fold=1, target=np.arange(count) % 2), index=range(count))
         shared = SimpleNamespace(
-            args=args, config=train.settings(args), folder=Path(), prepared=dict(classes=["0", "1"]), metric="auc",
-            folds=folds, images=images, targets=folds.target.to_numpy(), device=self.device, amp=self.amp,
-            workers=pick_workers(None, self.device),
+            args=args, config=train.settings(args), defaults={}, folder=Path(), metric="auc",
+            prepared=dict(classes=["0", "1"]), folds=folds, images=images, targets=folds.target.to_numpy(),
+            device=self.device, amp=self.amp, workers=pick_workers(None, self.device),
         )  # fmt: skip
         return train.set_up(shared, 0)
 
