@@ -1,6 +1,22 @@
 """Damages a competition's files, and looks whether a script that refuses them leaves everything as it was."""
 
-from conftest import refused
+import numpy as np
+from conftest import done, png, refused, toy_image, write_csv, write_zip
+
+PREPARE = ["--size", 32, "--folds", 2, "--groups", "none"]
+
+
+def build_world(folder):
+    """Writes a competition of 24 training and 4 test images into folder/input, and prepares it into folder/output."""
+    rng = np.random.default_rng(0)
+    (folder / "input").mkdir()
+    names = [f"{i:04}.png" for i in range(24)]
+    images = {f"train/{name}": png(toy_image(rng, i % 2)) for i, name in enumerate(names)}
+    write_zip(folder / "input" / "train.zip", images)
+    write_zip(folder / "input" / "test.zip", {f"test/t{i}.png": png(toy_image(rng, i % 2)) for i in range(4)})
+    write_csv(folder / "input" / "train.csv", [("image_name", "label"), *((n, i % 2) for i, n in enumerate(names))])
+    write_csv(folder / "input" / "sample_submit.csv", [(f"t{i}.png", 0.5) for i in range(4)])
+    done("00_prepare.py", *flags_of(folder), *PREPARE)
 
 
 def flags_of(folder):

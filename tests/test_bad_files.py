@@ -8,28 +8,18 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import done, png, toy_image, write_csv, write_zip
-from damage import edited, flags_of, refused_untouched, without
+from conftest import done, png, toy_image, write_zip
+from damage import PREPARE, build_world, edited, flags_of, refused_untouched, without
 from PIL import Image
 
 from kit.images import decode
-
-PREPARE = ["--size", 32, "--folds", 2, "--groups", "none"]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A small competition, prepared. → its folder, for reading only."""
     folder = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
-    (folder / "input").mkdir()
-    names = [f"{i:04}.png" for i in range(24)]
-    images = {f"train/{name}": png(toy_image(rng, i % 2)) for i, name in enumerate(names)}
-    write_zip(folder / "input" / "train.zip", images)
-    write_zip(folder / "input" / "test.zip", {f"test/t{i}.png": png(toy_image(rng, i % 2)) for i in range(4)})
-    write_csv(folder / "input" / "train.csv", [("image_name", "label"), *((n, i % 2) for i, n in enumerate(names))])
-    write_csv(folder / "input" / "sample_submit.csv", [(f"t{i}.png", 0.5) for i in range(4)])
-    done("00_prepare.py", *flags_of(folder), *PREPARE)
+    build_world(folder)
     return folder
 
 

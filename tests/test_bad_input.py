@@ -11,12 +11,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from conftest import TINY, done, kit, png, refused, toy_image, write_csv, write_zip
+from conftest import TINY, done, kit, refused
+from damage import PREPARE, build_world, edited, flags_of, refused_untouched, snapshot, without
 
-PREPARE = ["--size", 32, "--folds", 2, "--groups", "none"]
 TRAIN = [*TINY, "--fold", 0]
 
 
@@ -24,18 +23,9 @@ TRAIN = [*TINY, "--fold", 0]
 def world(tmp_path_factory):
     """A small competition, prepared and trained. → its folder, for reading only."""
     folder = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
-    (folder / "input").mkdir()
-    names = [f"{i:04}.png" for i in range(24)]
-    images = {f"train/{name}": png(toy_image(rng, i % 2)) for i, name in enumerate(names)}
-    write_zip(folder / "input" / "train.zip", images)
-    write_zip(folder / "input" / "test.zip", {f"test/t{i}.png": png(toy_image(rng, i % 2)) for i in range(4)})
-    write_csv(folder / "input" / "train.csv", [("image_name", "label"), *((n, i % 2) for i, n in enumerate(names))])
-    write_csv(folder / "input" / "sample_submit.csv", [(f"t{i}.png", 0.5) for i in range(4)])
-    flags = ["--input", folder / "input", "--output", folder / "output"]
-    done("00_prepare.py", *flags, *PREPARE)
-    done("01_train_fold.py", *flags, *TINY, "--fold", "all")
-    done("02_oof.py", *flags, "--draws", 100)
+    build_world(folder)
+    done("01_train_fold.py", *flags_of(folder), *TINY, "--fold", "all")
+    done("02_oof.py", *flags_of(folder), "--draws", 100)
     return folder
 
 
@@ -44,42 +34,6 @@ def copy(world, tmp_path):
     """A copy of the world, to be damaged. → its folder."""
     shutil.copytree(world, tmp_path / "world")
     return tmp_path / "world"
-
-
-def flags_of(folder):
-    return ["--input", folder / "input", "--output", folder / "output"]
-
-
-def snapshot(folder):
-    """Every file's bytes; the lock files, whose content says who held them last, only by name."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
-    return {
-        str(path): b"" if path.name.endswith("lock") else path.read_bytes() if path.exists() else b"dead link"
-        for path in files
-        if not path.name.endswith("lock")
-    }
-
-
-def refused_untouched(folder, script, *flags):
-    """→ the one line; nothing in the folder may have changed."""
-    before = snapshot(folder)
-    line = refused(script, *flags_of(folder), *flags)
-    assert snapshot(folder) == before, "something was written, changed or removed"
-    return line
-
-
-def edited(name, change):
-    """A file whose text is changed by a function."""
-
-    def damage(folder):
-        path = folder / name
-        path.write_text(change(path.read_text()))
-
-    return damage
-
-
-def without(name):
-    return lambda folder: (folder / name).unlink()
 
 
 # ---------------------------------------------------------------- folds, models, flags
