@@ -118,18 +118,18 @@ def build_backbone(config, weights, kwargs):
             torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
         with contextlib.redirect_stdout(io.StringIO()):
             return timm.create_model(name, pretrained=weights != "none", **kwargs, **overlay)
-    except (TypeError, AssertionError, ValueError) as error:
-        given = " ".join(f"{key}={value}" for key, value in kwargs.items())
-        raise UserError(f"{name} can't be built with {given} ({error}): mend --model-kwargs or --size") from None
     except (OSError, *WEIGHT_ERRORS) as error:
         reason = " ".join(str(error).split())[:200]
         if overlay:
             raise UserError(f"--weights {weights} doesn't hold weights of {name} ({reason}): give others") from None
-        # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors
+        # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors, some ValueErrors as well
         if weights == "none" or not (isinstance(error, OSError) or "pretrained" in reason):
             raise
         remedy = "download them where there is a network and pass --weights FILE, or start from scratch: --weights none"
         raise UserError(f"the weights of {name} can't be had from the hub ({reason}): {remedy}") from None
+    except (TypeError, AssertionError, ValueError) as error:
+        given = " ".join(f"{key}={value}" for key, value in kwargs.items())
+        raise UserError(f"{name} can't be built with {given} ({error}): mend --model-kwargs or --size") from None
 
 
 def check_name(name):
