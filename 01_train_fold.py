@@ -296,7 +296,7 @@ def main(args):
     numbers = fold_numbers(args, prepared["folds"])
     if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
         raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
-    config["folds_hash"] = prepared["folds_hash"]
+    config |= {key: prepared[key] for key in ("folds_hash", "metric")}  # decided by 00, and the same for all folds
     replaced = set(numbers) if args.overwrite else set()
     check_config(folder, config, usual, replaced)
     shared = SimpleNamespace(

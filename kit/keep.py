@@ -43,9 +43,7 @@ def save_fold(run, kept, logits, epochs):
     how = dict(device=str(run.device), amp=run.amp, torch=torch.__version__, timm=timm.__version__)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
-            torch.save(
-                about | dict(model=chosen["weights"]), file
-            )  # given a path, torch writes its name into the archive
+            torch.save(about | dict(model=chosen["weights"]), file)  # a path's name would be part of the archive
             os.fsync(file.fileno())  # a full disk must show before the old model of --overwrite goes
         for old in (path, run.folder / f"fold{run.fold}_test.npy"):
             old.unlink(missing_ok=True)  # predictions never stand beside other weights

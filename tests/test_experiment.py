@@ -131,6 +131,13 @@ def test_a_change_of_the_code_between_folds_is_said(flags):
     assert "the folds of base are trained with different code (fold 0 | fold 1)" in result.err
 
 
+def test_a_cv_never_mixes_epochs_chosen_by_two_metrics(flags):
+    done(TRAIN, *flags, *QUICK, "--fold", 0)
+    prepare(flags, 32, "--folds", 2, "--overwrite", "--metric", "logloss")
+    assert "metric was 'auc' and is now 'logloss'" in refused(TRAIN, *flags, *QUICK, "--fold", 1)
+    assert "metric of 00_prepare.py" in refused("02_oof.py", *flags)
+
+
 def test_a_cv_never_mixes_two_recipes(flags):
     """config.json can't change while a fold trains, and 02 checks what each fold says of itself."""
     done(TRAIN, *flags, *QUICK, "--fold", "all")
