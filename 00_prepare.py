@@ -8,6 +8,7 @@
 Reads INPUT/train.csv, INPUT/sample_submit.csv, and the images in INPUT/train.zip and INPUT/test.zip, or in folders of
 these names. Writes OUTPUT/prepared: folds.csv, test.csv, train_448.npy, test_448.npy, samples.png, prepared.json.
 duplicates.csv and .png show the copies of one source: they stay in one fold, or the CV would flatter the model.
+matched.png shows whether the folds ask what the test set asks.
 """
 
 import contextlib
@@ -21,13 +22,15 @@ import pandas as pd
 
 import common
 from common import UserError, listing, number, prepared_folder, say
-from kit import copies, forecast
+from kit import copies, forecast, matched
 from kit.cache import array_in_file, cache, staged
 from kit.folds import fold_table, given_groups, make_folds
 from kit.images import ImageSource, draw_classes
 from kit.locks import locked
 from kit.metrics import METRICS, default_metric
 from kit.tables import SUBMISSIONS, check_unique, positive_class, read_labels, read_sample_submit, refuse
+
+SEARCHED = "auto", "copies"  # kinds of --groups that look at the images
 
 
 def make_parser():
@@ -57,9 +60,10 @@ def make_parser():
     add("--overwrite", action="store_true", help="prepare everything anew; models of other folds become unusable")
 
     add = parser.add_argument_group("groups: images that must stay in one fold").add_argument
-    add("--groups", default="auto", help="auto: copies of one source, found by kit/copies.py; none: as the thesis; "
-        "a column of the training table; or a FILE.csv with image_name,group")  # fmt: skip
-    add("--embed", metavar="MODEL", help="let auto compare the features of this timm model, not SIFT words")
+    add("--groups", default="auto", help="auto: what makes the folds ask what the test set asks, copies together "
+        "(kit/matched.py); copies: of one source (kit/copies.py), no more; none: as the thesis; a column of the "
+        "training table; or a FILE.csv with image_name,group")  # fmt: skip
+    add("--embed", metavar="MODEL", help="let both compare the features of this timm model too")
     add("--weights", help="of the --embed model: hub (the default), none, or a .safetensors or .pth file")
     return parser
 
@@ -74,7 +78,7 @@ def read_competition(args):
     metric = default_metric(classes) if args.metric == "auto" else args.metric
     if reason := METRICS[metric].fits(classes):
         raise UserError(f"--metric {metric} doesn't suit the classes {listing(classes)}: {reason}")
-    groups = np.arange(len(names)) if args.groups in ("auto", "none") else given_groups(args, names)
+    groups = np.arange(len(names)) if args.groups in (*SEARCHED, "none") else given_groups(args, names)
     if args.limit:
         rows, test_names = some_of_each(labels, args.limit, args.folds, args.seed), test_names[: args.limit]
         names, labels, groups = [names[i] for i in rows], [labels[i] for i in rows], groups[rows]
@@ -138,12 +142,12 @@ def earlier_prepared(args, data):
 def prepare(args, data, new, earlier):
     """Makes all files in the folder `new`; after an `earlier` run, only the caches and samples.png. → (prepared.json,
     folds.csv as a table, {part: Counter of the images' (width, height)})."""
-    search = args.groups == "auto" and not earlier
+    search = args.groups in SEARCHED and not earlier
     statistics = np.zeros((len(data.groups), forecast.STATISTICS), np.float32)
     with array_in_file(new, copies.RECORD, len(data.groups)) if search else contextlib.nullcontext() as records:
         sizes, unreadable = cache_all(args, data, new, statistics, records)
-        groups, relatives = find_relatives(args, data, new, records) if search else (data.groups, None)
-    prepared, folds = earlier or decide_folds(args, data, new, groups, relatives, statistics)
+        found = find_groups(args, data, new, records) if search else dict(held_together=data.groups)
+    prepared, folds = earlier or decide_folds(args, data, new, statistics, **found)
     prepared["sizes"] = sorted({*prepared["sizes"], args.size})
     prepared["unreadable"] = list(dict.fromkeys([*prepared["unreadable"], *unreadable]))
     images = np.load(new / f"train_{args.size}.npy", mmap_mode="r")
@@ -152,15 +156,19 @@ def prepare(args, data, new, earlier):
     return prepared, folds, sizes
 
 
-def decide_folds(args, data, new, groups, relatives, statistics):
-    """Writes folds.csv and test.csv. → (what prepared.json says before any image is cached, folds.csv as a table)."""
-    is_test = np.arange(len(groups)) >= len(data.labels)
-    shift = forecast.adversarial_validation(statistics, is_test, groups, args.seed)
+def decide_folds(args, data, new, statistics, held_together, sources=None, relatives=None, ladder=None):
+    """Writes folds.csv and test.csv; the other arguments are what find_groups gives. → (what prepared.json says before
+    any image is cached, folds.csv as a table)."""
+    is_test = np.arange(len(data.groups)) >= len(data.labels)
+    sources = held_together if sources is None else sources
+    shift = forecast.adversarial_validation(statistics, is_test, sources, args.seed)
     names, classes = data.names, data.settings["classes"]
-    folds = make_folds(names["train"], data.labels, classes, groups[~is_test], args.folds, args.seed)
+    folds = make_folds(names["train"], data.labels, classes, held_together[~is_test], args.folds, args.seed)
     common.write_csv(new / "folds.csv", folds)
     common.write_csv(new / "test.csv", pd.DataFrame(dict(image_name=names["test"])))
-    made = dict(sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, shift=shift)
+    made = dict(
+        sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, ladder=ladder, shift=shift
+    )
     return data.settings | made | dict(unreadable=[]), folds
 
 
@@ -185,17 +193,40 @@ def cache_all(args, data, folder, statistics, records):
     return sizes, unreadable
 
 
-def find_relatives(args, data, folder, records):
-    """Finds the images that show one source; writes duplicates.csv and duplicates.png. → (group of each image int [N],
-    the training images first, summary for prepared.json)."""
+def find_groups(args, data, folder, records):
+    """Finds the images that show one source, and with --groups auto the folds that match the test set. Writes
+    duplicates.csv, duplicates.png, matched.png. → dict(held_together, sources: groups int [N], the training images
+    first; relatives, ladder: for prepared.json)."""
     images = data.names["train"], data.labels, data.names["test"]
     with array_in_file(folder, np.float32, len(records), copies.VECTOR) as vectors:
-        candidates = copies.candidates(records, vectors, embed(args, folder) if args.embed else None)
+        copies.words_and_colours(records, vectors)
+        features = embed(args, folder) if args.embed else None
+        candidates = copies.candidates(records, vectors if features is None else features)
+        points = matched.describe(records, vectors, features, args.seed) if args.groups == "auto" else None
     pairs, evidence = copies.relatives(records, candidates)
-    groups = copies.components(pairs, len(records))
-    common.write_csv(folder / "duplicates.csv", copies.table(pairs, evidence, groups, *images))
-    copies.draw(folder / "duplicates.png", records, pairs, evidence, groups, *images)
-    return groups, copies.summary(groups, *images)
+    sources = copies.components(pairs, len(records))
+    common.write_csv(folder / "duplicates.csv", copies.table(pairs, evidence, sources, *images))
+    copies.draw(folder / "duplicates.png", records, pairs, evidence, sources, *images)
+    held_together, ladder = (
+        match_folds(args, data, folder, points, sources) if args.groups == "auto" else (sources, None)
+    )
+    return dict(held_together=held_together, sources=sources, relatives=copies.summary(sources, *images), ladder=ladder)
+
+
+def match_folds(args, data, folder, points, sources):
+    """→ (groups int [N], the ladder for prepared.json) of the folds that ask what the test set asks."""
+    from kit import figures  # with matplotlib it takes a second; only this needs it
+
+    targets = pd.Categorical(data.labels, data.settings["classes"]).codes
+    of_train = sources[: len(targets)]
+    chosen, rungs = matched.match(points, of_train, targets, args.folds, args.seed, data.settings["metric"])
+    if chosen is None:
+        return sources, None
+    images = {part: np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in data.names}
+    figures.draw_matched(folder / "matched.png", chosen, rungs, points, images, data.names, args.seed)
+    groups = pd.factorize(chosen.groups)[0]
+    tests = groups.max() + 1 + np.arange(len(sources) - len(groups))
+    return np.concatenate([groups, tests]), matched.summary(chosen, rungs)
 
 
 def embed(args, folder):
@@ -227,6 +258,7 @@ def report(args, data, prepared, folds, sizes):
         ("submission", f"{'with' if submission['header'] else 'no'} header, {submission['value']}"
             + f" of {columns}" * (submission["value"] == "probability")),
         ("groups", f"\n{'':12}".join(copies.report_lines(prepared["relatives"]))),
+        ("folds", f"\n{'':12}".join(matched.report_lines(prepared["ladder"]))),
         ("shift", f"\n{'':12}".join(forecast.report_lines(prepared["shift"]))),
     ]  # fmt: skip
     say("\n".join(f"{topic:<12}{line}" for topic, line in topics if line))
@@ -235,7 +267,11 @@ def report(args, data, prepared, folds, sizes):
 
 
 def main(args):
-    refuse("--embed", args.embed and args.groups != "auto", "helps --groups auto: leave it out, or leave out --groups")
+    refuse(
+        "--embed",
+        args.embed and args.groups not in SEARCHED,
+        "helps --groups auto: leave it out, or leave out --groups",
+    )
     refuse("--weights", args.weights and not args.embed, "belongs to --embed: give that too")
     cv2.setNumThreads(1)  # the threads of `cache` share the cores already
     data, folder = read_competition(args), prepared_folder(args)

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from common import Parser, UserError, number, read_table, run, say, softmax, write_csv
-from kit import metrics, report
+from common import PREPARE, Parser, UserError, number, prepared_folder, read_table, run, say, softmax, write_csv
+from kit import forecast, metrics, report
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds, train_again
 from kit.metrics import METRICS
 
@@ -102,8 +102,21 @@ def score_one(args, oof):
     pooled, (mean, _) = scores[oof.submitted]
     oof.cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
     interval = "95 % {cv_low:.4f} to {cv_high:.4f}".format(**oof.cv)
+    oof.forecast = forecast_lines(args, oof, *pooled)
+    say("\n".join(oof.forecast))
     oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
     say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
+
+
+def forecast_lines(args, oof, score, draws):
+    """→ sentences on what the leaderboard may say, where 00_prepare.py compared folds and test set; else none."""
+    ladder = oof.prepared.get("ladder")  # older prepared data lack it
+    if not ladder or np.isnan(score):
+        return []
+    perfect = METRICS[oof.prepared["metric"]].score(oof.targets, np.eye(oof.probabilities.shape[1])[oof.targets])
+    tests = len(read_table(prepared_folder(args) / "test.csv", f"{PREPARE} --overwrite"))
+    said = forecast.leaderboard(score, draws, perfect, ladder, len(oof.folds), tests)
+    return forecast.leaderboard_lines(said, ladder)
 
 
 def score_predictions(args, oof):

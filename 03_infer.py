@@ -12,12 +12,13 @@ competition's sample. Where INPUT/solution.csv exists (image_name, label, usage)
 import contextlib
 import csv
 import functools
+import itertools
 
 import numpy as np
 
 import common
 from common import RANK, Parser, UserError, file_hash, number, prepared_folder, read_table, replacing, say, softmax
-from kit import distributed
+from kit import distributed, forecast
 from kit.device import PRECISIONS, enough_memory, pick_amp, pick_device, pick_workers
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
 from kit.metrics import BLENDS, METRICS, blend
@@ -74,9 +75,10 @@ def fold_logits(args, oof, fold, images, test_hash, device):
 
 def predict_test(args, oof, images, test_hash, device):
     """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
-    over the models (thesis 3.8)."""
-    logits = [fold_logits(args, oof, fold, images, test_hash, device) for fold in oof.present]
-    return np.mean([softmax(part) for part in logits], axis=0)
+    over the models (thesis 3.8). → (these, sentences on how sure the models are)."""
+    parts = [softmax(fold_logits(args, oof, fold, images, test_hash, device)) for fold in oof.present]
+    out_of_fold = softmax(oof.logits["views"]), oof.folds.target.to_numpy(), oof.folds.fold.to_numpy()
+    return np.mean(parts, axis=0), [f"{oof.exp}: {line}" for line in forecast.confidence_lines(*out_of_fold, parts)]
 
 
 def cross_validate(args, oofs, mix):
@@ -153,11 +155,13 @@ def main(args):
     test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
     device = pick_device(args.device, args.deterministic)
     with distributed.together(device), enough_memory("lower --batch-size"):
-        predicted = [predict_test(args, *pair, test_hash, device) for pair in zip(oofs, images, strict=True)]
+        pairs = [predict_test(args, *pair, test_hash, device) for pair in zip(oofs, images, strict=True)]
     if RANK == 0:
         folder = oofs[0].folder if len(oofs) == 1 else args.output
+        predicted, lines = zip(*pairs, strict=True)
         path, probabilities = folder / f"submission_{name_of(args)}_CV{cv:.4f}.csv", mix(predicted)
         write_submission(path, names, probabilities, prepared)
+        say("\n".join(itertools.chain(*lines)))
         report(args, oofs, cv, path, probabilities, solution)
 
 

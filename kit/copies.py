@@ -41,7 +41,8 @@ def describe(image):
     record["dct"] = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
     record["hashes"] = d4_hashes(record["dct"])
     height, width = record["shape"] = [max(2, round(side * THUMB / LONG_SIDE)) for side in grey.shape]
-    record["thumb"][:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    blend = cv2.INTER_AREA if max(image.shape) > THUMB else cv2.INTER_LINEAR  # enlarged by area, pixels have edges
+    record["thumb"][:height, :width] = cv2.resize(image, (width, height), interpolation=blend)
     low, high = np.percentile(grey, (1, 99))  # faint pictures have features too
     grey = np.clip((grey - low) * (255 / max(32, high - low)), 0, 255).astype(np.uint8)
     keypoints, descriptors = cv2.SIFT_create(FEATURES, contrastThreshold=CONTRAST).detectAndCompute(grey, None)
@@ -53,14 +54,14 @@ def describe(image):
     return record
 
 
-def candidates(records, vectors=None, embedding=None):
-    """→ int [P, 2], pairs i < j of images that may be relatives: neighbours by the DCT, and by an `embedding` [N, D] of
-    unit length, else by words and colours. `vectors` float32 [N, VECTOR], maybe in a file, is room for those."""
-    if embedding is None:
-        embedding = np.zeros((len(records), VECTOR), np.float32) if vectors is None else vectors
-        words_and_colours(records, embedding)
+def candidates(records, vectors=None):
+    """→ int [P, 2], pairs i < j of images that may be relatives: neighbours by the DCT, and by `vectors` float32 [N, D]
+    of unit length (by default words and colours)."""
+    if vectors is None:
+        vectors = np.zeros((len(records), VECTOR), np.float32)
+        words_and_colours(records, vectors)
     count = min(NEIGHBOURS + 1, len(records))
-    pairs = np.sort(np.vstack([nearest(d4_blind(records["dct"]), count), nearest(embedding, count)]), axis=1)
+    pairs = np.sort(np.vstack([nearest(d4_blind(records["dct"]), count), nearest(vectors, count)]), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from common import replacing
+from kit.images import contact_sheet
 from kit.metrics import METRICS
 
 matplotlib.use("Agg")
@@ -19,6 +20,7 @@ import matplotlib.pyplot as plt
 
 MOST_CURVES = 10  # classes drawn in one picture; more would be a tangle
 MOST_COUNTS, MOST_NAMES = 30, 100  # classes: of more, the confusion matrix has colours without counts, without names
+COLUMNS = 8  # of the contact sheet in matched.png
 SIZE = (4.8, 5.4)  # inches: a square and its legend
 BELOW = dict(loc="outside lower center", ncols=2)  # a legend that hides no curve
 CHANCE = dict(color="grey", linewidth=0.8, linestyle=":")
@@ -133,3 +135,47 @@ def draw_curves(epochs, metric, path):
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     return save_figure(figure, path)
+
+
+def draw_matched(path, chosen, rungs, points, images, names, seed):
+    """Draws how similar held-out and test images are to their nearest, and some of them beside it, so that a person
+    sees at once whether the CV asks what the test set asks. images, names: {"train": …, "test": …}."""
+    curves, train = {"test images": chosen.test}, points[: len(names["train"])]
+    rows = look("test", points[len(train) :], train, None, images, names, seed)
+    for kind, rung in {"chosen folds": chosen, "plain folds": rungs[0]}.items():
+        if kind == "chosen folds" or rung is not chosen:
+            curves[f"held-out images, {kind} ({rung.name})"] = rung.held_out
+            rows += look(f"held out, {kind}", train, train, rung.folds, images, names, seed)
+    draw_similarities(path, curves, rows)
+
+
+def look(title, asked, train, folds, images, names, seed):
+    """→ rows of a contact sheet: some images, each beside the nearest training image, or the nearest of other folds."""
+    part, cells = "test" if folds is None else "train", []
+    for i in np.random.default_rng(seed).permutation(len(asked))[:COLUMNS]:
+        similar = train @ asked[i]
+        if folds is not None:
+            similar[folds == folds[i]] = -1
+        nearest = similar.argmax()
+        cells += [(images[part][i], f"{part} {names[part][i][-16:]}")]
+        cells += [(images["train"][nearest], f"{similar[nearest]:.2f}: train {names['train'][nearest][-16:]}")]
+    beside = "each beside the nearest training image" + " of the other folds" * (folds is not None)
+    return [(f"{title}: {beside}", cells[:COLUMNS]), ("", cells[COLUMNS:])]
+
+
+def draw_similarities(path, curves, rows):
+    """Writes a PNG: the distribution of each of `curves` (name: similarities, float [N]), and a contact sheet below."""
+    with io.BytesIO() as file:
+        contact_sheet(file, rows, COLUMNS)
+        file.seek(0)
+        sheet = plt.imread(file)
+    width, height = sheet.shape[1] / 100, sheet.shape[0] / 100
+    figure, (top, below) = plt.subplots(2, 1, figsize=(width, height + 4), height_ratios=(4, height))
+    bins = np.linspace(min(map(np.min, curves.values())), 1, 50)
+    for (name, values), colour in zip(curves.items(), ("tab:orange", "tab:blue", "grey"), strict=False):
+        top.hist(values, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
+    top.set(title="similarity to the nearest image that the same model has seen", yticks=[])
+    top.legend(loc="upper right")
+    below.imshow(sheet)
+    below.set_axis_off()
+    save_figure(figure, path)

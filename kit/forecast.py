@@ -1,7 +1,9 @@
-"""Will the leaderboard agree with the CV? Adversarial validation on plain image statistics.
+"""Will the leaderboard agree with the CV? Adversarial validation on plain image statistics, and a forecast.
 
 A classifier tries to tell test images from training images by their size, light, sharpness, colours and a thumbnail.
 If it can't, the CV may speak for the test set; if it can, the CV and the leaderboard answer different questions.
+The forecast rests on the ladder of kit/matched.py: on how much worse a simple model does on folds that are as hard as
+the test set looks.
 """
 
 import cv2
@@ -72,3 +74,61 @@ def report_lines(shift):
     else:
         verdict = "the test images look different from the training images: the CV may not speak for the leaderboard"
     return [verdict, "adversarial validation: AUC {auc:.3f}, by chance {low:.3f} to {high:.3f}".format(**shift)]
+
+
+def leaderboard(score, draws, perfect, ladder, images, tests):
+    """What the leaderboard may say, by a CV on the chosen folds. score: the CV; draws: its values in bootstrap samples
+    of the groups, float [D]; perfect: the score of perfect predictions; ladder: that of prepared.json; images, tests:
+    how many are scored out of fold and in the test set. → dict(low, high, plain: what plain folds would say).
+
+    The error on another rung is taken to be as many times the error on the chosen one as the simple model's is. The
+    interval spans those of all rungs that match about as well, each as wide as the middle 90 % of the draws; and wider,
+    as the test set is a draw too, and a smaller one varies more."""
+    chosen = next(rung for rung in ladder if rung["chosen"])
+    finite = draws[np.isfinite(draws)]
+    low, high = np.quantile(finite, [0.05, 0.95]) - score if len(finite) else (np.nan, np.nan)
+    wider = np.sqrt(1 + images / tests)
+
+    def on(rung):
+        error = abs(perfect - chosen["score"])
+        times = abs(perfect - rung["score"]) / error if error else 1.0
+        return perfect - (perfect - score) * times
+
+    scores = [on(rung) for rung in ladder if rung["alike"] or rung is chosen]
+    low, high = min(scores) + wider * low, max(scores) + wider * high
+    low, high = (low, min(high, perfect)) if score <= perfect else (max(low, perfect), high)
+    return dict(low=float(low), high=float(high), plain=float(on(ladder[0])))
+
+
+def leaderboard_lines(said, ladder):
+    """→ sentences on what `leaderboard` returned, for the terminal and the report."""
+    chosen, interval = next(rung for rung in ladder if rung["chosen"]), "{low:.3f} to {high:.3f}".format(**said)
+    if chosen["clusters"]:
+        folds = f"matched folds, {chosen['name']}; plain folds would say {said['plain']:.3f}"
+        basis = "it rests on how near training and test images look, by SIFT words and colours: what no image shows, it"
+        basis += " can't see"
+    else:
+        folds = f"plain folds, {chosen['name']}"
+        basis = (
+            "the test images lie as near to the training images as held-out ones: as far as they show, believe the CV"
+        )
+    return [f"leaderboard, as far as can be told: {interval} ({folds})", basis]
+
+
+def confidence_lines(probabilities, targets, folds, tests):
+    """→ sentences on what the fold models show. probabilities [N, K], targets and folds int [N]: out of fold; tests: of
+    each model, the probabilities of the test images [T, K]. The share of test images on which two models disagree is
+    about the share on which one is wrong, if they are as sure as they are right (Jiang et al. 2022)."""
+    held_out = [probabilities[folds == fold].max(axis=1).mean() for fold in np.unique(folds)]
+    sure, mean = np.mean([test.max(axis=1).mean() for test in tests]), probabilities.max(axis=1).mean()
+    lines = [f"mean confidence {sure:.3f} on the test images, {mean:.3f} out of fold: " + (
+        "less than on any fold: the test set asks something else" if sure < min(held_out)
+        else "no warning, and no proof: models can be sure and wrong")]  # fmt: skip
+    named = np.stack([test.argmax(axis=1) for test in tests])
+    if len(named) > 1:
+        agree = np.mean([(one == other).mean() for i, one in enumerate(named) for other in named[:i]])
+        wrong = (probabilities.argmax(axis=1) != targets).mean()
+        lines.append(
+            f"two fold models disagree on {1 - agree:.1%} of the test images; out of fold {wrong:.1%} are wrong"
+        )
+    return lines

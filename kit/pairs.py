@@ -1,7 +1,9 @@
 """Does a pair of images show one source photo?
 
-`verify` lays one image on the other in two ways, and believes it where the pixels then agree: by features that look
-alike, where one similarity transform explains several of them; and by hashes of the DCT, in the best of 8 orientations.
+`verify` lays one image on the other in two ways: by features that look alike, where one similarity transform explains
+several of them; and by hashes of the DCT, in the best of 8 orientations, moved until the greys agree best. It believes
+it where the *edges* then agree. Light and dark areas lie alike in many pictures (two digits, two hands, two shirts on
+one carpet: their pixels correlate by 0.9 and more), but the edges of two photos never fall on each other throughout.
 """
 
 import cv2
@@ -11,12 +13,17 @@ THUMB = 64  # px, the long side of the thumbnail on which pixels are compared: t
 FEATURES = 200  # SIFT features kept, the strongest
 
 # What makes a pair: measured by tests/bench/copies.py, whose table is in docs/measured.md.
-MIN_INLIERS = 5  # matched features that one similarity transform explains …
-MIN_CORRELATION = 0.88  # … where the pixels correlate so well, colour by colour: an outline in other colours is no copy
+MIN_INLIERS = 6  # matched features that one similarity transform explains …
+EDGE_BLUR = 1.5  # px: edges that lie half a pixel apart still agree
+MIN_CORRELATION = 0.965  # … where the edges, so blurred, correlate so well; those of two shirts on one bed reach 0.954
 MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
 SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
-MAX_BITS = 12  # of 63 by which the hashes of a pair may differ in the best orientation …
-MIN_CORRELATION_HASH = 0.9  # … where the pixels correlate so well
+MAX_BITS = 16  # of 63 by which the hashes of a pair may differ in the best orientation …
+EDGE_BLUR_HASH = 3  # px: what has no features is soft, and noise or other pixels change its fine edges
+MIN_CORRELATION_HASH = 0.99  # … where the edges, so blurred, correlate so well: they are all the evidence
+MIN_EDGES = 0.25  # grey levels a px: pictures whose edges are fainter on average prove nothing
+BLURS = 4, 2, 2  # px, while one image is moved on the other: coarse first
+LIMITS = [-8, -8, -0.2, -0.2], [8, 8, 0.2, 0.2]  # px right, px down, share of the size, angle by which each may move it
 
 RECORD = np.dtype([  # all that is kept of one image
     ("count", np.int32),  # of features
@@ -58,7 +65,7 @@ def mirror_blind(descriptors):
 
 def verify(a, b):
     """Two RECORDs → the evidence that they show one source, or None: (bits of 63 by which their hashes differ, matched
-    features that agree, correlation of the pixels). Features come first; bits are 63 where they sufficed, and the
+    features that agree, correlation of the edges). Features come first; bits are 63 where they sufficed, and the
     features 0 where the hashes decided."""
     inliers, correlation = by_features(a, b)
     if correlation >= MIN_CORRELATION:
@@ -68,12 +75,12 @@ def verify(a, b):
     if bits[best] > MAX_BITS:
         return None
     scale = b["shape"] / (a["shape"][::-1] if best >= 4 else a["shape"])
-    correlation = overlap_correlation(a, b, np.diag(scale[::-1]) @ ORIENTATIONS[best], np.zeros(2))
+    correlation = edge_correlation(a, b, *moved(a, b, np.diag(scale[::-1]) @ ORIENTATIONS[best]), EDGE_BLUR_HASH)
     return (int(bits[best]), 0, correlation) if correlation >= MIN_CORRELATION_HASH else None
 
 
 def by_features(a, b):
-    """→ (inliers, correlation of the pixels) of the similarity transform of a on b, mirrored or not, that explains the
+    """→ (inliers, correlation of the edges) of the similarity transform of a on b, mirrored or not, that explains the
     most matched features; (0, 0.0) where none is sound."""
     if min(a["count"], b["count"]) < MIN_INLIERS:
         return 0, 0.0
@@ -82,7 +89,7 @@ def by_features(a, b):
     readings = (np.float32([1, 1]), ~mirrored), (np.float32([-1, 1]), mirrored)
     fits = [fit(a, b, rows[chosen], columns[chosen], flip) for flip, chosen in readings if chosen.sum() >= MIN_INLIERS]
     inliers, *transform = max(fits, key=lambda fitted: fitted[0], default=(0,))
-    return (inliers, overlap_correlation(a, b, *transform)) if inliers else (0, 0.0)
+    return (inliers, edge_correlation(a, b, *transform)) if inliers else (0, 0.0)
 
 
 def fit(a, b, rows, columns, flip):
@@ -102,24 +109,63 @@ def match(a, b):
     """Matches features: mutual nearest neighbours whose second-best is clearly worse (Lowe's ratio, 0.85).
     → their rows in a and in b."""
     first, second = (record["descriptors"][: record["count"]].astype(np.float32) for record in (a, b))
-    distance = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2 * (first @ second.T)
+    distance = first @ (-2 * second.T)
+    distance += np.einsum("ij,ij->i", second, second)
+    distance += np.einsum("ij,ij->i", first, first)[:, None]
     nearest, rows = distance.argmin(axis=1), np.arange(len(first))
     rows = rows[distance.argmin(axis=0)[nearest] == rows]
-    two = np.partition(distance[rows], 1, axis=1)[:, :2]
-    rows = rows[two[:, 0] < 0.85**2 * two[:, 1]]
+    best = distance[rows, nearest[rows]]
+    distance[rows, nearest[rows]] = np.inf
+    rows = rows[best < 0.85**2 * distance[rows].min(axis=1)]
     return rows, nearest[rows]
 
 
-def overlap_correlation(a, b, turn, shift):
-    """Correlation of the thumbnails' pixels where they overlap, when x from the middle of a lies at turn @ x + shift
-    from the middle of b. Brightness and contrast don't matter. 0 where the overlap is under a quarter of both."""
-    (ha, wa), (hb, wb) = a["shape"].tolist(), b["shape"].tolist()
-    middle_a, middle_b = np.array([wa, ha]) / 2 - 0.5, np.array([wb, hb]) / 2 - 0.5
-    matrix = np.column_stack([turn, shift + middle_b - turn @ middle_a]).astype(np.float64)
-    seen = cv2.warpAffine(np.full((ha, wa), 255, np.uint8), matrix, (wb, hb), flags=cv2.INTER_NEAREST) > 0
-    if seen.sum() < 0.25 * min(hb * wb, ha * wa * abs(np.linalg.det(turn))):
+def moved(a, b, turn):
+    """Moves image a, laid on b by `turn` [2, 2] from the middles: shifts, turns, scales it until the greys agree best
+    up to brightness and contrast (Lucas and Kanade 1981). → (turn [2, 2], shift [2])."""
+    greys, shift = [cv2.cvtColor(pixels(record), cv2.COLOR_RGB2GRAY) for record in (a, b)], np.zeros(2)
+    y, x = (np.float32(axis - (axis.size - 1) / 2) for axis in np.ogrid[*map(slice, b["shape"])])
+    for blur in BLURS:
+        image, other = (cv2.GaussianBlur(grey, (0, 0), blur) for grey in greys)
+        image, seen = laid(image, other, turn, shift)
+        dx, dy = edges(image)
+        effects = np.stack([dx, dy, dx * x + dy * y, dy * x - dx * y, image, np.ones_like(image)]) * seen
+        effects = effects.reshape(len(effects), -1)
+        products = effects @ effects.T + np.eye(len(effects))  # one: flat pictures have a solution too
+        *step, contrast, _ = np.linalg.solve(products, effects @ other.ravel())
+        right, down, larger, angle = np.clip(np.divide(step, max(contrast, 0.1)), *LIMITS)
+        back = np.linalg.inv([[1 + larger, -angle], [angle, 1 + larger]])
+        turn, shift = back @ turn, back @ (shift - (right, down))
+    return turn, shift
+
+
+def edge_correlation(a, b, turn, shift, blur=EDGE_BLUR):
+    """Correlation of the thumbnails' edges where they overlap, when x from the middle of a lies at turn @ x + shift
+    from the middle of b. Brightness and contrast don't matter, but colours do: an outline in other colours is no copy.
+    0 where the overlap is under a quarter of both."""
+    other = pixels(b)
+    image, seen = laid(pixels(a), other, turn, shift)
+    if seen.sum() < 0.25 * min(b["shape"].prod(), a["shape"].prod() * abs(np.linalg.det(turn))):
         return 0.0
-    moved = cv2.warpAffine(np.ascontiguousarray(a["thumb"][:ha, :wa]), matrix, (wb, hb))
-    x, y = (pixels[seen] - pixels[seen].mean(axis=0) for pixels in (moved, b["thumb"][:hb, :wb]))  # colour by colour
-    norm = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / norm) if norm > len(x) else 0.0  # flat pictures prove nothing
+    x, y = (edges(cv2.GaussianBlur(side, (0, 0), blur)) * seen[..., None] for side in (image, other))
+    norm = np.sqrt(np.vdot(x, x) * np.vdot(y, y))
+    return float(np.vdot(x, y) / norm) if norm > MIN_EDGES**2 * seen.sum() else 0.0
+
+
+def edges(image):
+    """float32 [H, W, …] → float32 [2, H, W, …], the change from pixel to pixel, to the right and down."""
+    return np.stack([cv2.Sobel(image, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1))])
+
+
+def laid(image, other, turn, shift):
+    """→ (`image` laid on the `other`, continued beyond its borders; float32 of the other's size, 1 where it lies)."""
+    middle, other_middle = (np.array(side.shape[1::-1]) / 2 - 0.5 for side in (image, other))
+    matrix, size = np.column_stack([turn, shift + other_middle - turn @ middle]), other.shape[1::-1]
+    seen = cv2.warpAffine(np.ones(image.shape[:2], np.float32), matrix, size, flags=cv2.INTER_NEAREST)
+    seen = cv2.erode(seen, np.ones((5, 5), np.uint8))  # edges at its borders are half made up
+    return cv2.warpAffine(image, matrix, size, borderMode=cv2.BORDER_REPLICATE), seen
+
+
+def pixels(record):
+    """→ float32 [height, width, 3], the RECORD's thumbnail."""
+    return record["thumb"][*map(slice, record["shape"])].astype(np.float32)

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from common import listing, open_images, prepared_folder, read_prepared, replacing
-from kit import copies, figures, forecast
+from common import PREPARE, listing, open_images, prepared_folder, read_prepared, read_table, replacing
+from kit import copies, figures, forecast, matched
 from kit.experiment import of_folds
 from kit.metrics import METRICS
 
@@ -38,10 +38,10 @@ def write(args, oof, ledger, verdicts):
         name=text(oof.exp), headline=text(oof.headline), interval=text(oof.interval),
         notes=paragraphs(notes(oof, ledger.loc[oof.exp], picture)), scores=table(oof.score_table),
         folds=table(oof.fold_table), metric=text(METRICS[oof.prepared["metric"]].name),
-        mistakes=mistakes(oof, picture), forecast=paragraphs(forecast.report_lines(oof.prepared["shift"])),
+        mistakes=mistakes(oof, picture), forecast=likeness(args, oof),
         verdicts=paragraphs(verdicts), ledger=table(ledger, marked=oof.exp),
         settings=table(pd.Series(settings, name="value").rename_axis("setting").to_frame()),
-        **threshold(oof.targets, oof.probabilities, oof.prepared["classes"]), **relatives(oof, picture),
+        **threshold(oof.targets, oof.probabilities, oof.prepared["classes"]), **relatives(args, oof, picture),
         **figures.draw_all(oof.folder, oof.prepared, oof.folds, oof.probabilities, oof.epochs),
     )  # fmt: skip
     # One pass: a label that looks like a place isn't filled in.
@@ -144,24 +144,46 @@ def mistakes(oof, picture):
     return paragraphs([count, what]) + thumbnails(oof, picture, worst)
 
 
-def relatives(oof, picture):
-    """→ the places `conflicts`, groups whose labels disagree, and `copies`, the largest groups."""
-    groups = oof.folds.groupby("group").label.agg(labels="nunique", images="size")
+def likeness(args, oof):
+    """What is known of the test set: the forecast, the ladder with its picture, adversarial validation."""
+    ladder, shown = oof.prepared.get("ladder"), ""
+    path = prepared_folder(args) / "matched.png"
+    if ladder and path.exists():
+        data = cv2.imencode(".jpg", cv2.imread(str(path)), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+        picture = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
+        rungs = pd.DataFrame(ladder).set_index("name").drop(columns=["clusters", "released"])
+        shown = f'<div class="sheet">{picture}</div>' + table(rungs, marked=rungs.index[rungs.chosen][0])
+    lines = [*oof.forecast, *matched.report_lines(ladder), *forecast.report_lines(oof.prepared["shift"])]
+    return paragraphs(lines) + shown
+
+
+def relatives(args, oof, picture):
+    """→ the places `conflicts`, groups whose labels disagree, and `copies`, the largest groups: of copies where
+    00_prepare.py looked for them, else those that the user gave."""
+    images, path = oof.folds[["image_name", "label", "group"]], prepared_folder(args) / "duplicates.csv"
+    if oof.prepared["relatives"] and path.exists():
+        copied = read_table(path, PREPARE)
+        group_of = copied[copied.part == "train"].set_index("image_name").group
+        images = images.assign(group=images.image_name.map(group_of)).dropna(subset="group")
+    groups = images.groupby("group").label.agg(labels="nunique", images="size")
     conflicts, several = groups[groups.labels > 1], groups[groups.images > 1]
     largest = several.sort_values("images", ascending=False, kind="stable")
     lines = copies.report_lines(oof.prepared["relatives"]) or [f"the groups of --groups {oof.prepared['groups']}"]
+    words = "groups whose images have different labels: a label is wrong, or the group is"
     return dict(
-        conflicts=group_figures(oof, "groups whose images have different labels", conflicts.index, picture),
-        copies=paragraphs(lines) + group_figures(oof, "groups of two or more of these images", largest.index, picture),
+        conflicts=group_figures(oof, words, images.group, conflicts.index, picture),
+        copies=paragraphs(lines)
+        + group_figures(oof, "groups of two or more of these images", images.group, largest.index, picture),
     )
 
 
-def group_figures(oof, words, groups, picture):
-    """How many groups there are, and the thumbnails of the first ones, each group under its heading."""
+def group_figures(oof, words, group, groups, picture):
+    """How many `groups` there are, and the thumbnails of the first ones, each group under its heading. group: that of
+    each row of oof.folds, a row that has none left out."""
     shown, parts = groups[:MOST_GROUPS], ""
-    for group in shown:
-        members = np.flatnonzero(oof.folds.group == group)
+    for shown_group in shown:
+        members = group.index[group == shown_group]
         some = members[:MOST_IN_GROUP]
-        title = text(f"group {group}: {len(some)} of {len(members)} training images")
+        title = text(f"group {shown_group}: {len(some)} of {len(members)} training images")
         parts += f"<div><h3>{title}</h3>{thumbnails(oof, picture, some)}</div>"
     return paragraphs([f"{words}: {len(groups)}, {len(shown)} shown"]) + f'<div class="groups">{parts}</div>'

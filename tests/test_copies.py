@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from bench.copies import drawn, with_copies
+from bench.copies import digits, drawn, pieces, with_copies
 
 from kit import copies, forecast, pairs
 
@@ -31,7 +31,7 @@ def test_one_dct_gives_the_hashes_of_all_orientations(orientation):
     assert bits.min() == 0
     assert sorted(bits)[1] > 4, "the other seven are other pictures"
     matrix = pairs.ORIENTATIONS[bits.argmin()]
-    assert pairs.overlap_correlation(a, b, matrix, np.zeros(2)) > 0.99, "as a matrix it lays one on the other"
+    assert pairs.edge_correlation(a, b, matrix, np.zeros(2)) > 0.99, "as a matrix it lays one on the other"
     assert copies.d4_blind(a["dct"][None]) == pytest.approx(copies.d4_blind(b["dct"][None]), abs=1e-5)
 
 
@@ -64,6 +64,61 @@ def test_a_blurred_quarter_turn_without_features_is_recognised_by_its_hash():
     assert bits <= pairs.MAX_BITS
     assert inliers == 0
     assert correlation > 0.98
+
+
+def exact_copies(image):
+    """Mirrored, turned, both and saved as JPEG, reduced, enlarged."""
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    yield mirrored
+    yield np.ascontiguousarray(np.rot90(image))
+    yield cv2.imdecode(cv2.imencode(".jpg", np.rot90(mirrored), [cv2.IMWRITE_JPEG_QUALITY, 90])[1], cv2.IMREAD_COLOR)
+    yield cv2.resize(image, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA)
+    yield cv2.resize(image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sources"),
+    [("digits of 28 px", [*digits(28)][:12]), ("digits of 112 px", [*digits(112, cv2.INTER_CUBIC)][:12]),
+     ("pieces of photos", pieces(12, np.random.default_rng(1)))],
+)  # fmt: skip
+def test_exact_copies_are_found_however_smooth_they_are(kind, sources):
+    for image in sources:
+        record = copies.describe(image)
+        assert all(pairs.verify(record, copies.describe(copy)) for copy in exact_copies(image)), kind
+
+
+def test_an_image_smaller_than_the_thumbnail_is_found_enlarged():
+    for image in [*digits(8)][:12]:
+        larger = cv2.resize(image, (16, 16), interpolation=cv2.INTER_CUBIC)
+        assert pairs.verify(copies.describe(image), copies.describe(larger))
+
+
+def test_what_lies_beyond_a_copys_border_does_not_count():
+    image = pieces(28, np.random.default_rng(1))[4]
+    crop = copies.describe(np.ascontiguousarray(image[60:, 60:]))
+    shift = np.array([30, 30]) * pairs.THUMB / 320
+    assert pairs.edge_correlation(crop, copies.describe(image), np.eye(2) * 260 / 320, shift) > 0.998
+
+
+def test_digits_are_alike_without_being_copies():
+    """At 8 px as they are, and enlarged: no pair of 9,480 is joined."""
+    for size, enlarge in ((8, cv2.INTER_LINEAR), (28, cv2.INTER_NEAREST), (112, cv2.INTER_CUBIC)):
+        records = np.stack([copies.describe(image) for image in [*digits(size, enlarge)][:80]])
+        proposed = copies.candidates(records)
+        assert len(proposed) > 800
+        assert len(copies.relatives(records, proposed)[0]) == 0, f"{size} px"
+
+
+def test_a_copy_without_features_is_moved_onto_its_source():
+    """Cropped, as the hash doesn't notice, it lies some pixels off."""
+    soft = cv2.resize(np.random.default_rng(0).integers(60, 190, (7, 9, 3)).astype(np.uint8), (180, 140))
+    a, b = copies.describe(soft), copies.describe(soft[8:, :170])
+    a["count"] = 0
+    assert pairs.edge_correlation(a, b, np.diag(b["shape"][::-1] / a["shape"][::-1]), np.zeros(2), 3) < 0.95
+    turn, shift = pairs.moved(a, b, np.eye(2))
+    assert pairs.edge_correlation(a, b, turn, shift, 3) > 0.995
+    assert pairs.verify(a, b) is not None
+    assert shift == pytest.approx(np.array([5, -4]) * turn[0, 0] * 64 / 180, abs=0.4)
 
 
 def test_flat_faint_and_tiny_images_are_no_relatives():
@@ -129,13 +184,14 @@ def test_an_embedding_takes_the_place_of_words_and_colours(family):
     embedding = np.eye(15, dtype=np.float32)[np.arange(30) % 15]
     by_dct = np.sort(copies.nearest(copies.d4_blind(records["dct"]), 5), axis=1)
     by_dct = {(i, j) for i, j in by_dct.tolist() if i < j}
-    by_words, by_embedding = copies.candidates(records), copies.candidates(records, embedding=embedding)
+    by_words, by_embedding = copies.candidates(records), copies.candidates(records, embedding)
     assert by_dct <= {*map(tuple, by_words.tolist())}
     assert not twins <= {*map(tuple, by_words.tolist())}
     assert by_dct | twins <= {*map(tuple, by_embedding.tolist())}
     vectors = np.full((30, copies.VECTOR), np.nan, np.float32)
+    copies.words_and_colours(records, vectors)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1)
     assert np.array_equal(copies.candidates(records, vectors), by_words)
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1), "the room given is the room used"
 
 
 def test_processes_read_the_mapped_file_and_find_the_same(family, tmp_path, monkeypatch):

@@ -93,27 +93,24 @@ def test_groups_that_cannot_be_used_are_refused(grouped, tmp_path):
     write_csv(path, [("image_name", "group"), ("0000.png", 1)])
     assert "no group for 0001.png" in refused("00_prepare.py", *flags, path)
     write_csv(path, [("image_name", "group"), *((f"{k:04}.png", k % 2) for k in range(TRAIN))])
-    assert "2 groups of relatives" in refused("00_prepare.py", *flags, path)
+    assert "2 groups can't fill them" in refused("00_prepare.py", *flags, path)
 
 
 def test_candidates_by_the_features_of_a_timm_model(grouped, tmp_path, monkeypatch):
     """The model's features, one row of unit length an image, take the place of words and colours."""
-    embeddings, candidates = [], copies.candidates
+    compared, candidates = [], copies.candidates
 
-    def spy(records, vectors=None, embedding=None):
-        embeddings.append(embedding)
-        return candidates(records, vectors, embedding)
-
-    def unused(*_):
-        raise AssertionError("words and colours although --embed gives features")
+    def spy(records, vectors=None):
+        compared.append(np.array(vectors))
+        return candidates(records, vectors)
 
     monkeypatch.setattr(copies, "candidates", spy)
-    monkeypatch.setattr(copies, "words_and_colours", unused)
     flags = [*grouped.flags, "--output", tmp_path / "output", "--limit", 30, "--folds", 2]
     done("00_prepare.py", *flags, "--embed", "test_resnet", "--weights", "none")
     prepared = tmp_path / "output" / "prepared"
-    (embedding,) = embeddings
+    (embedding,) = compared
     assert len(embedding) == sum(len(pd.read_csv(prepared / name)) for name in ("folds.csv", "test.csv"))
+    assert embedding.shape[1] != copies.VECTOR
     assert np.linalg.norm(embedding, axis=1) == pytest.approx(1, abs=1e-5)
     assert len(np.unique(embedding.round(6), axis=0)) > 0.9 * len(embedding)
     assert json.loads((prepared / "prepared.json").read_text())["groups"] == "auto by test_resnet none"

@@ -12,7 +12,6 @@ import unicodedata
 import numpy as np
 import pandas as pd
 import pytest
-import sklearn
 from conftest import ROOT, done, kit, load, png, prepare, refused, toy_image, write_csv, write_zip
 from damage import snapshot
 from PIL import Image
@@ -142,21 +141,10 @@ def test_macos_without_posix_fallocate(toy, monkeypatch, tmp_path):
 
 def test_folds_that_a_limit_or_groups_make_too_small_are_refused():
     labels = ["a", "b"] * 6
-    with pytest.raises(script.UserError, match="3 groups of relatives can't fill them"):
+    with pytest.raises(script.UserError, match="3 groups can't fill them"):
         make_folds(range(12), labels, ["a", "b"], np.arange(12) // 4, 4, 0)
-    with pytest.raises(script.UserError, match="too few groups of relatives in the classes b"):
+    with pytest.raises(script.UserError, match="too few groups in the classes b"):
         make_folds(range(12), labels, ["a", "b"], [i if i % 2 == 0 else 1 for i in range(12)], 3, 0)
-
-
-def test_old_scikit_learn_is_warned_about_where_there_are_groups(toy, monkeypatch):
-    monkeypatch.setattr(sklearn, "__version__", "1.7.2")
-    flags = toy()
-    quiet = kit("00_prepare.py", *flags, "--size", 32, "--groups", "none")
-    assert (quiet.code, quiet.err) == (0, "")
-    write_csv(flags[1] / "g.csv", [("image_name", "group"), *((f"{i:04}.png", i // 2) for i in range(40))])
-    grouped = kit("00_prepare.py", *flags, "--size", 32, "--groups", flags[1] / "g.csv", "--overwrite")
-    assert grouped.code == 0
-    assert "warning: scikit-learn 1.7.2 doesn't stratify grouped folds" in grouped.err
 
 
 def test_blank_cells_of_a_group_column_or_file_are_groups_of_their_own(toy):

@@ -2,11 +2,16 @@
 
     python tests/bench/copies.py                 # the table of docs/measured.md: 28 pieces of photos, 60 drawn products
     python tests/bench/copies.py --products 200
+    python tests/bench/copies.py --photos DIR --sheets OUT       # and the pairs joined among the photos of a folder
 
 Real photos: pieces of those that scikit-learn and matplotlib bring. Drawn: the demo's products. Of each, the piece and
 four copies: turned by a quarter or by any angle, mirrored at times, cropped to at least 60 % of the area, reduced to as
 little as half, blurred, relit, JPEG at times. Every pair of images is a candidate in the first columns, so that they
 judge `verify` alone; the last columns judge the whole way, with nearest-neighbour candidates and connected components.
+
+Then the pairs joined where there are no copies: scikit-learn's 1,797 digits, enlarged from 8 px in three ways, and the
+photos of --photos (JPEG and PNG, subfolders too). Those of docs/measured.md come from
+github.com/alexeygrigorev/clothing-dataset-small, at 176 px. --sheets draws every joined pair: look at them.
 """
 
 import argparse
@@ -20,10 +25,12 @@ import matplotlib
 import numpy as np
 import sklearn.datasets
 
+ENLARGED = dict(nearest=cv2.INTER_NEAREST, linear=cv2.INTER_LINEAR, cubic=cv2.INTER_CUBIC)
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from kit import copies  # noqa: E402
+from kit.images import contact_sheet  # noqa: E402
 
 
 def photos():
@@ -49,6 +56,19 @@ def drawn(count):
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
     return [demo.photo(np.random.default_rng([1, i]), i % 2) for i in range(count)]
+
+
+def digits(size, enlarge=cv2.INTER_LINEAR):
+    """uint8 [size, size, 3] of each of scikit-learn's handwritten digits, no two of which are copies."""
+    for digit in sklearn.datasets.load_digits().images:
+        image = cv2.resize((digit * 255 / 16).astype(np.uint8), (size, size), interpolation=enlarge)
+        yield cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+
+
+def photos_in(folder):
+    """uint8 [H, W, 3] RGB of each photo in the folder."""
+    for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")):
+        yield cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
 
 
 def copy_of(image, rng):
@@ -105,17 +125,46 @@ def judge(records, truth, everything, pairs):
     )
 
 
+def joined(name, images, sheets=None):
+    """→ a row on the pairs that the whole way joins. Draws them to the folder `sheets`, if any."""
+    records = np.stack([copies.describe(image) for image in images])
+    pairs, evidence = copies.relatives(records, copies.candidates(records))
+    if sheets and len(pairs):
+        thumbs = [record["thumb"][*map(slice, record["shape"])] for record in records]
+        cells = [(thumbs[i], text) for pair, seen in zip(pairs, evidence, strict=True) for i, text in said(pair, seen)]
+        sheets.mkdir(parents=True, exist_ok=True)
+        contact_sheet(sheets / f"{name}.png", [("", cells[k : k + 8]) for k in range(0, len(cells), 8)], 8)
+    by_features, every = (evidence[:, 1] > 0).sum(), len(records) * (len(records) - 1) / 2
+    figures = f"{by_features:11} {len(pairs) - by_features:8} {len(pairs) / every * 1e5:13.2f}"
+    return f"{name:20} {len(records):6} {len(pairs):13} {figures}"
+
+
+def said(pair, evidence):
+    """→ both images of a pair, each with its caption."""
+    bits, inliers, correlation = evidence
+    found_by = f"{inliers:.0f} features" if inliers else f"{bits:.0f} bits"
+    return (pair[0], f"{pair[0]} = {pair[1]}"), (pair[1], f"{found_by}, {correlation:.3f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pieces", type=int, default=28)
     parser.add_argument("--products", type=int, default=60)
     parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="a folder of photos, such as that of the docstring")
+    parser.add_argument("--sheets", type=Path, metavar="OUT", help="a folder for contact sheets of the joined pairs")
     args = parser.parse_args()
     print("                                  proposed    pairs      strangers          grouped:   strangers")
     print("source   judged       images    relatives    found      joined             pair recall  per 10,000")
     for name, sources in (("photos", pieces(args.pieces, np.random.default_rng(1))), ("drawn", drawn(args.products))):
         for row in measure(name, sources, args.copies, np.random.default_rng(2)):
             print(row, flush=True)
+    print("\nno copies            images  pairs joined   by features  by hash   per 100,000")
+    for size in (8, 16, 28, 56, 112):
+        for way, enlarge in ENLARGED.items() if size > 8 else [("as they are", cv2.INTER_LINEAR)]:
+            print(joined(f"digits {size} {way}", digits(size, enlarge), args.sheets), flush=True)
+    if args.photos:
+        print(joined(args.photos.name, photos_in(args.photos), args.sheets))
 
 
 if __name__ == "__main__":
