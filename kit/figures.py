@@ -140,7 +140,7 @@ def draw_curves(epochs, metric, path):
 def draw_matched(path, chosen, rungs, points, images, names, seed):
     """Draws how similar held-out and test images are to their nearest, and some of them beside it, so that a person
     sees at once whether the CV asks what the test set asks. images, names: {"train": …, "test": …}."""
-    curves, train = {"test images": chosen.test}, points[: len(names["train"])]
+    curves, train = {"test images": chosen.test.ravel()}, points[: len(names["train"])]
     rows = look("test", points[len(train) :], train, None, images, names, seed)
     for kind, rung in {"chosen folds": chosen, "plain folds": rungs[0]}.items():
         if kind == "chosen folds" or rung is not chosen:

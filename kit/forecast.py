@@ -81,22 +81,24 @@ def leaderboard(score, draws, perfect, ladder, images, tests):
     of the groups, float [D]; perfect: the score of perfect predictions; ladder: that of prepared.json; images, tests:
     how many are scored out of fold and in the test set. → dict(low, high, plain: what plain folds would say).
 
-    The error on another rung is taken to be as many times the error on the chosen one as the simple model's is. The
-    interval spans those of all rungs that match about as well, each as wide as the middle 90 % of the draws; and wider,
-    as the test set is a draw too, and a smaller one varies more."""
-    chosen = next(rung for rung in ladder if rung["chosen"])
+    From the chosen rung to another the odds of an error change as much as those of the simple model do (of a score
+    without an upper bound, log loss, the error itself). The interval spans all rungs that match about as well, each as
+    wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one varies more."""
+    chosen, larger_is_better = next(rung for rung in ladder if rung["chosen"]), score <= perfect
     finite = draws[np.isfinite(draws)]
-    low, high = np.quantile(finite, [0.05, 0.95]) - score if len(finite) else (np.nan, np.nan)
+    low, high = np.quantile(finite, [0.1, 0.9]) - score if len(finite) else (np.nan, np.nan)
     wider = np.sqrt(1 + images / tests)
 
+    def odds(value):
+        return abs(perfect - value) / max(value, 1e-6) if larger_is_better else abs(perfect - value)
+
     def on(rung):
-        error = abs(perfect - chosen["score"])
-        times = abs(perfect - rung["score"]) / error if error else 1.0
-        return perfect - (perfect - score) * times
+        times = odds(rung["score"]) / odds(chosen["score"]) if odds(chosen["score"]) else 1
+        return perfect / (1 + odds(score) * times) if larger_is_better else perfect + odds(score) * times
 
     scores = [on(rung) for rung in ladder if rung["alike"] or rung is chosen]
     low, high = min(scores) + wider * low, max(scores) + wider * high
-    low, high = (low, min(high, perfect)) if score <= perfect else (max(low, perfect), high)
+    low, high = (low, min(high, perfect)) if larger_is_better else (max(low, perfect), high)
     return dict(low=float(low), high=float(high), plain=float(on(ladder[0])))
 
 
@@ -108,7 +110,7 @@ def leaderboard_lines(said, ladder):
         basis = "it rests on how near training and test images look, by SIFT words and colours: what no image shows, it"
         basis += " can't see"
     else:
-        folds = f"plain folds, {chosen['name']}"
+        folds = "plain folds" if chosen is ladder[0] else chosen["name"]
         basis = (
             "the test images lie as near to the training images as held-out ones: as far as they show, believe the CV"
         )

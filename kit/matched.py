@@ -44,7 +44,7 @@ class Rung:
     groups: np.ndarray  # int [N]
     folds: np.ndarray  # int [N]
     held_out: np.ndarray = None  # float [≤ ASKED], similarity of held-out images to the nearest of the other folds
-    test: np.ndarray = None  # float [≤ ASKED × folds], of test images to the nearest of all folds but one, each in turn
+    test: np.ndarray = None  # float [≤ ASKED, folds], of test images to the nearest of all folds but one, each in turn
     distance: float = None  # Wasserstein's, between the two
     score: float = None  # of a ridge regression, out of fold
 
@@ -98,9 +98,12 @@ def match(points, sources, targets, count, seed, metric):
 
 
 def alike(rungs):
-    """→ the rungs that match about as well as the best."""
-    least = min((rung.distance for rung in rungs), default=0)
-    return [rung for rung in rungs if rung.distance <= ALIKE * least]
+    """→ the rungs that match about as well as the best, or as well as one half of the test images matches the other."""
+    if not rungs:
+        return []
+    halves = wasserstein_distance(rungs[0].test[::2].ravel(), rungs[0].test[1::2].ravel())
+    most = max(ALIKE * min(rung.distance for rung in rungs), halves)
+    return [rung for rung in rungs if rung.distance <= most]
 
 
 def ladder(points, sources, targets, count, seed):
@@ -179,8 +182,8 @@ def compare(rungs, train, test, count, seed, block=256):
     for rung, near in zip(rungs, nearest, strict=True):
         seen = np.stack([np.delete(near, fold, axis=1).max(axis=1) for fold in range(count)], axis=1)
         rung.held_out = seen[np.arange(len(held_out)), rung.folds[held_out]]
-        rung.test = seen[len(held_out) :].ravel()
-        rung.distance = float(wasserstein_distance(rung.held_out, rung.test))
+        rung.test = seen[len(held_out) :]
+        rung.distance = float(wasserstein_distance(rung.held_out, rung.test.ravel()))
 
 
 def head_score(points, targets, folds, metric):

@@ -146,15 +146,22 @@ def mistakes(oof, picture):
 
 def likeness(args, oof):
     """What is known of the test set: the forecast, the ladder with its picture, adversarial validation."""
-    ladder, shown = oof.prepared.get("ladder"), ""
-    path = prepared_folder(args) / "matched.png"
-    if ladder and path.exists():
-        data = cv2.imencode(".jpg", cv2.imread(str(path)), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-        picture = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}">'
-        rungs = pd.DataFrame(ladder).set_index("name").drop(columns=["clusters", "released"])
-        shown = f'<div class="sheet">{picture}</div>' + table(rungs, marked=rungs.index[rungs.chosen][0])
+    ladder, path = oof.prepared.get("ladder"), prepared_folder(args) / "matched.png"
     lines = [*oof.forecast, *matched.report_lines(ladder), *forecast.report_lines(oof.prepared["shift"])]
-    return paragraphs(lines) + shown
+    if not ladder or not path.exists():
+        return paragraphs(lines)
+    data = cv2.imencode(".jpg", cv2.imread(str(path)), [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+    picture = f'<div class="sheet"><img alt="" src="data:image/jpeg;base64,{base64.b64encode(data).decode()}"></div>'
+    return paragraphs(lines) + picture + rung_table(ladder, METRICS[oof.prepared["metric"]].name)
+
+
+def rung_table(ladder, metric):
+    """The rungs that match about as well as the best, and the plain folds; the chosen one stands out."""
+    rungs = pd.DataFrame([rung for rung in ladder if rung["alike"] or not rung["clusters"]]).set_index("name")
+    columns = dict(similarity="similarity, held out", test_similarity="in the test set", distance="distance")
+    columns["score"] = f"{metric} of a ridge regression"
+    shown = rungs[[*columns]].rename(columns=columns).rename_axis("folds")
+    return table(shown, marked=rungs.index[rungs.chosen][0])
 
 
 def relatives(args, oof, picture):
@@ -164,7 +171,7 @@ def relatives(args, oof, picture):
     if oof.prepared["relatives"] and path.exists():
         copied = read_table(path, PREPARE)
         group_of = copied[copied.part == "train"].set_index("image_name").group
-        images = images.assign(group=images.image_name.map(group_of)).dropna(subset="group")
+        images = images.assign(group=images.image_name.map(group_of)).dropna().astype(dict(group=int))
     groups = images.groupby("group").label.agg(labels="nunique", images="size")
     conflicts, several = groups[groups.labels > 1], groups[groups.images > 1]
     largest = several.sort_values("images", ascending=False, kind="stable")

@@ -71,6 +71,17 @@ def test_what_is_printed_and_written_about_relatives(grouped):
     assert min(Image.open(grouped.prepared / "duplicates.png").size) > 500
 
 
+def test_with_fewer_than_40_test_images_auto_only_keeps_relatives_together(grouped):
+    """tests/test_matched.py has the competitions with more."""
+    assert json.loads((grouped.prepared / "prepared.json").read_text())["ladder"] is None
+    assert not (grouped.prepared / "matched.png").exists()
+    found, folds = (pd.read_csv(grouped.prepared / name) for name in ("duplicates.csv", "folds.csv"))
+    found = found[found.part == "train"].set_index("image_name").group
+    kin = folds.set_index("image_name").group[found.index]
+    assert (kin.groupby(found).nunique() == 1).all()
+    assert (folds.groupby("group").size() > 1).sum() == (found.value_counts() > 1).sum()
+
+
 def test_groups_by_column_file_and_none(grouped, tmp_path):
     flags = [*grouped.flags, "--output", tmp_path / "output", "--overwrite"]
     folds = tmp_path / "output" / "prepared" / "folds.csv"

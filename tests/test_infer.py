@@ -199,3 +199,24 @@ def test_a_labelled_or_headed_sample_is_followed(copied):
             values = np.array([row[1:] for row in rows[1:]], float)
             assert values.sum(axis=1) == pytest.approx(np.ones(len(values)))
             assert labels == ["1" if one > zero else "0" for one, zero in values]
+
+
+def test_how_sure_the_fold_models_are_is_said_before_the_cv(copied):
+    flags, output = copied
+    lines = done("03_infer.py", *flags).splitlines()
+    targets, held_out = oof_of(output / "base", "views")
+    tests = [softmax(np.load(output / "base" / f"fold{k}_test.npy")) for k in range(3)]
+    sure, of_folds = np.mean([p.max(axis=1) for p in tests]), held_out.max(axis=1).mean()
+    said = f"base: mean confidence {sure:.3f} on the test images, {of_folds:.3f} out of fold: "
+    (at,) = (i for i, line in enumerate(lines) if line.startswith(said))
+    least = min(oof_of(output / "base", "views", [k])[1].max(axis=1).mean() for k in range(3))
+    assert ("less than on any fold" in lines[at]) == (sure < least)
+    named = np.array([p.argmax(axis=1) for p in tests])
+    differ = np.mean([named[0] != named[1], named[0] != named[2], named[1] != named[2]])
+    wrong = np.mean(held_out.argmax(axis=1) != targets)
+    said = f"base: two fold models disagree on {differ:.1%} of the test images; out of fold {wrong:.1%} are wrong"
+    assert lines[at + 1] == said
+    assert lines[-1].startswith("CV ")
+    for k in (1, 2):
+        (output / "base" / f"fold{k}.pt").unlink()
+    assert "disagree" not in done("03_infer.py", *flags), "one model has none to disagree with"

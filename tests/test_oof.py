@@ -189,6 +189,72 @@ def test_intervals_come_from_groups(tmp_path):
     assert widths["images"] < 0.5 * widths["copies"]
 
 
+# ---------------------------------------------------------------- the forecast
+
+
+def with_ladder(output, tests, **changed):
+    """Adds what 00_prepare.py says of the test set to an experiment's prepared.json: a chosen rung of 20 clusters."""
+    rung = dict(released=0, distance=0.1, similarity=0.5, test_similarity=0.5, alike=False, chosen=False)
+    ladder = [
+        rung | dict(name="each image alone", clusters=0, score=0.95),
+        rung | dict(name="20 clusters", clusters=20, score=0.8, alike=True, chosen=True),
+        rung | dict(name="14 clusters", clusters=14, score=0.7, alike=True),
+        rung | dict(name="10 clusters", clusters=10, score=None),
+    ]
+    path = output / "prepared" / "prepared.json"
+    write_json(path, json.loads(path.read_text()) | dict(ladder=ladder) | changed)
+    write_csv(path.with_name("test.csv"), pd.DataFrame(dict(image_name=[f"t{i}.png" for i in range(tests)])))
+
+
+def forecast_of(out):
+    """→ the bounds in the forecast line of 02's output, the rest of the line, and how many lines follow."""
+    lines = out.splitlines()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith("leaderboard, as far as can be told: "))
+    low, high, rest = re.fullmatch(r".*: (-?\d\.\d{3}) to (\d\.\d{3}) (\(.*\))", lines[at]).groups()
+    return float(low), float(high), rest, len(lines) - 1 - at
+
+
+def test_the_leaderboard_is_forecast_by_the_ladder_before_the_cv(tmp_path):
+    targets = np.arange(120) % 2
+    logits = noisy(targets, 2, 1.5)
+    flags = experiment(tmp_path, "base", targets, logits)
+    without = done("02_oof.py", *flags)
+    assert "as far as can be told" not in without, "older prepared data have no ladder"
+    with_ladder(tmp_path, 40)
+    out = done("02_oof.py", *flags)
+    cv = last_line(out)[0]
+    assert out.splitlines()[-1] == without.splitlines()[-1]
+    low, high, rest, after = forecast_of(out)
+    odds = (1 - cv) / cv
+    assert rest == f"(matched folds, 20 clusters; plain folds would say {1 / (1 + odds * 4 / 19):.3f})"
+    assert low < 1 / (1 + odds * 12 / 7) < cv < high <= 1
+    assert after == 2, "what it rests on, and the CV"
+    with_ladder(tmp_path, 4000)
+    narrower = forecast_of(done("02_oof.py", *flags))
+    assert low < narrower[0] < narrower[1] < high, "of a larger test set, chance says less"
+    path = tmp_path / "base" / "report.html"
+    assert "leaderboard, as far as can be told" in path.read_text()
+    with_ladder(tmp_path, 40, ladder=None)
+    assert done("02_oof.py", *flags) == without
+    assert "leaderboard, as far as can be told" not in path.read_text()
+
+
+def test_a_loss_is_forecast_above_none_and_an_undefined_cv_not_at_all(tmp_path):
+    targets = np.arange(120) % 3
+    flags = experiment(tmp_path / "loss", "base", targets, noisy(targets, 3, 2.0), metric="logloss")
+    with_ladder(tmp_path / "loss", 10)
+    out = done("02_oof.py", *flags)
+    low, high, rest, _ = forecast_of(out)
+    cv = last_line(out)[0]
+    assert 0 <= low < cv < high
+    assert rest.endswith(f"would say {cv * 0.95 / 0.8:.3f})")
+    flags = experiment(tmp_path / "none", "base", np.zeros(60, int), noisy(np.zeros(60, int), 2, 1.0))
+    with_ladder(tmp_path / "none", 10)
+    out = done("02_oof.py", *flags)
+    assert np.isnan(last_line(out)[0])
+    assert "as far as can be told" not in out
+
+
 # ---------------------------------------------------------------- the metric
 
 

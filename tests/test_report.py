@@ -1,8 +1,10 @@
 """report.html in a real Chromium, driven over WebDriver: no console error, the threshold moves, nothing escapes."""
 
 import base64
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -13,8 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, done, png, refused, toy_image, write_csv, write_zip
+from PIL import Image
 from sklearn.metrics import roc_auc_score
-from test_oof import experiment, last_line, noisy, read_ledger
+from test_oof import experiment, last_line, noisy, read_ledger, with_ladder
 
 from common import softmax
 from kit import figures
@@ -212,6 +215,74 @@ def test_calibration_bins():
     assert error < 0.02
     boastful = np.where(score > 0.5, 0.99, 0.01)
     assert figures.calibration(honest, np.stack([1 - boastful, boastful], axis=1))[3] == pytest.approx(0.24, abs=0.02)
+
+
+# ---------------------------------------------------------------- the test set, and copies
+
+
+def section(page, heading):
+    """→ the HTML of the section of this heading."""
+    return page.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
+
+
+def test_the_report_shows_the_ladder_and_matched_png(tmp_path):
+    targets = np.arange(60) % 2
+    flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1))
+    with_ladder(tmp_path, 40)
+    heading = "Is the test set like the training set?"
+    done("02_oof.py", *flags)
+    part = section((tmp_path / "base" / "report.html").read_text(), heading)
+    assert "leaderboard, as far as can be told" in part
+    assert "<img" not in part, "no picture, no table: nothing fails"
+    drawn = np.full((90, 160, 3), (200, 30, 60), np.uint8)
+    (tmp_path / "prepared" / "matched.png").write_bytes(png(drawn))
+    done("02_oof.py", *flags)
+    part = section((tmp_path / "base" / "report.html").read_text(), heading)
+    (data,) = re.findall(r'<img alt="" src="data:image/jpeg;base64,([^"]+)">', part)
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (shown.format, shown.size) == ("JPEG", (160, 90))
+    assert np.asarray(shown).mean(axis=(0, 1)) == pytest.approx([200, 30, 60], abs=4)
+    rows = re.findall(r"<tr( class=marked)?><td>(.+?)</td>(.*?)</tr>", part)
+    assert [name for _, name, _ in rows] == ["each image alone", "20 clusters", "14 clusters"], "those that matter"
+    assert [bool(marked) for marked, *_ in rows] == [False, True, False]
+    assert [re.findall("<td>(.+?)</td>", cells)[-1] for *_, cells in rows] == ["0.9500", "0.8000", "0.7000"]
+    assert "matched folds, 20 clusters, hold out what the test set asks" in part
+
+
+def test_conflicts_and_copies_are_of_copies_not_of_the_folds_groups(tmp_path):
+    """Three pairs of copies, one with two labels, lie in groups of ten; the copy of another image is a test image."""
+    targets = np.arange(60) % 2
+    flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1), groups=np.arange(60) // 10)
+    done("02_oof.py", *flags)
+    page = (tmp_path / "base" / "report.html").read_text()
+    assert "or the group is: 6, 6 shown" in section(page, "Label conflicts"), "where nobody looked for copies"
+    groups = {7: ("000000.png", "000002.png"), 12: ("000010.png", "000013.png"), 15: ("000020.png", "000022.png")}
+    rows = [(group, 2, "train", name) for group, names in groups.items() for name in names]
+    rows += [(16, 2, "train", "000030.png"), (16, 2, "test", "000031.png")]  # a name of the test set's own
+    write_csv(tmp_path / "prepared" / "duplicates.csv", [("group", "size", "part", "image_name"), *rows])
+    found = dict(groups=4, largest=2, largest_share=0.03, train_with_relative=0.1, test_with_relative=0.1)
+    with_ladder(tmp_path, 40, relatives=found | dict(conflicts=[["000010.png", "000013.png"]]))
+    done("02_oof.py", *flags)
+    page = (tmp_path / "base" / "report.html").read_text()
+    conflicts, several = section(page, "Label conflicts"), section(page, "Groups of duplicates")
+    assert "or the group is: 1, 1 shown" in conflicts
+    assert re.findall(r"<figcaption><span>(.+?)</span>", conflicts) == ["000010.png", "000013.png"]
+    assert re.findall(r"<h3>(.+?)</h3>", several) == [f"group {k}: 2 of 2 training images" for k in groups]
+    assert re.findall(r"<figcaption><span>(.+?)</span>", several) == [
+        name for names in groups.values() for name in names
+    ]
+
+
+def test_no_copies_at_all_are_no_error(tmp_path):
+    targets = np.arange(60) % 2
+    flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1), groups=np.arange(60) // 10)
+    write_csv(tmp_path / "prepared" / "duplicates.csv", [("group", "size", "part", "image_name")])
+    found = dict(groups=0, largest=1, largest_share=0.01, train_with_relative=0.0, test_with_relative=0.0)
+    with_ladder(tmp_path, 40, relatives=found | dict(conflicts=[]))
+    done("02_oof.py", *flags)
+    page = (tmp_path / "base" / "report.html").read_text()
+    assert "or the group is: 0, 0 shown" in section(page, "Label conflicts")
+    assert "groups of two or more of these images: 0, 0 shown" in section(page, "Groups of duplicates")
 
 
 # ---------------------------------------------------------------- the ledger
