@@ -258,7 +258,7 @@ def report(args, data, prepared, folds, sizes):
         ("submission", f"{'with' if submission['header'] else 'no'} header, {submission['value']}"
             + f" of {columns}" * (submission["value"] == "probability")),
         ("groups", f"\n{'':12}".join(copies.report_lines(prepared["relatives"]))),
-        ("folds", f"\n{'':12}".join(matched.report_lines(prepared["ladder"]))),
+        ("folds", f"\n{'':12}".join(matched.report_lines(prepared.get("ladder")))),
         ("shift", f"\n{'':12}".join(forecast.report_lines(prepared["shift"]))),
     ]  # fmt: skip
     say("\n".join(f"{topic:<12}{line}" for topic, line in topics if line))

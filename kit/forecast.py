@@ -85,21 +85,20 @@ def leaderboard(score, draws, perfect, ladder, images, tests):
     without an upper bound, log loss, the error itself). The interval spans all rungs that match about as well, each as
     wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one varies more."""
     chosen, larger_is_better = next(rung for rung in ladder if rung["chosen"]), score <= perfect
+
+    def log_odds(value):  # of an error
+        error = np.maximum(np.abs(perfect - value), 1e-6)
+        return np.log(error / np.maximum(value, 1e-6) if larger_is_better else error)
+
+    def on(rung, more=0):
+        place = log_odds(score) + log_odds(rung["score"]) - log_odds(chosen["score"]) + more
+        return float(perfect / (1 + np.exp(place)) if larger_is_better else perfect + np.exp(place))
+
     finite = draws[np.isfinite(draws)]
-    low, high = np.quantile(finite, [0.1, 0.9]) - score if len(finite) else (np.nan, np.nan)
+    spread = np.quantile(log_odds(finite), [0.1, 0.9]) - log_odds(score) if len(finite) else [np.nan, np.nan]
     wider = np.sqrt(1 + images / tests)
-
-    def odds(value):
-        return abs(perfect - value) / max(value, 1e-6) if larger_is_better else abs(perfect - value)
-
-    def on(rung):
-        times = odds(rung["score"]) / odds(chosen["score"]) if odds(chosen["score"]) else 1
-        return perfect / (1 + odds(score) * times) if larger_is_better else perfect + odds(score) * times
-
-    scores = [on(rung) for rung in ladder if rung["alike"] or rung is chosen]
-    low, high = min(scores) + wider * low, max(scores) + wider * high
-    low, high = (low, min(high, perfect)) if larger_is_better else (max(low, perfect), high)
-    return dict(low=float(low), high=float(high), plain=float(on(ladder[0])))
+    ends = [on(rung, wider * end) for rung in ladder if rung["alike"] or rung is chosen for end in spread]
+    return dict(low=min(ends), high=max(ends), plain=on(ladder[0]))
 
 
 def leaderboard_lines(said, ladder):

@@ -222,10 +222,8 @@ def summary(table):
         row |= {"test inside": f"{(some.inside == 'yes').sum()} of {len(some)}", "width": (some.high - some.low).mean()}
         row |= {"seconds of 00": some.seconds.mean()}
         rows |= {name: row} if len(some) else {}
-    print(
-        "\nmean |CV - test|; how often the test score is inside the forecast, and how wide that is\n"
-        + pd.DataFrame(rows).T.to_string(float_format="{:.3f}".format)
-    )
+    print("\nmean |CV - test|; how often the test score is inside the forecast, and how wide that is")
+    print(pd.DataFrame(rows).T.to_string(float_format="{:.3f}".format))
     cloth = table[~drink].iloc[0]
     print(f"cloth: |matched - plain| = {abs(cloth.matched - cloth.plain):.4f}")
 
