@@ -77,15 +77,20 @@ def predict_test(args, oof, images, test_hash, device):
     """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
     over the models (thesis 3.8). → (these, sentences on how sure the models are)."""
     parts = [softmax(fold_logits(args, oof, fold, images, test_hash, device)) for fold in oof.present]
-    out_of_fold = softmax(oof.logits["views"]), oof.folds.target.to_numpy(), oof.folds.fold.to_numpy()
+    out_of_fold = softmax(oof.logits[kind_of(args, oof)]), oof.folds.target.to_numpy(), oof.folds.fold.to_numpy()
     return np.mean(parts, axis=0), [f"{oof.exp}: {line}" for line in forecast.confidence_lines(*out_of_fold, parts)]
+
+
+def kind_of(args, oof):
+    """→ which out-of-fold logits are nearest to what is submitted: those of the views, or of one."""
+    return "views" if args.tta in (None, oof.config["tta"]) else oof.config["keep"]
 
 
 def cross_validate(args, oofs, mix):
     """→ the blend's score out of fold, over the rows that all experiments have, with the views of the submission."""
     parts, (_, rows) = [], shared_folds(oofs)
     for oof, own in zip(oofs, rows, strict=True):
-        kind = "views" if args.tta in (None, oof.config["tta"]) else oof.config["keep"]
+        kind = kind_of(args, oof)
         if kind != "views" and args.tta != "none":
             say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {args.tta}")
         parts.append(softmax(oof.logits[kind][own]))

@@ -48,12 +48,16 @@ def draw_all(folder, prepared, folds, probabilities, epochs):
 def save_figure(figure, path=None):
     """Closes a figure. → its SVG text. Writes it as a PNG too where a path is given."""
     if path is not None:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=100, format="png", facecolor="white")
+        save_png(figure, path)
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata=dict(Date=None))
     plt.close(figure)
     return svg.getvalue()[svg.getvalue().index("<svg") :].replace(TEXT, "currentColor")
+
+
+def save_png(figure, path):
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png", facecolor="white")
 
 
 def draw_confusion(targets, probabilities, classes, path):
@@ -171,11 +175,12 @@ def draw_similarities(path, curves, rows):
         sheet = plt.imread(file)
     width, height = sheet.shape[1] / 100, sheet.shape[0] / 100
     figure, (top, below) = plt.subplots(2, 1, figsize=(width, height + 4), height_ratios=(4, height))
-    bins = np.linspace(min(map(np.min, curves.values())), 1, 50)
+    bins = np.linspace(min(map(np.min, curves.values())) - 0.01, 1.01, 50)
     for (name, values), colour in zip(curves.items(), ("tab:orange", "tab:blue", "grey"), strict=False):
         top.hist(values, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
     top.set(title="similarity to the nearest image that the same model has seen", yticks=[])
     top.legend(loc="upper right")
     below.imshow(sheet)
     below.set_axis_off()
-    save_figure(figure, path)
+    save_png(figure, path)
+    plt.close(figure)

@@ -54,25 +54,28 @@ def deal(groups, targets, count, seed):
     """Deals groups (int [N]) to `count` folds, each with its share of the images and of every class (targets int [N]).
     → the fold of each image, int [N]. Groups of one image each make scikit-learn's stratified folds, the thesis'.
 
-    The largest group comes first, and each goes where its classes are rarest so far. scikit-learn's own grouped folds
-    are as even, take fifteen times as long, and older ones don't stratify."""
-    groups = np.unique(groups, return_inverse=True)[1]
-    if groups.max() == len(groups) - 1:
+    The largest group comes first, and each goes where its classes, and then all images, are rarest so far.
+    scikit-learn's own grouped folds are as even, take fifteen times as long, and older ones don't stratify."""
+    groups = pd.factorize(np.asarray(groups))[0]  # by first image: other names for the groups make no other folds
+    if groups.max() == len(groups) - 1 and np.unique(targets, return_counts=True)[1].min() >= count:
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         folds = np.empty(len(groups), np.int64)
         for fold, (_, held_out) in enumerate(splitter.split(groups, targets)):
             folds[held_out] = fold
         return folds
-    shuffled = np.random.default_rng(seed).permutation(groups.max() + 1)
-    order = shuffled[np.argsort(-np.bincount(groups)[shuffled], kind="stable")]
-    (units, classes), sizes = np.unique(np.stack([groups, targets]), axis=1, return_counts=True)
-    cells = np.searchsorted(units, range(groups.max() + 2))  # the cells of group g: cells[g] to cells[g + 1]
-    share, dealt, fold_of = 1 / np.bincount(targets), np.zeros((count, targets.max() + 1)), np.empty(len(order), int)
-    for group in order:
-        cell = slice(cells[group], cells[group + 1])
-        fullness = dealt[:, classes[cell]] @ (sizes[cell] * share[classes[cell]])
-        fold_of[group] = fullness.argmin()
-        dealt[fold_of[group], classes[cell]] += sizes[cell] * share[classes[cell]]
+    sizes = np.bincount(groups)
+    shuffled = np.random.default_rng(seed).permutation(len(sizes))
+    (units, classes), cells = np.unique(np.stack([groups, targets]), axis=1, return_counts=True)
+    first = np.searchsorted(units, range(len(sizes) + 1))  # of group g: cells first[g] to first[g + 1]
+    share = 1 / np.maximum(1, np.bincount(targets))  # of its class that an image is
+    dealt, filled = np.zeros((count, len(share))), np.zeros(count)  # shares of each class and of all images
+    fold_of = np.empty(len(sizes), np.int64)
+    for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        own = classes[first[group] : first[group + 1]]
+        shares = cells[first[group] : first[group + 1]] * share[own]
+        fold = fold_of[group] = (dealt[:, own] @ shares + filled * sizes[group] / len(groups)).argmin()
+        dealt[fold, own] += shares
+        filled[fold] += sizes[group] / len(groups)
     return fold_of[groups]
 
 

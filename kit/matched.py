@@ -85,7 +85,7 @@ def match(points, sources, targets, count, seed, metric):
     do; else, of the rungs that do, the one whose held-out images lie farthest away: similarities can't tell new
     subjects from well-hidden known ones, and a CV that promises too much is the costlier mistake."""
     train, test = points[: len(targets)], points[len(targets) :]
-    if min(len(np.unique(sources)), len(test)) < LEAST:
+    if min(len(np.unique(sources)), len(test)) < max(LEAST, 2 * count):
         return None, []
     rungs = ladder(train, sources, targets, count, seed)
     compare(rungs, train, test, count, seed)
@@ -113,12 +113,13 @@ def ladder(points, sources, targets, count, seed):
     steps = int(np.log(len(first) / 2 / FEWEST) / np.log(RATIO)) + 1
     counts, finer = [round(len(first) / 2 / RATIO**step) for step in range(steps)], source
     for clusters, labels in zip(counts, clusterings(points[first], counts, seed), strict=True):
-        finer = keep_classes_apart(labels[source], finer, targets)
+        finer = keep_classes_apart(labels[source], finer, source, targets)
         for share in RELEASED:
             name = f"{clusters} clusters" + f", {share:.0%} of the images released" * (share > 0)
             candidates.append((name, clusters, share, release(finer, source, share, seed)))
     rungs = [Rung(*candidate, deal(candidate[-1], targets, count, seed)) for candidate in candidates]
-    return rungs[:1] + [rung for rung in rungs[1:] if not scarce(rung.folds, targets)]
+    kept = [rung for rung in rungs[1:] if len(np.unique(rung.groups)) >= count and not scarce(rung.folds, targets)]
+    return rungs[:1] + kept
 
 
 def clusterings(points, counts, seed):
@@ -146,11 +147,12 @@ def clusterings(points, counts, seed):
     return [next(coarse)[middle] if count < MOST // 2 else cut(count) for count in counts]
 
 
-def keep_classes_apart(labels, finer, targets):
-    """Clusters int [N] → the same, but where one holds more than half of a class, that class' images in it stay in the
-    `finer` clusters: else a fold could hold out the whole class."""
+def keep_classes_apart(labels, finer, source, targets):
+    """Clusters int [N] → the same, but where one holds more than half of a class, that class' images in it, and their
+    copies, stay in the `finer` clusters: else a fold could hold out the whole class."""
     cell, together = np.unique(np.stack([labels, targets]), axis=1, return_inverse=True, return_counts=True)[1:]
     most = together[cell.ravel()] > np.bincount(targets)[targets] / 2
+    most = (np.bincount(source, most) > 0)[source]
     return np.unique(np.where(most, finer + labels.max() + 1, labels), return_inverse=True)[1]
 
 

@@ -176,7 +176,7 @@ def test_no_cluster_holds_more_than_half_of_a_class():
     rng = np.random.default_rng(0)
     source, targets = np.arange(120) // 2, np.repeat(rng.choice(4, 60, p=[0.7, 0.2, 0.05, 0.05]), 2)
     labels = np.where(targets > 1, 0, source % 3)  # both rare classes lie in one cluster
-    apart = matched.keep_classes_apart(labels, source, targets)
+    apart = matched.keep_classes_apart(labels, source, source, targets)
     held = pd.crosstab(apart, targets)
     assert (held.max() <= held.sum() / 2).all()
     assert split(apart, source) == 0
@@ -187,14 +187,14 @@ def test_no_cluster_holds_more_than_half_of_a_class():
 
 def test_a_class_of_one_source_stays_whole():
     source, targets = np.array([0, 0, 1, 2, 3, 4]), np.array([1, 1, 0, 0, 0, 0])
-    apart = matched.keep_classes_apart(np.zeros(6, int), source, targets)
+    apart = matched.keep_classes_apart(np.zeros(6, int), source, source, targets)
     assert apart[0] == apart[1]
 
 
 def test_copies_with_different_labels_stay_together_where_classes_are_kept_apart():
     """Image 1 is a copy of image 0 under another label; the cluster holds most of class 0 but not of class 1."""
     labels, source = np.array([0, 0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4, 5])
-    apart = matched.keep_classes_apart(labels, source, np.array([0, 1, 0, 0, 1, 1, 0]))
+    apart = matched.keep_classes_apart(labels, source, source, np.array([0, 1, 0, 0, 1, 1, 0]))
     assert apart[0] == apart[1]
 
 
@@ -263,9 +263,7 @@ def test_a_rung_that_would_hold_out_a_whole_class_is_left_out():
     rungs = matched.ladder(found.points, np.arange(len(targets)), targets, 5, 777)
     assert [scarce(rung.folds, targets) for rung in rungs] == [[]] * len(rungs)
     one = np.where(np.arange(len(found.targets)) < 1, 2, found.targets % 2)
-    assert matched.ladder(found.points, np.arange(len(one)), one, 5, 777) == []
-    both = np.concatenate([found.points, found.points[:60]])
-    assert matched.match(both, np.arange(len(one)), one, 5, 777, "accuracy") == (None, [])
+    assert len(matched.ladder(found.points, np.arange(len(one)), one, 5, 777)) == 1, "make_folds refuses what is left"
 
 
 @pytest.mark.parametrize(("sources", "tests", "enough"), [(39, 60, False), (60, 39, False), (40, 40, True)])
@@ -317,16 +315,17 @@ def test_some_images_stand_for_many(monkeypatch):
 
 
 def test_what_is_said_of_the_ladder():
-    plain = dict(name="each image alone", clusters=0, similarity=0.9, test_similarity=0.51, chosen=True)
+    plain = dict(name="each image alone", clusters=0, similarity=0.9, test_similarity=0.51, chosen=True, score=0.99)
     assert matched.report_lines(None) == matched.report_lines([]) == []
     (line,) = matched.report_lines([plain])
     assert line.startswith("the folds ask what the test set asks (each image alone)")
     assert "0.90 held out, 0.51 in the test set" in line
-    chosen = dict(name="20 clusters", clusters=20, similarity=0.5, test_similarity=0.52, chosen=True)
+    chosen = dict(name="20 clusters", clusters=20, similarity=0.5, test_similarity=0.52, chosen=True, score=0.8)
     first, second = matched.report_lines([plain | dict(chosen=False), chosen])
-    assert first.startswith("matched folds, 20 clusters, hold out what the test set asks")
+    assert first.startswith("matched folds, 20 clusters, ask what the test set asks")
     assert "0.50 held out, 0.52 in the test set" in first
-    assert second == "in plain folds it would be 0.90: their CV would be too high"
+    assert second.startswith("in plain folds it would be 0.90; a ridge regression")
+    assert second.endswith("scores 0.990 there, 0.800 here")
 
 
 # ---------------------------------------------------------------- the description and the picture
@@ -371,18 +370,26 @@ LADDER = [
 DRAWS = np.array([*np.linspace(0.85, 0.95, 101), np.nan, np.inf])
 
 
+def score_of(odds, perfect=1.0):
+    return perfect / (1 + odds)
+
+
 def test_the_interval_spans_the_rungs_that_match_and_the_draws():
     """The CV's odds of an error are 1 : 9, the simple model's 1 : 4, on the other rung 3 : 7, on plain folds 1 : 19."""
-    said = forecast.leaderboard(0.9, DRAWS, 1.0, LADDER, 300, 100)  # twice as wide: sqrt(1 + 3)
-    assert said == pytest.approx(dict(low=0.84 - 2 * 0.04, high=0.9 + 2 * 0.04, plain=171 / 175))
+    harder, easier = (0.14 / 0.86) / (1 / 9), (0.06 / 0.94) / (1 / 9)  # draws at 10 % and 90 %, to the CV
+    said = forecast.leaderboard(0.9, DRAWS, 1.0, LADDER, 300, 100)  # twice as wide in log odds: sqrt(1 + 3)
+    low, high = score_of(1 / 9 * (3 / 7) / (1 / 4) * harder**2), score_of(1 / 9 * easier**2)
+    assert said == pytest.approx(dict(low=low, high=high, plain=171 / 175))
     wider = forecast.leaderboard(0.9, DRAWS, 1.0, LADDER, 800, 100)
-    assert (wider["low"], wider["high"]) == pytest.approx((0.84 - 3 * 0.04, 1)), "none is better than perfect"
+    low, high = score_of(1 / 9 * (3 / 7) / (1 / 4) * harder**3), score_of(1 / 9 * easier**3)
+    assert (wider["low"], wider["high"]) == pytest.approx((low, high))
     (alone,) = [dict(rung, alike=False) for rung in LADDER if rung["chosen"]]
     said = forecast.leaderboard(0.9, DRAWS, 1.0, [alone], 300, 100)
-    assert said == pytest.approx(dict(low=0.82, high=0.98, plain=0.9)), "the chosen rung always counts"
-    of_a_fifth = [rung | dict(score=rung["score"] and rung["score"] / 5) for rung in LADDER]  # as the partial AUC is
+    low, high = score_of(1 / 9 * harder**2), score_of(1 / 9 * easier**2)
+    assert said == pytest.approx(dict(low=low, high=high, plain=0.9)), "the chosen rung always counts"
+    of_a_fifth = [rung | dict(score=rung["score"] and rung["score"] / 5) for rung in [alone]]  # as the partial AUC is
     said = forecast.leaderboard(0.18, DRAWS / 5, 0.2, of_a_fifth, 300, 100)
-    assert said == pytest.approx(dict(low=0.76 / 5, high=0.98 / 5, plain=171 / 175 / 5))
+    assert said == pytest.approx(dict(low=low / 5, high=high / 5, plain=0.9 / 5))
 
 
 def test_a_hard_rung_makes_no_score_below_none():
@@ -392,18 +399,18 @@ def test_a_hard_rung_makes_no_score_below_none():
 
 
 def test_where_smaller_is_better_no_loss_is_below_none():
+    """The simple model's loss is 0.8 on the chosen rung, 1 on the other that matches, 0.2 on plain folds."""
     ladder = [rung | dict(score=score) for rung, score in zip(LADDER, (0.2, 0.8, 1.0, None), strict=True)]
-    draws = np.linspace(0.3, 0.5, 101)
-    said = forecast.leaderboard(0.4, draws, 0.0, ladder, 300, 100)
-    assert said == pytest.approx(dict(low=0.4 - 0.16, high=0.5 + 0.16, plain=0.1))
-    said = forecast.leaderboard(0.4, draws, 0.0, ladder, 9900, 100)
-    assert said == pytest.approx(dict(low=0, high=0.5 + 0.8, plain=0.1))
+    said = forecast.leaderboard(0.4, np.linspace(0.3, 0.5, 101), 0.0, ladder, 300, 100)
+    low, high = 0.4 * (0.32 / 0.4) ** 2, 0.4 * 1.25 * (0.48 / 0.4) ** 2
+    assert said == pytest.approx(dict(low=low, high=high, plain=0.1))
 
 
 def test_a_simple_model_without_errors_scales_none():
     ladder = [rung | dict(score=1.0) for rung in LADDER[:3]]
     said = forecast.leaderboard(0.9, DRAWS, 1.0, ladder, 300, 100)
-    assert said == pytest.approx(dict(low=0.82, high=0.98, plain=0.9))
+    harder, easier = (0.14 / 0.86) / (1 / 9), (0.06 / 0.94) / (1 / 9)
+    assert said == pytest.approx(dict(low=score_of(1 / 9 * harder**2), high=score_of(1 / 9 * easier**2), plain=0.9))
 
 
 def test_the_forecast_says_on_what_it_rests():
