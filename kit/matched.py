@@ -175,8 +175,7 @@ def compare(rungs, train, test, count, seed, block=256):
     starts = [np.searchsorted(rung.folds[order], range(count)) for rung, order in zip(rungs, orders, strict=True)]
     nearest = np.empty((len(rungs), len(asked), count), np.float32)  # of each fold
     for start in range(0, len(asked), block):
-        similar, own = asked[start : start + block] @ train.T, held_out[start : start + block]
-        similar[np.arange(len(own)), own] = -1  # an image is no neighbour of itself
+        similar = asked[start : start + block] @ train.T
         for near, order, first in zip(nearest, orders, starts, strict=True):
             near[start : start + block] = np.maximum.reduceat(similar[:, order], first, axis=1)
     for rung, near in zip(rungs, nearest, strict=True):
