@@ -60,10 +60,10 @@ def make_parser():
     add("--overwrite", action="store_true", help="prepare everything anew; models of other folds become unusable")
 
     add = parser.add_argument_group("groups: images that must stay in one fold").add_argument
-    add("--groups", default="auto", help="auto: what makes the folds ask what the test set asks, copies together "
-        "(kit/matched.py); copies: of one source (kit/copies.py), no more; none: as the thesis; a column of the "
+    add("--groups", default="auto", help="auto: folds that are as hard as the test set looks, copies together "
+        "(kit/matched.py); copies: those of one source together (kit/copies.py); none: as the thesis; a column of the "
         "training table; or a FILE.csv with image_name,group")  # fmt: skip
-    add("--embed", metavar="MODEL", help="let both compare the features of this timm model too")
+    add("--embed", metavar="MODEL", help="auto and copies compare the features of this timm model too")
     add("--weights", help="of the --embed model: hub (the default), none, or a .safetensors or .pth file")
     return parser
 
@@ -258,7 +258,8 @@ def report(args, data, prepared, folds, sizes):
         ("submission", f"{'with' if submission['header'] else 'no'} header, {submission['value']}"
             + f" of {columns}" * (submission["value"] == "probability")),
         ("groups", f"\n{'':12}".join(copies.report_lines(prepared["relatives"]))),
-        ("folds", f"\n{'':12}".join(matched.report_lines(prepared.get("ladder")))),
+        ("folds", f"\n{'':12}".join(matched.report_lines(prepared.get("ladder"))) or (args.groups == "auto"
+            and "not compared with the test set: too few images, or prepared by an older version of the kit")),
         ("shift", f"\n{'':12}".join(forecast.report_lines(prepared["shift"]))),
     ]  # fmt: skip
     say("\n".join(f"{topic:<12}{line}" for topic, line in topics if line))
@@ -270,7 +271,7 @@ def main(args):
     refuse(
         "--embed",
         args.embed and args.groups not in SEARCHED,
-        "helps --groups auto: leave it out, or leave out --groups",
+        "helps --groups auto and copies: leave out one of them",
     )
     refuse("--weights", args.weights and not args.embed, "belongs to --embed: give that too")
     cv2.setNumThreads(1)  # the threads of `cache` share the cores already

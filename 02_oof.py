@@ -21,6 +21,7 @@ from kit import forecast, metrics, report
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds, train_again
 from kit.metrics import METRICS
 
+FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
 MOST_EPOCHS, WIDTH = 5, 120  # epochs in the table; characters of the widest line
 MOST_CLASSES, MOST_CONFUSIONS = 12, 10  # of more classes, the commonest confusions stand for the matrix
 
@@ -103,7 +104,9 @@ def score_one(args, oof):
     oof.cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
     interval = "95 % {cv_low:.4f} to {cv_high:.4f}".format(**oof.cv)
     oof.forecast = forecast_lines(args, oof, *pooled)
-    say("\n".join(oof.forecast))
+    few_groups = oof.folds.group.nunique() < FEW_GROUPS and ["the images form few groups: the intervals say little"]
+    for line in [*(few_groups or []), *oof.forecast]:
+        say(line)
     oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
     say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
 

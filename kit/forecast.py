@@ -86,13 +86,18 @@ def leaderboard(score, draws, perfect, ladder, images, tests):
     wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one varies more."""
     chosen, larger_is_better = next(rung for rung in ladder if rung["chosen"]), score <= perfect
 
+    worst = -perfect if min([score, *(rung["score"] for rung in ladder if rung["score"] is not None)]) < 0 else 0  # QWK
+    least = max(perfect, 1e-3) / (2 * images)  # an error smaller than half an image isn't known
+
     def log_odds(value):  # of an error
-        error = np.maximum(np.abs(perfect - value), 1e-6)
-        return np.log(error / np.maximum(value, 1e-6) if larger_is_better else error)
+        error = np.maximum(np.abs(perfect - value), least)
+        return np.log(error / np.maximum(value - worst, least) if larger_is_better else error)
 
     def on(rung, more=0):
         place = log_odds(score) + log_odds(rung["score"]) - log_odds(chosen["score"]) + more
-        return float(perfect / (1 + np.exp(place)) if larger_is_better else perfect + np.exp(place))
+        return float(
+            (perfect + worst * np.exp(place)) / (1 + np.exp(place)) if larger_is_better else perfect + np.exp(place)
+        )
 
     finite = draws[np.isfinite(draws)]
     spread = np.quantile(log_odds(finite), [0.1, 0.9]) - log_odds(score) if len(finite) else [np.nan, np.nan]
@@ -104,10 +109,13 @@ def leaderboard(score, draws, perfect, ladder, images, tests):
 def leaderboard_lines(said, ladder):
     """→ sentences on what `leaderboard` returned, for the terminal and the report."""
     chosen, interval = next(rung for rung in ladder if rung["chosen"]), "{low:.3f} to {high:.3f}".format(**said)
+    if not chosen["matches"]:
+        return ["no forecast: no folds match the test set (matched.png)"]
     if chosen["clusters"]:
         folds = f"matched folds, {chosen['name']}; plain folds would say {said['plain']:.3f}"
-        basis = "it rests on how near training and test images look, by SIFT words and colours: what no image shows, it"
-        basis += " can't see"
+        basis = (
+            "it rests on how near test images look to training images: what no image shows, and other draws, it misses"
+        )
     else:
         folds = "plain folds" if chosen is ladder[0] else chosen["name"]
         basis = (
@@ -122,9 +130,9 @@ def confidence_lines(probabilities, targets, folds, tests):
     about the share on which one is wrong, if they are as sure as they are right (Jiang et al. 2022)."""
     held_out = [probabilities[folds == fold].max(axis=1).mean() for fold in np.unique(folds)]
     sure, mean = np.mean([test.max(axis=1).mean() for test in tests]), probabilities.max(axis=1).mean()
-    lines = [f"mean confidence {sure:.3f} on the test images, {mean:.3f} out of fold: " + (
-        "less than on any fold: the test set asks something else" if sure < min(held_out)
-        else "no warning, and no proof: models can be sure and wrong")]  # fmt: skip
+    warning = len(held_out) > 2 and sure < np.mean(held_out) - 3 * np.std(held_out, ddof=1)
+    verdict = "much less: the test set asks something else" if warning else "not much less, which proves nothing"
+    lines = [f"mean confidence {sure:.3f} on the test images, {mean:.3f} out of fold: {verdict}"]
     named = np.stack([test.argmax(axis=1) for test in tests])
     if len(named) > 1:
         agree = np.mean([(one == other).mean() for i, one in enumerate(named) for other in named[:i]])

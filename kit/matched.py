@@ -32,6 +32,7 @@ ASKED = 2000  # held-out images, and test images, whose nearest neighbours are l
 LEAST = 40  # sources in the training set, and test images: of fewer nothing can be said
 FEWEST, RATIO = 8, 2**0.5  # clusters of the last rung, and how many times as many the rung before has
 RELEASED = 0, 0.25, 0.5, 0.75  # shares of the images whose clusters are released
+MATCHING = 0.5  # standard deviations of the similarities by which a rung that matches may be off
 ALIKE = 1.5  # times the least distance: rungs below it match about as well
 STEEPNESS = 5  # of the softmax that makes probabilities of a ridge regression's guesses
 
@@ -71,6 +72,8 @@ def whitened(vectors, count, seed, block=4096):
     """Vectors [N, D] → float32 [N, ≤ count] of unit length, by a PCA that learns from MOST of them at most."""
     some = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:MOST])
     count = max(1, min(count, vectors.shape[1], len(some) // 8))
+    if not np.ptp(vectors[some], axis=0).any():  # flat pictures, all the same
+        return np.zeros((len(vectors), 1), np.float32)
     pca = PCA(count, whiten=True, svd_solver="randomized", random_state=seed).fit(vectors[some])
     parts = [pca.transform(vectors[start : start + block]) for start in range(0, len(vectors), block)]
     return unit(np.concatenate(parts).astype(np.float32))
@@ -81,9 +84,9 @@ def match(points, sources, targets, count, seed, metric):
     sources int [N] (copies share one) and targets int [N]; count of folds; metric: a key of METRICS.
 
     → (chosen Rung, all Rungs in the order of the ladder), or (None, []) where there are too few images.
-    The plain folds where they match about as well as the best rung, else those that keep copies together where these
-    do; else, of the rungs that do, the one whose held-out images lie farthest away: similarities can't tell new
-    subjects from well-hidden known ones, and a CV that promises too much is the costlier mistake."""
+    The plain folds, with copies together, where they match about as well as the best rung; else, of the rungs that do,
+    the one whose held-out images lie farthest away: similarities can't tell new subjects from well-hidden known ones,
+    and a CV that promises too much is the costlier mistake. Where none matches, the one that comes nearest."""
     train, test = points[: len(targets)], points[len(targets) :]
     if min(len(np.unique(sources)), len(test)) < max(LEAST, 2 * count):
         return None, []
@@ -93,8 +96,18 @@ def match(points, sources, targets, count, seed, metric):
     for rung in rungs:
         if rung in near or not rung.clusters:
             rung.score = head_score(train, targets, rung.folds, metric)
-    plain = [rung for rung in near if not rung.clusters]
-    return (plain[0] if plain else min(near, key=lambda rung: rung.held_out.mean())), rungs
+    plain = [rung for rung in rungs if not rung.clusters]
+    if not matches(min(rungs, key=lambda rung: rung.distance)):
+        near = [min(rungs, key=lambda rung: rung.distance)]
+    farthest = min(near, key=lambda rung: rung.held_out.mean())
+    return (
+        plain[-1] if set(plain) & set(near) else farthest
+    ), rungs  # the last of the plain ones keeps copies together
+
+
+def matches(rung):
+    """Whether held-out and test similarities differ by less than they vary."""
+    return rung.distance <= MATCHING * np.concatenate([rung.held_out, rung.test.ravel()]).std()
 
 
 def alike(rungs):
@@ -131,7 +144,8 @@ def clusterings(points, counts, seed):
         tree = linkage(points.astype(np.float64), "ward")
         return [fcluster(tree, count, "maxclust") - 1 for count in counts]
     part = MiniBatchKMeans(2 * len(points) // MOST, random_state=seed, n_init=1).fit_predict(points)
-    parts = [np.flatnonzero(part == k) for k in np.unique(part)]
+    parts = [np.flatnonzero(part == k) for k in np.unique(part)]  # one may hold almost all: it is divided once more
+    parts = [some for rows in parts for some in np.array_split(rows, -(-len(rows) // MOST))]
     trees = [linkage(points[rows].astype(np.float64), "ward") if len(rows) > 1 else None for rows in parts]
     heights = np.sort(np.concatenate([tree[:, 2] for tree in trees if tree is not None]))
 
@@ -203,7 +217,7 @@ def summary(chosen, rungs):
     for rung in rungs:
         row = {key: getattr(rung, key) for key in ("name", "clusters", "released", "distance", "score")}
         medians = dict(similarity=float(np.median(rung.held_out)), test_similarity=float(np.median(rung.test)))
-        rows.append(row | medians | dict(alike=rung in near, chosen=rung is chosen))
+        rows.append(row | medians | dict(alike=rung in near, chosen=rung is chosen, matches=bool(matches(rung))))
     return rows
 
 
@@ -212,14 +226,11 @@ def report_lines(rungs):
     if not rungs:
         return []
     plain, chosen = rungs[0], next(rung for rung in rungs if rung["chosen"])
-    figures = (
-        "the median similarity to the nearest image a model has seen is {similarity:.2f} held out, "
-        "{test_similarity:.2f} in the test set".format(**chosen)
-    )
+    figures = "nearest image seen, median similarity: {similarity:.2f} held out, {test_similarity:.2f} test"
+    figures = figures.format(**chosen) + f", {plain['similarity']:.2f} in plain folds" * (chosen is not plain)
+    if not chosen["matches"]:
+        return [f"no folds match the test set; {chosen['name']} come nearest: {figures} (matched.png)"]
     if chosen["clusters"] == 0:
-        return [f"the folds ask what the test set asks ({chosen['name']}): {figures} (matched.png)"]
-    scores = f"a ridge regression on what is compared scores {plain['score']:.3f} there, {chosen['score']:.3f} here"
-    return [
-        f"matched folds, {chosen['name']}, ask what the test set asks: {figures} (matched.png)",
-        f"in plain folds it would be {plain['similarity']:.2f}; {scores}",
-    ]
+        return [f"{chosen['name']}: these match the test set: {figures} (matched.png)"]
+    scores = f"a ridge regression scores {plain['score']:.3f} in plain folds, {chosen['score']:.3f} in these"
+    return [f"matched folds, {chosen['name']}: {figures} (matched.png)", scores]

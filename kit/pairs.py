@@ -3,7 +3,7 @@
 `verify` lays one image on the other in two ways: by features that look alike, where one similarity transform explains
 several of them; and by hashes of the DCT, in the best of 8 orientations, moved until the greys agree best. It believes
 it where the *edges* then agree. Light and dark areas lie alike in many pictures (two digits, two hands, two shirts on
-one carpet: their pixels correlate by 0.9 and more), but the edges of two photos never fall on each other throughout.
+one carpet: their pixels correlate by 0.9 and more), but the edges of two photos hardly ever fall on each other.
 """
 
 import cv2

@@ -209,8 +209,6 @@ def test_how_sure_the_fold_models_are_is_said_before_the_cv(copied):
     sure, of_folds = np.mean([p.max(axis=1) for p in tests]), held_out.max(axis=1).mean()
     said = f"base: mean confidence {sure:.3f} on the test images, {of_folds:.3f} out of fold: "
     (at,) = (i for i, line in enumerate(lines) if line.startswith(said))
-    least = min(oof_of(output / "base", "views", [k])[1].max(axis=1).mean() for k in range(3))
-    assert ("less than on any fold" in lines[at]) == (sure < least)
     named = np.array([p.argmax(axis=1) for p in tests])
     differ = np.mean([named[0] != named[1], named[0] != named[2], named[1] != named[2]])
     wrong = np.mean(held_out.argmax(axis=1) != targets)

@@ -315,17 +315,44 @@ def test_some_images_stand_for_many(monkeypatch):
 
 
 def test_what_is_said_of_the_ladder():
-    plain = dict(name="each image alone", clusters=0, similarity=0.9, test_similarity=0.51, chosen=True, score=0.99)
+    plain = dict(name="each image alone", clusters=0, similarity=0.9, test_similarity=0.51, score=0.99)
+    plain |= dict(chosen=True, matches=True)
     assert matched.report_lines(None) == matched.report_lines([]) == []
     (line,) = matched.report_lines([plain])
-    assert line.startswith("the folds ask what the test set asks (each image alone)")
-    assert "0.90 held out, 0.51 in the test set" in line
-    chosen = dict(name="20 clusters", clusters=20, similarity=0.5, test_similarity=0.52, chosen=True, score=0.8)
+    assert line.startswith("each image alone: these match the test set: ")
+    assert "0.90 held out, 0.51 test (matched.png)" in line
+    (line,) = matched.report_lines([plain | dict(matches=False)])
+    assert line.startswith("no folds match the test set; each image alone come nearest")
+    chosen = plain | dict(name="20 clusters", clusters=20, similarity=0.5, test_similarity=0.52, score=0.8)
     first, second = matched.report_lines([plain | dict(chosen=False), chosen])
-    assert first.startswith("matched folds, 20 clusters, ask what the test set asks")
-    assert "0.50 held out, 0.52 in the test set" in first
-    assert second.startswith("in plain folds it would be 0.90; a ridge regression")
-    assert second.endswith("scores 0.990 there, 0.800 here")
+    assert first.startswith("matched folds, 20 clusters: ")
+    assert "0.50 held out, 0.52 test, 0.90 in plain folds" in first
+    assert second == "a ridge regression scores 0.990 in plain folds, 0.800 in these"
+
+
+def test_a_test_set_unlike_all_folds_matches_none():
+    """It shows the training images themselves, or something else altogether: the rung that comes nearest is chosen."""
+    found = matched_to("known")
+    train = found.points
+    elsewhere = np.hstack([np.zeros_like(train), np.ones_like(train[:, :1])])[:60]
+    train = np.hstack([train, np.zeros_like(train[:, :1])])
+    for tests, where in ((train, "nearest"), (elsewhere, "farthest")):
+        given = np.concatenate([train, tests]), np.arange(len(train)), found.targets, 5, 777, "accuracy"
+        chosen, rungs = matched.match(*given)
+        assert not matched.matches(chosen)
+        assert chosen.distance == min(rung.distance for rung in rungs)
+        held_out = [rung.held_out.mean() for rung in rungs]
+        assert chosen.held_out.mean() == pytest.approx(dict(nearest=max, farthest=min)[where](held_out), abs=0.02)
+
+
+def test_copies_stay_together_where_plain_folds_match():
+    found = matched_to("known")
+    train, tests, targets = found.points[::2], found.points[1::2], found.targets[::2]
+    points = np.concatenate([train, train[:3], tests])
+    sources, targets = np.append(np.arange(len(train)), range(3)), np.append(targets, targets[:3])
+    chosen, rungs = matched.match(points, sources, targets, 5, 777, "accuracy")
+    assert chosen is rungs[1]
+    assert chosen.folds[:3].tolist() == chosen.folds[-3:].tolist()
 
 
 # ---------------------------------------------------------------- the description and the picture
@@ -362,10 +389,10 @@ def test_each_image_is_shown_beside_the_nearest_that_its_model_has_seen():
 # ---------------------------------------------------------------- what the leaderboard may say
 
 LADDER = [
-    dict(name="each image alone", clusters=0, score=0.95, alike=False, chosen=False),
-    dict(name="20 clusters", clusters=20, score=0.8, alike=True, chosen=True),
-    dict(name="14 clusters", clusters=14, score=0.7, alike=True, chosen=False),
-    dict(name="10 clusters", clusters=10, score=None, alike=False, chosen=False),
+    dict(name="each image alone", clusters=0, score=0.95, alike=False, chosen=False, matches=True),
+    dict(name="20 clusters", clusters=20, score=0.8, alike=True, chosen=True, matches=True),
+    dict(name="14 clusters", clusters=14, score=0.7, alike=True, chosen=False, matches=True),
+    dict(name="10 clusters", clusters=10, score=None, alike=False, chosen=False, matches=True),
 ]
 DRAWS = np.array([*np.linspace(0.85, 0.95, 101), np.nan, np.inf])
 
@@ -420,6 +447,8 @@ def test_the_forecast_says_on_what_it_rests():
         "leaderboard, as far as can be told: 0.840 to 0.970 (matched folds, 20 clusters; plain folds would say 0.999)"
     )
     assert "what no image shows" in second
+    unmatched = [rung | dict(matches=False) for rung in LADDER]
+    assert forecast.leaderboard_lines(said, unmatched) == ["no forecast: no folds match the test set (matched.png)"]
     first, second = forecast.leaderboard_lines(said, [LADDER[0] | dict(chosen=True)])
     assert first == "leaderboard, as far as can be told: 0.840 to 0.970 (plain folds)"
     assert "believe the CV" in second
@@ -433,12 +462,17 @@ def test_the_forecast_says_on_what_it_rests():
 OUT_OF_FOLD = np.array([[0.9, 0.1], [0.1, 0.9], [0.7, 0.3], [0.7, 0.3]]), np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1])
 
 
-@pytest.mark.parametrize(("sure", "said"), [(0.69, "less than on any fold"), (0.71, "no warning, and no proof")])
-def test_test_images_of_which_models_are_less_sure_are_a_warning(sure, said):
-    tests = [np.array([[sure, 1 - sure]] * 5)] * 2
-    confidence, disagreement = forecast.confidence_lines(*OUT_OF_FOLD, tests)
-    assert confidence.startswith(f"mean confidence {sure:.3f} on the test images, 0.800 out of fold: {said}")
-    assert disagreement == "two fold models disagree on 0.0% of the test images; out of fold 25.0% are wrong"
+@pytest.mark.parametrize(("sure", "said"), [(0.58, "much less: "), (0.62, "not much less, which proves nothing")])
+def test_test_images_of_which_models_are_far_less_sure_are_a_warning(sure, said):
+    """The folds' confidences are 0.7, 0.75 and 0.8, so 0.6 is three deviations below their mean."""
+    held_out = np.array([[0.7, 0.3], [0.25, 0.75], [0.8, 0.2]]), np.array([0, 1, 1]), np.array([0, 1, 2])
+    tests = [np.array([[sure - 0.05, 1.05 - sure]] * 5)] * 2 + [np.array([[sure + 0.1, 0.9 - sure]] * 5)]
+    confidence, disagreement = forecast.confidence_lines(*held_out, tests)
+    assert confidence.startswith(f"mean confidence {sure:.3f} on the test images, 0.750 out of fold: {said}")
+    assert disagreement == "two fold models disagree on 0.0% of the test images; out of fold 33.3% are wrong"
+    two = held_out[2] > 0
+    confidence, _ = forecast.confidence_lines(*(part[two] for part in held_out), tests[:2])
+    assert "much less:" not in confidence, "two folds don't say how much confidence varies"
 
 
 def test_disagreement_is_counted_over_all_pairs_of_models():

@@ -194,7 +194,7 @@ def test_intervals_come_from_groups(tmp_path):
 
 def with_ladder(output, tests, **changed):
     """Adds what 00_prepare.py says of the test set to an experiment's prepared.json: a chosen rung of 20 clusters."""
-    rung = dict(released=0, distance=0.1, similarity=0.5, test_similarity=0.5, alike=False, chosen=False)
+    rung = dict(released=0, distance=0.1, similarity=0.5, test_similarity=0.5, alike=False, chosen=False, matches=True)
     ladder = [
         rung | dict(name="each image alone", clusters=0, score=0.95),
         rung | dict(name="20 clusters", clusters=20, score=0.8, alike=True, chosen=True),

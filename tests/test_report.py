@@ -246,7 +246,7 @@ def test_the_report_shows_the_ladder_and_matched_png(tmp_path):
     assert [name for _, name, _ in rows] == ["each image alone", "20 clusters", "14 clusters"], "those that matter"
     assert [bool(marked) for marked, *_ in rows] == [False, True, False]
     assert [re.findall("<td>(.+?)</td>", cells)[-1] for *_, cells in rows] == ["0.9500", "0.8000", "0.7000"]
-    assert "matched folds, 20 clusters, hold out what the test set asks" in part
+    assert "matched folds, 20 clusters: nearest image seen" in part
 
 
 def test_conflicts_and_copies_are_of_copies_not_of_the_folds_groups(tmp_path):
