@@ -104,8 +104,9 @@ def score_one(args, oof):
     oof.cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
     interval = "95 % {cv_low:.4f} to {cv_high:.4f}".format(**oof.cv)
     oof.forecast = forecast_lines(args, oof, *pooled)
-    few_groups = oof.folds.group.nunique() < FEW_GROUPS and ["the images form few groups: the intervals say little"]
-    for line in [*(few_groups or []), *oof.forecast]:
+    if oof.folds.group.nunique() < FEW_GROUPS:
+        say("the images form few groups: the intervals say little")
+    for line in oof.forecast:
         say(line)
     oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
     say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")

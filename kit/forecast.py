@@ -85,8 +85,8 @@ def leaderboard(score, draws, perfect, ladder, images, tests):
     without an upper bound, log loss, the error itself). The interval spans all rungs that match about as well, each as
     wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one varies more."""
     chosen, larger_is_better = next(rung for rung in ladder if rung["chosen"]), score <= perfect
-
-    worst = -perfect if min([score, *(rung["score"] for rung in ladder if rung["score"] is not None)]) < 0 else 0  # QWK
+    scores = [score, *(rung["score"] for rung in ladder if rung["score"] is not None)]
+    worst = -perfect if min(scores) < 0 else 0  # below 0 goes QWK, down to -1
     least = max(perfect, 1e-3) / (2 * images)  # an error smaller than half an image isn't known
 
     def log_odds(value):  # of an error
@@ -113,13 +113,11 @@ def leaderboard_lines(said, ladder):
         return ["no forecast: no folds match the test set (matched.png)"]
     if chosen["clusters"]:
         folds = f"matched folds, {chosen['name']}; plain folds would say {said['plain']:.3f}"
-        basis = (
-            "it rests on how near test images look to training images: what no image shows, and other draws, it misses"
-        )
+        basis = "it rests on how near test images look to training images: it misses what no image shows, and luck"
     else:
         folds = "plain folds" if chosen is ladder[0] else chosen["name"]
         basis = (
-            "the test images lie as near to the training images as held-out ones: as far as they show, believe the CV"
+            "the test images lie as near to the training images as held-out ones: as far as that shows, believe the CV"
         )
     return [f"leaderboard, as far as can be told: {interval} ({folds})", basis]
 

@@ -96,13 +96,11 @@ def match(points, sources, targets, count, seed, metric):
     for rung in rungs:
         if rung in near or not rung.clusters:
             rung.score = head_score(train, targets, rung.folds, metric)
-    plain = [rung for rung in rungs if not rung.clusters]
-    if not matches(min(rungs, key=lambda rung: rung.distance)):
-        near = [min(rungs, key=lambda rung: rung.distance)]
-    farthest = min(near, key=lambda rung: rung.held_out.mean())
-    return (
-        plain[-1] if set(plain) & set(near) else farthest
-    ), rungs  # the last of the plain ones keeps copies together
+    best = min(rungs, key=lambda rung: rung.distance)
+    if not matches(best):
+        near = [best]
+    plain = [rung for rung in rungs if not rung.clusters]  # the last of them keeps copies together
+    return plain[-1] if set(plain) & set(near) else min(near, key=lambda rung: rung.held_out.mean()), rungs
 
 
 def matches(rung):
