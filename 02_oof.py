@@ -7,10 +7,12 @@
 
 Reads OUTPUT/EXP, as many folds as are finished. Prints the thesis' table 4.2, and the score at the best epoch, at the
 last one and of what is submitted, each with a 95 % interval from a bootstrap over groups. The last line is the CV: the
-pooled score of what is submitted. Writes oof.csv, report.html, three pictures, and a row of OUTPUT/experiments.csv.
+pooled score of what is submitted. Writes oof.csv, report.html, three pictures, and a row of OUTPUT/experiments.csv. Of
+several experiments it fits the weights of a blend, and leaves OUTPUT/blend_A+B.json where they beat equal weights.
 """
 
 from datetime import datetime
+from shlex import quote
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,7 @@ from sklearn.metrics import confusion_matrix
 
 from common import PREPARE, Parser, UserError, number, prepared_folder, read_table, run, say, softmax, write_csv
 from kit import forecast, metrics, report
+from kit.blend import BLENDS, blend, climb, held_out_blend, write_weights
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds, train_again
 from kit.metrics import METRICS
 
@@ -176,10 +179,12 @@ def compare(args, oofs, shared, rows):
     """Prints several experiments and their blends side by side, on the folds `shared`, of which each has `rows`.
     → (one-sentence verdicts, the ledger's cells of the mean blend)."""
     parts, verdicts = {oof.exp: oof.probabilities[own] for oof, own in zip(oofs, rows, strict=True)}, []
-    parts |= {f"{how} blend": metrics.blend([*parts.values()], how) for how in metrics.BLENDS}
-    oof, own = oofs[0], rows[0]
+    models, oof, own = [*parts.values()], oofs[0], rows[0]
+    parts |= {f"{how} blend": blend(models, how) for how in BLENDS}
     targets, weights = oof.targets[own], metrics.bootstrap_weights(oof.folds.group[own], args.draws)
     metric, folds = oof.prepared["metric"], f"{len(shared)} of {oof.prepared['folds']}"
+    if len(shared) > 1:
+        parts["greedy blend"] = held_out_blend(metric, targets, models, oof.folds.fold[own].to_numpy())
     for key in dict.fromkeys([args.metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
         scores = {part: metrics.scored(key, targets, p, weights) for part, p in parts.items()}
@@ -187,8 +192,32 @@ def compare(args, oofs, shared, rows):
         table = pd.Series({part: with_interval(*score) for part, score in scores.items()}).to_string()
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {folds} folds\n{table}")
         verdicts += [f"{name}: {metrics.compare(base, part, *score, *other, better)}" for part, other in others]
+    verdicts += weigh(args, oofs, targets, models, scores)
     say("\n".join(verdicts))
     return verdicts, dict(settings="mean blend", folds=folds, metric=metric, **cv_cells(*scores["mean blend"]))
+
+
+def weigh(args, oofs, targets, models, scores):
+    """Writes weights fitted on all images, where such weights beat equal ones on images that they weren't fitted on.
+    models: probabilities [N, K] of each experiment; scores: those of `compare`. → sentences."""
+    path = args.output / f"blend_{'+'.join(sorted(args.exps))}.json"
+    path.unlink(missing_ok=True)  # an earlier one would contradict what is said now
+    if "greedy blend" not in scores:
+        return ["greedy weights can't be judged on one fold: they need another one to be fitted on"]
+    metric, greedy, mean = oofs[0].prepared["metric"], scores["greedy blend"], scores["mean blend"]
+    sign = 1 if METRICS[metric].larger_is_better else -1
+    gain, (low, high) = sign * (greedy[0] - mean[0]), metrics.interval(sign * (greedy[1] - mean[1]))
+    if np.isnan(gain + low):
+        return ["greedy weights can't be judged: the score is undefined in too many bootstrap samples"]
+    said = f"{METRICS[metric].name}: greedy weights gain {gain:+.4f} ({low:+.4f} to {high:+.4f}) on equal ones"
+    if low <= 0:
+        return [f"{said}: {'within the noise' if high >= 0 else 'a loss'}, so equal weights are the better bet"]
+    weights = dict(zip(args.exps, climb(metric, targets, models).tolist(), strict=True))
+    write_weights(path, oofs, weights, cv_cells(*greedy))
+    folders = f"--input {quote(str(args.input))} --output {quote(str(args.output))}"
+    shares = ", ".join(f"{exp} {weight:.2f}" for exp, weight in weights.items())
+    command = f"python 03_infer.py {' '.join(map(quote, args.exps))} --weights {quote(str(path))} {folders}"
+    return [f"{said}: {shares} → {path}", f"to submit that blend: {command}"]
 
 
 def main(args):

@@ -1,4 +1,4 @@
-"""What is a good prediction? The metrics, their bootstrap intervals, comparisons and blends.
+"""What is a good prediction? The metrics, their bootstrap intervals and comparisons.
 
 A new metric is one function score(targets, probabilities, weights) and one entry in METRICS. scikit-learn computes the
 scores. `draws`, which is optional, scores all bootstrap samples at once: it sorts once and weights many times.
@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from scipy.stats import rankdata
 from sklearn import metrics as sk
 
 from common import listing
@@ -207,13 +206,3 @@ def compare(name, other, score, values, other_score, other_values, larger_is_bet
     verdict = "no evidence either way" if low <= 0 <= high else f"{better} is better"
     figures = f"Δ = {delta:+.4f}, 95 % {low:+.4f} … {high:+.4f}, P(Δ > 0) = {np.mean(finite > 0):.2f}"
     return f"{other} against {name}: {verdict}: {figures}"
-
-
-BLENDS = {"mean": lambda p: p, "rank": lambda p: rankdata(p, axis=0)}
-
-
-def blend(probabilities, how, weights=None):
-    """Blends several models' probabilities [N, K] by BLENDS[how], each with its weight → [N, K], rows sum to 1."""
-    weights = np.ones(len(probabilities)) if weights is None else weights
-    mixed = sum(w * BLENDS[how](p) for w, p in zip(weights, probabilities, strict=True))
-    return mixed / mixed.sum(axis=1, keepdims=True)

@@ -6,7 +6,7 @@ from sklearn import metrics as sk
 
 from common import softmax
 from kit import metrics
-from kit.metrics import METRICS, blend, bootstrap_weights, compare, interval, is_better, scored
+from kit.metrics import METRICS, bootstrap_weights, compare, interval, is_better, scored
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 TWO_ONLY = ("pauc",)
@@ -223,15 +223,3 @@ def test_comparisons_say_which_is_better_and_never_count_nan():
     undefined = "can't be compared: the score is undefined in {} of 100 bootstrap samples"
     assert compare("A", "B", 0.5, steady, 0.9, few, True) == f"B against A: {undefined.format(60)}"
     assert compare("A", "B", 0.5, few, np.nan, steady * np.nan, True) == f"B against A: {undefined.format(100)}"
-
-
-def test_blends_are_weighted_means_of_probabilities_or_ranks():
-    first, second = (made_up(3, seed=seed)[1] for seed in (0, 1))
-    assert blend([first], "mean") == pytest.approx(first)
-    assert blend([first, second], "mean") == pytest.approx((first + second) / 2)
-    assert blend([first, second], "mean", [0.6, 0.4]) == pytest.approx(0.6 * first + 0.4 * second)
-    assert blend([first, second], "mean", [3, 2]) == pytest.approx(0.6 * first + 0.4 * second)
-    a, b = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])
-    assert blend([a], "rank") == pytest.approx(np.array([[3, 1], [1, 3], [2, 2]]) / 4)
-    assert blend([a, b], "rank") == pytest.approx(np.array([[3, 1], [1.5, 2.5], [1.5, 2.5]]) / 4)
-    assert blend([a, b], "rank", [1, 0]) == pytest.approx(blend([a], "rank"))

@@ -1,0 +1,262 @@
+"""kit/blend.py: fitted weights are scored on folds that they haven't seen, and reach 03 only where that pays."""
+
+import json
+import re
+import shlex
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, done, refused
+from test_oof import experiment, noisy, printed
+
+from common import softmax, write_csv, write_json
+from kit.blend import blend, climb
+from kit.metrics import METRICS
+
+pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
+GAIN = re.compile(r"(.+): greedy weights gain (\S+) \((\S+) to (\S+)\) on equal ones: (.+)")
+TARGETS = np.arange(600) % 2
+FOLDS = np.arange(600) % 3  # as experiment() makes them
+
+
+def experiments(output, signals, metric="auc"):
+    """Writes an experiment for each {name: signal}, a float or float [N, 1]. → flags, {name: its probabilities}."""
+    logits = {exp: noisy(TARGETS, 2, signal, seed) for seed, (exp, signal) in enumerate(signals.items())}
+    for exp, values in logits.items():
+        flags = experiment(output, exp, TARGETS, values, metric=metric)
+    return flags, {exp: softmax(values) for exp, values in logits.items()}
+
+
+def gain_of(out):
+    """The line on greedy weights in 02's output. → metric, gain, low, high, the rest of the line."""
+    (match,) = filter(None, map(GAIN.fullmatch, out.splitlines()))
+    return match[1], *map(float, match.groups()[1:4]), match[5]
+
+
+def by_other_folds(metric, probabilities):
+    """The blend of each fold with the weights that the other folds give."""
+    mixed = np.empty((len(TARGETS), 2))
+    for k in range(3):
+        weights = climb(metric, TARGETS[k != FOLDS], [p[k != FOLDS] for p in probabilities])
+        mixed[k == FOLDS] = sum(w * p[k == FOLDS] for w, p in zip(weights, probabilities, strict=True))
+    return mixed
+
+
+def test_blends_are_weighted_means_of_probabilities_or_ranks():
+    first, second = (softmax(noisy(TARGETS, 3, 1, seed)) for seed in (0, 1))
+    assert blend([first], "mean") == pytest.approx(first)
+    assert blend([first, second], "mean") == pytest.approx((first + second) / 2)
+    assert blend([first, second], "mean", [0.6, 0.4]) == pytest.approx(0.6 * first + 0.4 * second)
+    assert blend([first, second], "mean", [3, 2]) == pytest.approx(0.6 * first + 0.4 * second)
+    a, b = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])
+    assert blend([a], "rank") == pytest.approx(np.array([[3, 1], [1, 3], [2, 2]]) / 4)
+    assert blend([a, b], "rank") == pytest.approx(np.array([[3, 1], [1.5, 2.5], [1.5, 2.5]]) / 4)
+    assert blend([a, b], "rank", [1, 0]) == pytest.approx(blend([a], "rank"))
+
+
+# ---------------------------------------------------------------- the climb
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_climb_ends_above_each_model_and_their_mean(metric):
+    score, sign = METRICS[metric].score, 1 if METRICS[metric].larger_is_better else -1
+    probabilities = [softmax(noisy(TARGETS, 2, signal, seed)) for seed, signal in enumerate((0.2, 1.5, 1.2))]
+    weights = climb(metric, TARGETS, probabilities)
+    assert weights.sum() == pytest.approx(1)
+    assert weights.min() >= 0
+    alternatives = [*probabilities, *([blend(probabilities, "mean")] if metric != "map5" else [])]
+    best = max(sign * score(TARGETS, p) for p in alternatives)
+    assert sign * score(TARGETS, blend(probabilities, "mean", weights)) >= best
+    assert np.array_equal(weights, climb(metric, TARGETS, probabilities)), "nothing is drawn"
+
+
+def test_a_share_below_half_is_found_where_half_would_be_worse_than_nothing():
+    strong, weak = softmax(3 * noisy(TARGETS, 2, 1.5)), softmax(noisy(TARGETS, 2, 0.6, seed=1))  # the former too sure
+    loss = [METRICS["logloss"].score(TARGETS, w * weak + (1 - w) * strong) for w in np.linspace(0, 1, 51)]
+    assert min(loss) < loss[0] < loss[25], "what this test supposes"
+    share = climb("logloss", TARGETS, [weak, strong])[0]
+    assert share == pytest.approx(np.argmin(loss) / 50, abs=0.02)
+
+
+def test_undefined_scores_never_win():
+    good, bad = softmax(noisy(TARGETS, 2, 1)), softmax(noisy(TARGETS, 2, 0.2, seed=1))
+    assert climb("accuracy", TARGETS, [np.full_like(good, np.nan), good, good]).tolist() == [0, 1, 0]
+    assert climb("auc", np.zeros_like(TARGETS), [good, bad]).tolist() == [0.5, 0.5], "one class only"
+
+
+# ---------------------------------------------------------------- 02
+
+
+@pytest.mark.parametrize("metric", ["auc", "logloss"])
+def test_a_model_of_noise_is_weighed_down_and_the_file_says_how_good_that_is(tmp_path, metric):
+    flags, p = experiments(tmp_path, dict(a=1.5, noise=0, b=1.3), metric)
+    out = done("02_oof.py", *p, *flags)
+    score = METRICS[metric].score
+    honest, equal = score(TARGETS, by_other_folds(metric, [*p.values()])), score(TARGETS, sum(p.values()) / 3)
+    assert printed(out)["greedy blend"][0] == pytest.approx(honest, abs=6e-5)
+    name, gain, low, high, rest = gain_of(out)
+    assert name == METRICS[metric].name
+    assert gain == pytest.approx(honest - equal if metric == "auc" else equal - honest, abs=6e-5)
+    assert 0 < low < gain < high
+    path = tmp_path / "blend_a+b+noise.json"
+    assert rest.endswith(f" → {path}")
+    content = json.loads(path.read_text())
+    weights = content["weights"]
+    assert [*weights] == [*p]
+    assert [*weights.values()] == climb(metric, TARGETS, [*p.values()]).tolist()
+    assert sum(weights.values()) == pytest.approx(1)
+    assert weights["noise"] < 0.15 < weights["b"]
+    fitted = score(TARGETS, sum(weights[exp] * p[exp] for exp in p))
+    assert content["cv"] == pytest.approx(honest, abs=1e-8)
+    assert abs(fitted - honest) > 1e-5, "the score on the images that the weights were fitted on flatters"
+    assert content["cv_low"] < content["cv"] < content["cv_high"]
+    assert "greedy weights gain" in (tmp_path / "a" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("least", [1.0, 0.7])
+def test_a_gain_within_the_noise_leaves_no_file(tmp_path, least):
+    """Three models that are equally good, or one a little worse, so that fitted weights score a little better."""
+    flags, p = experiments(tmp_path, dict(a=1.0, b=least, c=1.0))
+    path = tmp_path / "blend_a+b+c.json"
+    path.write_text("an earlier one, of other predictions")
+    out = done("02_oof.py", "c", "a", "b", *flags)
+    _, gain, low, high, rest = gain_of(out)
+    assert low <= 0 <= high
+    assert low <= gain <= high
+    assert (gain > 0) == (least < 1)
+    assert rest == "within the noise, so equal weights are the better bet"
+    assert not path.exists(), "whatever the order of the names"
+    assert climb("auc", TARGETS, [*p.values()]).max() > 0.34, "weights that fit better than equal ones there are"
+    assert not list(tmp_path.glob("blend*"))
+    assert "03_infer" not in out
+
+
+def test_weights_that_mislead_on_the_next_fold_are_a_loss(tmp_path):
+    """Each model errs on one fold, so it looks best on the others: the score of fitted weights must see that fold."""
+    signals = {f"m{k}": np.where(k == FOLDS, -1.5, 1.5)[:, None] for k in range(3)}
+    flags, _ = experiments(tmp_path, signals)
+    out = done("02_oof.py", *signals, *flags)
+    _, gain, low, high, rest = gain_of(out)
+    assert low < gain < high < -0.1
+    assert rest == "a loss, so equal weights are the better bet"
+    assert not list(tmp_path.glob("blend*"))
+
+
+def test_one_fold_or_an_undefined_score_is_no_ground_for_weights(tmp_path):
+    flags, p = experiments(tmp_path / "fold", dict(a=1.5, noise=0))
+    done("02_oof.py", *p, *flags)
+    assert (tmp_path / "fold" / "blend_a+noise.json").exists()
+    for k in (1, 2):
+        (tmp_path / "fold" / "a" / f"fold{k}.pt").unlink()
+    out = done("02_oof.py", *p, *flags)
+    assert "greedy weights can't be judged on one fold" in out
+    assert "greedy blend" not in out
+    for exp in "ab":
+        flags = experiment(tmp_path / "class", exp, np.zeros(60, int), noisy(np.zeros(60, int), 2, 1))
+    assert "greedy weights can't be judged: the score is undefined" in done("02_oof.py", "a", "b", *flags)
+    assert not list(tmp_path.rglob("blend*"))
+
+
+# ---------------------------------------------------------------- 03
+
+
+@pytest.fixture(scope="module")
+def weighed(trained, tmp_path_factory):
+    """Two trained experiments whose out-of-fold logits are made up: `other` is noise. → flags, output, 02's output."""
+    output = tmp_path_factory.mktemp("weighed") / "output"
+    shutil.copytree(trained.output, output)
+    flags = ["--input", trained.input, "--output", output]
+    done("01_train_fold.py", *flags, *TINY, "--fold", "all", "--exp", "other", "--seed", 1, "--epochs", 1)
+    for seed, (exp, signal) in enumerate(dict(base=2.0, other=0.0).items()):
+        for k in range(3):
+            table = pd.read_csv(output / exp / f"fold{k}.csv", dtype={"image_name": str})
+            table[["views_0", "views_1"]] = noisy(table.target.to_numpy(), 2, signal, 3 * seed + k)
+            write_csv(output / exp / f"fold{k}.csv", table)
+    return flags, output, done("02_oof.py", "base", "other", *flags)
+
+
+def test_the_printed_command_submits_the_weighted_mean_and_the_honest_score(weighed):
+    flags, output, out = weighed
+    (command,) = re.findall("to submit that blend: python (.+)", out)
+    content = json.loads((output / "blend_base+other.json").read_text())
+    weights, tables = content["weights"], {}
+    for exp in weights:
+        tables[exp] = pd.concat([pd.read_csv(output / exp / f"fold{k}.csv") for k in range(3)])
+    fitted = sum(weights[exp] * softmax(table.filter(like="views_")) for exp, table in tables.items())
+    assert METRICS["auc"].score(tables["base"].target.to_numpy(), fitted) > content["cv"] + 2e-4, (
+        "it flatters, so it isn't the CV"
+    )
+    said = done(*shlex.split(command))
+    for exp in weights:
+        done("03_infer.py", exp, *flags)
+    (path,) = output.glob("submission_*")
+    assert path.name == f"submission_base+other_weighted_CV{content['cv']:.4f}.csv"
+    assert said.splitlines()[-1].startswith(f"CV {content['cv']:.4f} (AUC, of weights fitted on the other folds), ")
+    paths = [next((output / exp).glob("submission_*")) for exp in ("base", "other")]
+    parts = [np.loadtxt(part, delimiter=",", usecols=1) for part in paths]
+    expected = weights["base"] * parts[0] + weights["other"] * parts[1]
+    values = np.loadtxt(path, delimiter=",", usecols=1)
+    assert values == pytest.approx(expected, abs=1e-6)
+    assert not np.allclose(values, np.mean(parts, axis=0), atol=1e-3)
+    ledger = pd.read_csv(output / "experiments.csv").set_index("experiment")
+    assert ledger.cv["base+other_weighted"] == pytest.approx(content["cv"], abs=1e-6)
+    done("03_infer.py", "other", "base", *flags, "--weights", output / "blend_base+other.json")
+    (path,) = output.glob("submission_other+base_*")
+    assert np.loadtxt(path, delimiter=",", usecols=1) == pytest.approx(values), "names decide, not their order"
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Experiments a, noise and b, and a file of weights for the first two. → a function: more flags → 03's one line."""
+    flags, _ = experiments(tmp_path, dict(a=1.5, noise=0, b=1.5))
+    done("02_oof.py", "a", "noise", *flags)
+    path = tmp_path / "blend_a+noise.json"
+
+    def line(*more, exps=("a", "noise"), weights=path):
+        message = refused("03_infer.py", *exps, *flags[:4], "--weights", weights, *more)
+        assert str(weights) in message
+        assert not list(tmp_path.rglob("submission*"))
+        return message
+
+    return path, line
+
+
+def test_weights_of_other_experiments_blends_and_views_are_refused(damaged):
+    _, line = damaged
+    assert "is for a noise, not for a b: run python 02_oof.py a b" in line(exps=("a", "b"))
+    assert "is for a noise, not for a: " in line(exps="a")
+    assert "fitted for --blend mean" in line("--blend", "rank")
+    assert "fitted on other views: leave --tta out" in line("--tta", "d4")
+
+
+@pytest.mark.parametrize("change", ["a prediction", "a fold", "the metric"])
+def test_a_stale_file_is_refused(damaged, change):
+    path, line = damaged
+    if change == "a prediction":
+        table = pd.read_csv(path.parent / "noise" / "fold1.csv", dtype={"image_name": str})
+        table.loc[3, "views_1"] += 0.001
+        write_csv(path.parent / "noise" / "fold1.csv", table)
+    elif change == "a fold":
+        (path.parent / "a" / "fold2.pt").unlink()
+    else:
+        prepared = path.parent / "prepared" / "prepared.json"
+        write_json(prepared, json.loads(prepared.read_text()) | dict(metric="brier"))
+    message = line()
+    assert "was fitted on earlier predictions or for another metric: run python 02_oof.py a noise" in message
+
+
+def test_what_is_no_file_of_weights_is_refused(damaged, tmp_path):
+    path, line = damaged
+    content = json.loads(path.read_text())
+    wrong = ["no JSON", [1], {}, *(content | dict(weights=w) for w in ([1, 2], {}, dict(a="x"), dict(a=-1, noise=2)))]
+    for text in [*wrong, content | dict(weights=dict(a=float("nan"), noise=1)), content | dict(weights=dict(a=0))]:
+        path.write_text(text if isinstance(text, str) else json.dumps(text))
+        assert "is missing or isn't a file of weights: run python 02_oof.py a noise" in line()
+    for other in (tmp_path, tmp_path / "nowhere.json", tmp_path / "prepared" / "folds.csv"):
+        assert "is missing or isn't a file of weights" in line(weights=other)
+    flags = ["--output", tmp_path, "--weights"]
+    for weights in ([0.6, path], [path, path], [0.5], [0, 0], ["0,6", "0,4"]):
+        message = refused("03_infer.py", "a", "noise", *flags, *weights)
+        assert "--weights needs a number for each of a, noise, not all of them 0, or one file" in message
