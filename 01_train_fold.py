@@ -13,28 +13,29 @@ import contextlib
 import json
 import random
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import torch
+from timm.utils import ModelEmaV3
 
 import common
-from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say, write_csv
+from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
 from kit import distributed
-from kit.augment import AUGMENTATIONS, Augmentation
+from kit.augment import AUGMENTATIONS, Augmentation, batch_mixing
 from kit.batches import SAMPLERS, training_batches
 from kit.device import PRECISIONS, autocast, enough_memory, pick_amp, pick_device, pick_workers
-from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
+from kit.experiment import cached_size, check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
+from kit.flags import check_flags, fold_numbers
 from kit.images import draw_classes
 from kit.keep import makers, save_fold
 from kit.losses import LOSSES
 from kit.metrics import is_better
-from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, predict, to_device
-from kit.optim import OPTIMIZERS, current_lr
+from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, earlier_weights, predict, to_device
+from kit.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
+from kit.probe import probe, start_head
 from kit.resume import ResumeFile, epoch_start
-from kit.watch import Watch, scores, seen, warn_if_endless
+from kit.watch import Watch, note_epoch, scores, seen, warn_if_endless
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
 NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
@@ -61,15 +62,24 @@ def make_parser():
     add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", metavar="NAME", help="a timm name")
     add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="KEY=VALUE", help="for timm.create_model")
     add("--weights", default="hub", help="hub, none (from scratch), or a .safetensors or .pth file")
+    add("--init", default="weights", metavar="EXP", help="an earlier experiment, whose same fold is the start; probe: "
+        "--weights, with a logistic regression as the head")  # fmt: skip
     add("--head", choices=HEADS, default="linear", help="linear: the model's own outputs kept, and a linear layer "
-        "behind them; fresh: a linear layer on its features")  # fmt: skip
-    add("--tune", choices=("all", "head"), default="all", help="train every weight (listing) or the head (text)")
+        "behind them; fresh: one on its features; tokens: one on a ViT's class token and patch mean")  # fmt: skip
+    add("--tune", choices=("all", "head", "probe"), default="all", help="train every weight (listing) or the head "
+        "(text); probe: fit the head to frozen features by logistic regression")  # fmt: skip
+    add("--freeze", type=number(float, 0), default=0, metavar="SHARE", help="of the layers, the share that stays as it "
+        "was: 0.5 the first half")  # fmt: skip
     add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
     add("--norm", choices=("thesis", "model"), default="thesis", help="mean and std 0.5, or those of the weights")
 
     add = parser.add_argument_group("images and batches (thesis 3.1, 3.2)").add_argument
     add("--size", type=number(int, 1), default=448, help="side in px, prepared by 00_prepare.py")
-    add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform: flips and quarter turns, or none")
+    add("--cache-size", type=number(int, 1), metavar="PX", help="side of the cached images; a larger one gives crops "
+        "more pixels to choose from (default: --size)")  # fmt: skip
+    add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform (kit/augment.py)")
+    add("--mixup", type=number(float, 0), default=0, metavar="ALPHA", help="blend pairs of images; 0: don't")
+    add("--cutmix", type=number(float, 0), default=0, metavar="ALPHA", help="paste one into another; 0: don't")
     add("--tta", choices=("auto", *TTAS), default="auto", help="views that are averaged; auto: those of --augment")
     add("--sampler", choices=SAMPLERS, default="imbalanced", help="imbalanced: classes drawn equally often, with "
         "replacement; shuffle: each image once")  # fmt: skip
@@ -79,47 +89,44 @@ def make_parser():
     add = parser.add_argument_group("training (thesis 3.5, 3.6, 4.1)").add_argument
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
     add("--loss", choices=LOSSES, default="cce", help="complement cross entropy or cross entropy")
+    add("--label-smoothing", type=number(float, 0), default=0, metavar="SHARE", help="of a target, for all classes")
     add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="Ranger21, or one of timm's")
     add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
     add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down")
+    add("--schedule", choices=SCHEDULES, default="ranger21", help="ranger21: up, flat, down; cosine: up, then down")
+    add("--warmup", type=number(float, 0), metavar="SHARE", help="of the steps, in which the learning rate rises "
+        "(default: Ranger21's 22 %%, cosine's 0)")  # fmt: skip
+    add("--layer-decay", type=number(float, above=0), metavar="FACTOR", help="each layer learns at this times the rate "
+        "of the one above (default: all alike)")  # fmt: skip
     add("--weight-decay", type=number(float, 0), default=1e-4, help="Ranger21's own default")
+    add("--clip-grad", type=number(float, above=0), metavar="NORM", help="shorten gradients that are longer than this")
+    add("--ema", type=number(float, 0), default=0, metavar="DECAY", help="keep and validate an average of the weights, "
+        "such as 0.99; 0: the weights themselves")  # fmt: skip
     add("--keep", choices=("best", "last"), default="best", help="the kept epoch: best validation score, or last")
-    add("--seed", type=number(int, 0), default=777, help="decides all that is random")
+    add("--seed", type=number(int, 0), nargs="+", default=[777], help="decides all that is random; several train an "
+        "experiment each, EXP_777 and so on, to be blended")  # fmt: skip
     return parser
 
 
-def settings(args):
+def settings(args, seed):
     """→ the settings that make the experiment, as config.json holds them. Paths, devices, precision aren't settings."""
     config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
     tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
-    config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs))
+    config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs), seed=seed)
     config["weights"] = "none" if args.weights == "none" else "pretrained"
     return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
 
 
 def defaults():
     """→ the settings of a run without flags. A setting that is younger than an experiment had this value in it."""
-    return settings(make_parser().parse_args(["--fold", "0"]))
+    args = make_parser().parse_args(["--fold", "0"])
+    return settings(args, *args.seed)
 
 
-def check_flags(args):
-    if args.stop_after and not args.save_minutes:
-        raise UserError("--stop-after has nothing to go on from with --save-minutes 0: leave one of them out")
-    if args.batch_size < WORLD:
-        raise UserError(f"--batch-size {args.batch_size} can't be shared by {WORLD} processes: raise it")
-    if args.lr < args.min_lr:
-        raise UserError(f"--lr {args.lr} is below --min-lr {args.min_lr}: lower --min-lr, or the warm-down raises it")
-    if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
-        raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
-
-
-def fold_numbers(args, count):
-    """→ the folds to train, as ints. Raises UserError for what is no fold of `count`."""
-    every = [str(k) for k in range(count)]
-    chosen = every if args.fold == ["all"] else args.fold
-    if wrong := [fold for fold in chosen if fold not in every]:
-        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}; all stands alone")
-    return [int(fold) for fold in chosen]
+def changed(config):
+    """→ the settings that aren't the defaults, for the ledger."""
+    usual = defaults()
+    return {key: value for key, value in config.items() if value != usual[key]}
 
 
 # ---------------------------------------------------------------- one epoch
@@ -128,29 +135,34 @@ def fold_numbers(args, count):
 def train_step(run, images, targets, share, whole):
     """Forward and backward pass of a batch, uint8 [B, 3, S, S] and int [B]: what to change to learn differently from
     an image. share: this batch's part of the step's gradient; whole: a step follows. → (logits, loss), detached."""
+    images, wanted = run.mix(images, targets)
     with distributed.syncing(run.model, whole):
         with autocast(run.device, run.amp):
             logits = run.model(images)
-        loss = run.criterion(logits, targets)
+        loss = run.criterion(logits, wanted)
         run.scaler.scale(loss * share).backward()
     return logits.detach(), loss.detach()
 
 
-def update(run):
-    """One step of the optimiser, unless the GradScaler skips it for gradients that overflowed."""
+def update(run, number):
+    """Step `number` of the optimiser, from 1 on, unless the GradScaler skips it for gradients that overflowed."""
+    if run.config["clip_grad"]:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.classifier.parameters(), run.config["clip_grad"])
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     if run.scheduler is not None:
         run.scheduler.step()
+    if run.ema is not None:
+        run.ema.update(run.classifier, number)
 
 
 def train_epoch(run, state):
     """Trains from step state["step"] to the end of the epoch. → the scores over the epoch's images, as they came.
 
-    Dropout and batch statistics move only where weights are trained. `state` is kept up to date, and saved when due."""
-    run.classifier.eval()
-    run.classifier.tuned(run.config["tune"]).train()
+    `state` is kept up to date, and saved when due."""
+    train_mode(run.classifier, run.config["init"])
     loader = training_batches(run, state["epoch"], state["step"])
     steps, accumulate = state["step"] + len(loader), run.config["accumulate"]
     with Watch(run, state, steps) as watch:
@@ -166,7 +178,7 @@ def train_epoch(run, state):
             state["targets"].append(targets)
             save = stop = False
             if whole:
-                update(run)
+                update(run, (state["epoch"] - 1) * -(-steps // accumulate) + first // accumulate + 1)
                 state["step"] = step + 1
                 if step + 1 < steps:
                     save, stop = distributed.from_first(run.resume.due(), run.resume.time_is_up())
@@ -196,19 +208,25 @@ def set_up(shared, fold):
     seed = np.random.SeedSequence([config["seed"], fold]).generate_state(1).item()
     for seeder in (random.seed, np.random.seed, torch.manual_seed):
         seeder(seed)
-    classifier = build_model(config, len(shared.prepared["classes"]), args.weights).to(device)
+    weights, head = args.weights, None
+    if config["init"] not in ("weights", "probe"):
+        weights, head = earlier_weights(experiment_folder(args, config["init"]), fold, config)
+    classifier = build_model(config, len(shared.prepared["classes"]), weights).to(device)
+    if head is not None:
+        classifier.head.load_state_dict(head)
     if RANK > 0:  # dropout must not hide the same places in each process's share of a batch
         torch.manual_seed(np.random.SeedSequence([config["seed"], fold, RANK]).generate_state(1).item())
-    classifier.requires_grad_(False)
-    tuned = classifier.tuned(config["tune"]).requires_grad_(True)
+    choose_trained(classifier, config["tune"], config["freeze"])
     train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
     updates = -(-(len(train_rows) // config["batch_size"]) // config["accumulate"])
-    optimizer, scheduler = OPTIMIZERS[config["optimizer"]](tuned, config, updates * config["epochs"])
+    optimizer, scheduler = OPTIMIZERS[config["optimizer"]](classifier, config, updates * config["epochs"])
     path = shared.folder / f"fold{fold}.resume.pt"
+    ema = ModelEmaV3(classifier, decay=config["ema"], use_warmup=True) if config["ema"] else None
     return SimpleNamespace(
         **vars(shared), fold=fold, name=f"fold {fold}", train_rows=train_rows, valid_rows=valid_rows, told=False,
         classifier=classifier, model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]],
-        optimizer=optimizer, scheduler=scheduler,
+        optimizer=optimizer, scheduler=scheduler, ema=ema, kept_model=classifier if ema is None else ema.module,
+        mix=batch_mixing(config, len(shared.prepared["classes"])),
         scaler=torch.amp.GradScaler(device.type, enabled=shared.amp == "fp16"),
         resume=ResumeFile(path, config, shared.defaults, args.save_minutes, args.stop_after),
     )  # fmt: skip
@@ -222,14 +240,14 @@ def train_fold(run, state):
     while state["epoch"] <= config["epochs"]:
         epoch, run.name = state["epoch"], f"fold {run.fold} epoch {state['epoch']}/{config['epochs']}"
         train, began = train_epoch(run, state), time.perf_counter()
-        logits = validate(run, run.classifier, f"{run.name} valid")
+        logits = validate(run, run.kept_model, f"{run.name} valid")
         valid = scores(run, logits, run.targets[run.valid_rows])
         note_epoch(run, state, train, valid, time.perf_counter() - began)
         kept["last"] = dict(epoch=epoch, scores=valid, logits=torch.from_numpy(logits))
         if "best" not in kept or is_better(run.metric, valid[run.metric], kept["best"]["scores"][run.metric]):
             kept["best"] = kept["last"]
         if kept[config["keep"]]["epoch"] == epoch:
-            weights = {key: value.cpu().clone() for key, value in run.classifier.state_dict().items()}
+            weights = {key: value.cpu().clone() for key, value in run.kept_model.state_dict().items()}
             kept[config["keep"]] = kept[config["keep"]] | dict(weights=weights)
         state.update(epoch=epoch + 1, **epoch_start())
         if epoch < config["epochs"] or config["tta"] != "none":
@@ -239,19 +257,17 @@ def train_fold(run, state):
     return kept
 
 
-def note_epoch(run, state, train, valid, seconds):
-    """Adds the epoch's row to foldK_epochs.csv and prints it."""
-    row = dict(epoch=state["epoch"])
-    for part, found in (("train", train), ("valid", valid)):
-        row |= {f"{part}_{key}": value for key, value in found.items()}
-    pace = state["step"] * run.config["batch_size"] / state["seconds"]
-    row |= dict(lr=current_lr(run.optimizer), seconds=state["seconds"] + seconds, images_per_second=pace)
-    state["rows"].append(row)
-    train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
-    times = f"lr {row['lr']:.2e}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s"
-    say(f"{run.name}  train {train}  valid {valid}  {times}")
-    if RANK == 0 and not is_finished(run.folder, run.fold):  # --overwrite leaves the old files whole until its end
-        write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
+def train_and_predict(run):
+    """→ (what train_fold returned, logits float32 [n, K] of the held-out images in all views, the epochs' rows)."""
+    if run.config["init"] == "probe":
+        start_head(run)
+    state = run.resume.load(run)
+    kept, tta = train_fold(run, state), run.config["tta"]
+    run.classifier.load_state_dict(kept[run.config["keep"]]["weights"])
+    logits = kept[run.config["keep"]]["logits"].numpy()
+    if tta != "none":
+        logits = validate(run, TTAS[tta](run.classifier), f"fold {run.fold}, {tta} views")
+    return kept, logits, state["rows"]
 
 
 def train_and_keep(shared, fold):
@@ -270,28 +286,18 @@ def train_and_keep(shared, fold):
             records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}
             warn_of_other_makers(folder.name, records | {fold: run.makers})
             if not (picture := folder / "augmented.png").exists():
-                transform = Augmentation(config["augment"])
+                transform = Augmentation(config["augment"], run.images.shape[1])
                 draw_classes(picture, run.images, run.folds, run.prepared["classes"], config["seed"], transform)
         warn_if_endless(run)
-        state = run.resume.load(run)
-        kept = train_fold(run, state)
-        run.classifier.load_state_dict(kept[config["keep"]]["weights"])
-        logits = kept[config["keep"]]["logits"].numpy()
-        if config["tta"] != "none":
-            logits = validate(run, TTAS[config["tta"]](run.classifier), f"fold {fold}, {config['tta']} views")
+        kept, logits, rows = probe(run) if config["tune"] == "probe" else train_and_predict(run)
         if RANK == 0:
-            save_fold(run, kept, logits, state["rows"])
+            save_fold(run, kept, logits, rows)
 
 
-def main(args):
-    check_flags(args)
-    config, usual, device = settings(args), defaults(), pick_device(args.device, args.deterministic)
-    folder = experiment_folder(args, args.exp)
-    config["changed"] = {key: value for key, value in config.items() if value != usual[key]}
-    if args.print_config:
-        how = dict(fold=args.fold, exp=args.exp, device=str(device), amp=pick_amp(args.amp, device))
-        print(json.dumps(config | how, indent=1))
-        return
+def gather(args, folder, seed, device):
+    """→ what the folds of an experiment share, as a namespace. Raises UserError where its finished folds differ."""
+    config, usual = settings(args, seed), defaults()
+    config["changed"] = changed(config)
     prepared, folds = common.read_prepared(args)
     numbers = fold_numbers(args, prepared["folds"])
     if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
@@ -299,16 +305,30 @@ def main(args):
     config |= {key: prepared[key] for key in ("folds_hash", "metric")}  # decided by 00, and the same for all folds
     replaced = set(numbers) if args.overwrite else set()
     check_config(folder, config, usual, replaced)
-    shared = SimpleNamespace(
+    return SimpleNamespace(
         args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=makers(args.weights),
-        prepared=prepared, metric=prepared["metric"], folds=folds,
-        images=common.open_images(args, prepared, "train", args.size, len(folds)),
+        prepared=prepared, metric=prepared["metric"], folds=folds, numbers=numbers,
+        images=common.open_images(args, prepared, "train", cached_size(config), len(folds)),
         targets=folds.target.to_numpy(np.int64), device=device, amp=pick_amp(args.amp, device),
         workers=pick_workers(args.workers, device),
     )  # fmt: skip
+
+
+def main(args):
+    check_flags(args)
+    device = pick_device(args.device, args.deterministic)
+    exps = [f"{args.exp}_{seed}" for seed in args.seed] if len(args.seed) > 1 else [args.exp]
+    folders = [experiment_folder(args, exp) for exp in exps]
+    if args.print_config:
+        how = dict(fold=args.fold, exps=exps, device=str(device), amp=pick_amp(args.amp, device))
+        config = settings(args, args.seed[0])
+        print(json.dumps(config | how | dict(changed=changed(config), cached_size=cached_size(config)), indent=1))
+        return
+    experiments = [gather(args, folder, seed, device) for folder, seed in zip(folders, args.seed, strict=True)]
     with distributed.together(device), enough_memory("--batch-size 1 --accumulate 17 --grad-checkpointing"):
-        for fold in numbers:
-            train_and_keep(shared, fold)
+        for shared in experiments:
+            for fold in shared.numbers:
+                train_and_keep(shared, fold)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python 03_infer.py base
     python 03_infer.py base convnext --weights 0.6 0.4     # a blend of two experiments
+    python 03_infer.py base convnext --weights output/blend_base+convnext.json     # 02 writes it
     torchrun --nproc-per-node 2 03_infer.py base           # shares the test images between two GPUs
 
 Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Keeps each fold's test logits in foldK_test.npy, so that nothing is
@@ -13,16 +14,19 @@ import contextlib
 import csv
 import functools
 import itertools
+from pathlib import Path
 
 import numpy as np
 
 import common
 from common import RANK, Parser, UserError, file_hash, number, prepared_folder, read_table, replacing, say, softmax
 from kit import distributed, forecast
+from kit.blend import BLENDS, blend, read_weights
 from kit.device import PRECISIONS, enough_memory, pick_amp, pick_device, pick_workers
-from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
-from kit.metrics import BLENDS, METRICS, blend
+from kit.experiment import cached_size, note_in_ledger, of_folds, read_oof, shared_folds
+from kit.metrics import METRICS
 from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
+from kit.probe import head_logits, test_features
 from kit.tables import check_submission, submission_rows
 
 
@@ -32,7 +36,7 @@ def make_parser():
     add = parser.add_argument_group("prediction (thesis 3.8)").add_argument
     add("--tta", choices=TTAS, help="views that are averaged (default: those of the experiment)")
     add("--blend", choices=BLENDS, default="mean", help="of several experiments: the mean of probabilities or of ranks")
-    add("--weights", nargs="+", type=number(float, 0), metavar="W", help="of several experiments: a weight for each")
+    add("--weights", nargs="+", type=weight, metavar="W", help="of several: a weight for each, or a file written by 02")
     add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch (listing)")
     add("--workers", type=number(int, 0), help="image-loading processes (default: up to 4 beside a GPU, else none)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
@@ -40,6 +44,32 @@ def make_parser():
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     add("--competition-id", type=int, help="for the submit command (SIGNATE's food package contest is 1106)")
     return parser
+
+
+def weight(text):
+    """An argparse type: a number from 0 up, or the path of a file."""
+    try:
+        float(text)
+    except ValueError:
+        return text
+    return number(float, 0)(text)
+
+
+def from_file(args):
+    """→ whether --weights is one file."""
+    return [*map(type, args.weights or [])] == [str]
+
+
+def pick_weights(args, oofs):
+    """→ (a weight for each experiment, None for equal ones; the honest score of fitted ones, None for others)."""
+    weights, exps = args.weights, ", ".join(args.exps)
+    if not from_file(args):
+        if weights and not ([*map(type, weights)] == [float] * len(oofs) and sum(weights) > 0):
+            raise UserError(f"--weights needs a number for each of {exps}, not all of them 0, or one file of 02_oof.py")
+        return weights, None
+    if any(kind_of(args, oof) != "views" for oof in oofs):
+        raise UserError(f"--tta {args.tta}: {weights[0]} was fitted on other views: leave --tta out, or give numbers")
+    return read_weights(Path(weights[0]), oofs, args.blend)
 
 
 def fold_logits(args, oof, fold, images, test_hash, device):
@@ -57,10 +87,13 @@ def fold_logits(args, oof, fold, images, test_hash, device):
     saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device)
     if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.prepared["classes"]:
         raise UserError(f"{oof.folder}/fold{fold}.pt isn't the model of fold{fold}.json: train it with --overwrite")
-    logits = predict(
-        TTAS[record["tta"]](classifier), images, np.arange(len(images)), args.batch_size, device,
-        pick_amp(args.amp, device), pick_workers(args.workers, device), name,
-    )  # fmt: skip
+    if (vectors := test_features(args, oof, fold, record["tta"], len(images))) is not None:
+        logits = head_logits(classifier.head, vectors)[1]
+    else:
+        logits = predict(
+            TTAS[record["tta"]](classifier), images, np.arange(len(images)), args.batch_size, device,
+            pick_amp(args.amp, device), pick_workers(args.workers, device), name,
+        )  # fmt: skip
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         raise UserError(f"{name}: the predictions of {bad.sum()} images are no numbers: train the fold anew")
@@ -124,7 +157,8 @@ def write_submission(path, names, probabilities, prepared):
 
 def name_of(args):
     """→ the name of the submission and of its row in the ledger; what is unusual about a blend is part of it."""
-    unusual = [args.tta, args.blend if args.blend != "mean" else None, *(args.weights or [])]
+    weights = ["weighted"] if from_file(args) else args.weights or []
+    unusual = [args.tta, args.blend if args.blend != "mean" else None, *weights]
     return "_".join(["+".join(args.exps), *(str(part) for part in unusual if part is not None)])
 
 
@@ -145,17 +179,17 @@ def report(args, oofs, cv, path, probabilities, solution):
             say(f"{oof.exp}: {of_folds(oof)}")
     if prepared["limit"]:
         say(f"a quick look at {count} test images (--limit {prepared['limit']}): not to be submitted")
-    say(f"CV {cv:.4f} ({metric.name}), {count} rows, checked → {path}")
+    honest = ", of weights fitted on the other folds" if from_file(args) else ""
+    say(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
 
 
 def main(args):
-    if args.weights and not (len(args.weights) == len(args.exps) and sum(args.weights) > 0):
-        raise UserError(f"--weights needs a number for each of {', '.join(args.exps)}, not all of them 0")
     oofs = [read_oof(args, exp) for exp in args.exps]
-    prepared, mix = oofs[0].prepared, functools.partial(blend, how=args.blend, weights=args.weights)
-    cv, tests = cross_validate(args, oofs, mix), prepared_folder(args) / "test.csv"
+    weights, cv = pick_weights(args, oofs)
+    prepared, mix = oofs[0].prepared, functools.partial(blend, how=args.blend, weights=weights)
+    cv, tests = cross_validate(args, oofs, mix) if cv is None else cv, prepared_folder(args) / "test.csv"
     names = read_table(tests, f"{common.PREPARE} --overwrite").image_name.tolist()
-    images = [common.open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
+    images = [common.open_images(args, prepared, "test", cached_size(oof.config), len(names)) for oof in oofs]
     solution = read_solution(args, names, prepared["classes"])  # its mistakes must not wait for the predictions
     test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
     device = pick_device(args.device, args.deterministic)

@@ -42,8 +42,11 @@ train() { "$python" 01_train_fold.py ${flags[@]+"${flags[@]}"} --fold "$@"; }
 
 # Asks 01 what it would do, also by an @FILE: a mistyped flag ends the run here, before any work.
 config=$(train all --print-config)
-json() { "$python" -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1"; }
-exp=$(json exp <<<"$config") size=$(json size <<<"$config")
+json() { # a value of the JSON on stdin; of a list, a line each
+    "$python" -c 'import json, sys; v = json.load(sys.stdin)[sys.argv[1]]; print(*v if isinstance(v, list) else [v], sep="\n")' "$1"
+}
+exps=() names=$(json exps <<<"$config") size=$(json cached_size <<<"$config")
+while IFS= read -r exp; do exps+=("$exp"); done <<<"$names"
 "$python" 00_prepare.py ${folders[@]+"${folders[@]}"} --size "$size" ${PREPARE:-}
 if [[ $parallel ]]; then
     folds=$(json folds <"$output/prepared/prepared.json")
@@ -66,5 +69,5 @@ if [[ $parallel ]]; then
 else
     train all
 fi
-"$python" 02_oof.py "$exp" ${folders[@]+"${folders[@]}"}
-"$python" 03_infer.py "$exp" ${folders[@]+"${folders[@]}"} ${INFER:-}
+"$python" 02_oof.py "${exps[@]}" ${folders[@]+"${folders[@]}"}
+"$python" 03_infer.py "${exps[@]}" ${folders[@]+"${folders[@]}"} ${INFER:-}

@@ -77,7 +77,7 @@ def training_batches(run, epoch, done=0):
     targets, size = run.targets[run.train_rows], run.config["batch_size"]
     order = draw_epoch(targets, run.config, run.fold, epoch)
     return DataLoader(
-        Images(run.images, run.train_rows, targets, Augmentation(run.config["augment"])),
+        Images(run.images, run.train_rows, targets, Augmentation(run.config["augment"], run.images.shape[1])),
         batch_sampler=[order[k * size : (k + 1) * size][RANK::WORLD] for k in range(done, len(order) // size)],
         num_workers=run.workers, pin_memory=run.device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from

@@ -76,7 +76,7 @@ def staged(folder, needed, anew):
         space = f"has {free / 2**30:.1f} GiB free and the caches need {needed / 2**30:.1f} GiB"
         refuse(folder, needed > free, f"{space}: free some, choose another --output, or a smaller --size")
         yield staging
-        made = ("prepared.json", "*_*.npy", "duplicates.*", "matched.png")
+        made = ("prepared.json", "*_*.npy", "features_*", "duplicates.*", "matched.png")
         for path in [path for name in made for path in folder.glob(name)] if anew else []:
             path.unlink(missing_ok=True)
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "prepared.json"):  # the others come first

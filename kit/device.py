@@ -1,6 +1,7 @@
 """Where does it run, and in which precision?"""
 
 import contextlib
+import ctypes
 import os
 import signal
 
@@ -20,6 +21,7 @@ def pick_device(name, deterministic=False):
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
     torch.use_deterministic_algorithms(deterministic)
+    keep_memory()
     if WORLD > 1:
         name = distributed.own_device(name)
     if name == "auto":
@@ -32,6 +34,15 @@ def pick_device(name, deterministic=False):
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise UserError(f"--device {name} can't be used here ({str(error).splitlines()[0]}): try auto or cpu") from None
     return device
+
+
+def keep_memory():
+    """Lets glibc reuse the memory of large tensors. By default it gives it back after each, and then the system hands
+    out and clears every page anew, in each step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # macOS and musl have none
+    if mallopt is not None:
+        for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            mallopt(parameter, value)
 
 
 def pick_amp(name, device):

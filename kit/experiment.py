@@ -25,6 +25,11 @@ def differences(earlier, config):
     return [hashes if k == "folds_hash" else f"{k} was {earlier[k]!r} and is now {config[k]!r}" for k in keys]
 
 
+def cached_size(config):
+    """→ the side in px of the cached images that an experiment reads; those of older ones have the network's size."""
+    return config.get("cache_size") or config["size"]
+
+
 def is_finished(folder, fold):
     return all((folder / f"fold{fold}.{ending}").exists() for ending in FOLD_FILES)
 

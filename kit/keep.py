@@ -13,13 +13,13 @@ from kit.experiment import logit_columns
 from kit.metrics import METRICS
 
 # What decides how a fold is trained: a change between two folds is worth a warning.
-CODE = "01_train_fold.py kit/augment.py kit/batches.py kit/losses.py kit/model.py kit/optim.py kit/ranger21.py"
+CODE = ["01_train_fold.py", *(f"kit/{part}.py" for part in "augment batches losses model optim probe ranger21".split())]
 
 
 def makers(weights):
     """→ the hashes of the code and of the weights that train a fold; `weights` is --weights."""
     root, code = Path(__file__).parent.parent, hashlib.sha256()
-    for name in CODE.split():
+    for name in CODE:
         code.update((root / name).read_bytes())
     return dict(code=code.hexdigest(), weights=weights if weights in ("hub", "none") else file_hash(Path(weights)))
 

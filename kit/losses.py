@@ -1,5 +1,5 @@
 """What is minimised? Each loss takes logits float [B, K] and targets int [B] and gives the mean over the batch, a
-float32 scalar."""
+float32 scalar. Those in SOFT take probabilities float [B, K] as targets as well."""
 
 import torch
 import torch.nn.functional as F
@@ -27,3 +27,4 @@ def cross_entropy(logits, targets):
 
 
 LOSSES = {"cce": complement_cross_entropy, "ce": cross_entropy}
+SOFT = ("ce",)

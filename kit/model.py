@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import io
 import pickle
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 import ttach
 from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common import RANK, WORLD, UserError, progress
 from kit import distributed
 from kit.batches import Images
 from kit.device import autocast, ignore_ctrl_c
+from kit.experiment import read_record
 
 # what torch.load, safetensors and load_state_dict raise for a file that isn't what it should be
 WEIGHT_ERRORS = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, SafetensorError)
@@ -26,8 +29,8 @@ PREDICT_BATCH = 32  # images a batch where nothing is learnt (listing)
 
 
 class Head(NamedTuple):
-    """behind: "outputs", the model's own classes, or "features", what its classifier would see. build: a function
-    (inputs, classes) → the module that is put behind them."""
+    """behind: "outputs", the model's own classes; "features", what its classifier would see; or "tokens", a ViT's class
+    token beside the mean of its patch tokens. build: a function (inputs, classes) → the module that is put behind."""
 
     behind: str
     build: callable
@@ -36,6 +39,7 @@ class Head(NamedTuple):
 HEADS = {
     "linear": Head("outputs", nn.Linear),  # thesis 3.4
     "fresh": Head("features", nn.Linear),
+    "tokens": Head("tokens", nn.Linear),  # what DINOv2 and v3 are probed by (arXiv 2304.07193, appendix)
 }
 
 
@@ -48,38 +52,51 @@ def d4(model):
     return ttach.ClassificationTTAWrapper(model, views, merge_mode="mean")
 
 
+def flip(model):
+    """The mean of `model`'s logits over the image and its mirror image."""
+    return ttach.ClassificationTTAWrapper(model, ttach.Compose([ttach.HorizontalFlip()]), merge_mode="mean")
+
+
 # Each takes a model and gives one that averages its logits over views.
-TTAS = {"d4": d4, "none": lambda model: model}
+TTAS = {"d4": d4, "flip": flip, "none": lambda model: model}
 
 
 class Classifier(nn.Module):
     """uint8 images [B, 3, S, S] → float32 logits [B, K].
 
-    The images are normalised here, on the device: moving bytes costs a quarter of moving floats."""
+    The images are normalised here, on the device: moving bytes costs a quarter of moving floats. Images that are larger
+    than `size`, the network's input, are reduced first."""
 
-    def __init__(self, backbone, head, mean, std):
+    def __init__(self, backbone, head, behind, size, mean, std):
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.behind, self.size = backbone, head, behind, size
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images):
-        return self.head(self.backbone((images - self.mean) / self.std)).float()
+        return self.head(self.features(images)).float()
 
-    def tuned(self, tune):
-        """The part that is trained: all, or the new last layer alone (thesis 3.4: the listing against the text)."""
-        return self if tune == "all" else self.head
+    def features(self, images):
+        """→ what the head sees: float [B, D]."""
+        if images.shape[-1] > self.size:
+            images = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
+        images = (images - self.mean) / self.std
+        if self.behind != "tokens":
+            return self.backbone(images)
+        tokens, prefix = self.backbone.forward_features(images), self.backbone.num_prefix_tokens
+        mean = tokens[:, prefix:].mean(1)
+        return mean if getattr(self.backbone, "cls_token", None) is None else torch.cat([tokens[:, 0], mean], 1)
 
 
 def build_model(config, num_classes, weights):
     """The Classifier of an experiment (thesis 3.4).
 
     config: "model" (a timm name), "model_kwargs" (dict), "head" (a key of HEADS), "size" (px), "norm" ("thesis" or
-    "model": the mean and std that the weights were trained with), "grad_checkpointing". weights: "hub", "none" or the
-    path of a .safetensors or .pth file. Raises UserError for an unknown model, weights that can't be had or don't fit,
-    and a size that the model can't take."""
+    "model": the mean and std that the weights were trained with), "grad_checkpointing". weights: "hub", "none", the
+    path of a .safetensors or .pth file, or a backbone's state_dict. Raises UserError for an unknown model, weights that
+    can't be had or don't fit, and a size that the model can't take."""
     head = HEADS[config["head"]]
-    backbone = build_backbone(config, weights, dict(num_classes=0) if head.behind == "features" else {})
+    backbone = build_backbone(config, weights, {} if head.behind == "outputs" else dict(num_classes=0))
     if config.get("grad_checkpointing"):
         try:
             backbone.set_grad_checkpointing()
@@ -87,14 +104,19 @@ def build_model(config, num_classes, weights):
             raise UserError(f"{config['model']} can't do --grad-checkpointing: leave it out") from None
     # its classes or, where it has none, its features
     width = backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    return Classifier(backbone, head.build(width, num_classes), *normalisation(backbone, config["norm"]))
+    if head.behind == "tokens":
+        if not hasattr(backbone, "num_prefix_tokens"):
+            raise UserError(f"{config['model']} has no tokens, as a ViT has: give --head fresh")
+        width = backbone.num_features * (1 + (getattr(backbone, "cls_token", None) is not None))
+    built = head.build(width, num_classes)
+    return Classifier(backbone, built, head.behind, config["size"], *normalisation(backbone, config["norm"]))
 
 
 def build_features(name, size, weights):
     """A Classifier without a head, whose output is the features of timm's model `name`: [B, D]."""
     config = dict(model=name, model_kwargs={}, size=size)
     backbone = build_backbone(config, weights, dict(num_classes=0))
-    return Classifier(backbone, nn.Identity(), *normalisation(backbone, "model"))
+    return Classifier(backbone, nn.Identity(), "features", size, *normalisation(backbone, "model"))
 
 
 def normalisation(backbone, norm):
@@ -112,15 +134,18 @@ def build_backbone(config, weights, kwargs):
     kwargs = config["model_kwargs"] | kwargs
     if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
         kwargs.setdefault("img_size", config["size"])
-    overlay = {} if weights in ("hub", "none") else dict(pretrained_cfg_overlay=dict(file=str(weights)))
+    of_file = isinstance(weights, (str, Path)) and weights not in ("hub", "none")
+    source = dict(file=str(weights)) if of_file else dict(state_dict=weights) if isinstance(weights, dict) else {}
+    overlay = dict(pretrained_cfg_overlay=source) if source else {}
     try:
-        if overlay and not str(weights).endswith(".safetensors"):
+        if of_file and not str(weights).endswith(".safetensors"):
             torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
         with contextlib.redirect_stdout(io.StringIO()):
             return timm.create_model(name, pretrained=weights != "none", **kwargs, **overlay)
     except (OSError, *WEIGHT_ERRORS) as error:
         reason = " ".join(str(error).split())[:200]
         if overlay:
+            weights = weights if of_file else "of an earlier experiment"
             raise UserError(f"--weights {weights} doesn't hold weights of {name} ({reason}): give others") from None
         # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors, some ValueErrors as well
         if weights == "none" or not (isinstance(error, OSError) or "pretrained" in reason):
@@ -141,17 +166,42 @@ def check_name(name):
         raise UserError(f"--model {name} is no model of timm {timm.__version__}: {hint}")
 
 
-def load_fold(path, device):
-    """Reads a foldK.pt. → (its dict without the weights, the model in eval mode on `device`)."""
+def earlier_weights(folder, fold, config):
+    """→ the state_dicts of the backbone and of the head of the same fold of an earlier experiment.
+
+    Raises UserError where it is missing, of another model, or of other folds: it may have seen the held-out images."""
+    record = read_record(folder, fold)["config"]
+    for key in ("model", "head", "folds_hash"):
+        if record[key] != config[key]:
+            raise UserError(f"--init {folder.name}: its {key} is {record[key]!r} and not {config[key]!r}: give another")
+    with whole(path := folder / f"fold{fold}.pt"):
+        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
+    parts = {"backbone.": {}, "head.": {}}
+    for key, value in weights.items():
+        for part in parts:
+            if key.startswith(part):
+                parts[part][key.removeprefix(part)] = value
+    return parts.values()
+
+
+@contextlib.contextmanager
+def whole(path):
+    """Turns the errors of a fold's file that is missing or damaged into a UserError."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        model = build_model(saved["config"], len(saved["classes"]), "none")
-        model.load_state_dict(saved.pop("model"))
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} is missing: train that fold") from None
     except (*WEIGHT_ERRORS, OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path} is damaged or not the kit's ({reason}): train it again with --overwrite") from None
+
+
+def load_fold(path, device):
+    """Reads a foldK.pt. → (its dict without the weights, the model in eval mode on `device`)."""
+    with whole(path):
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        model = build_model(saved["config"], len(saved["classes"]), "none")
+        model.load_state_dict(saved.pop("model"))
     return saved, model.to(device).eval()
 
 

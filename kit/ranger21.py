@@ -17,11 +17,13 @@ AGC, AGC_EPS, NORM_LOSS, SOFTPLUS, LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 1e-2, 1e-3
 STATE = ("grad_ma", "neg_grad_ma", "variance_ma", "lookahead_params")  # the package's names
 
 
-def learning_rate(step, steps, lr, min_lr):
+def learning_rate(step, steps, lr, min_lr, warm_up=None):
     """Ranger21's schedule: linear warm-up, flat, linear warm-down to `min_lr` (thesis 3.5.1).
 
-    step counts from 1 to steps. The warm-up takes 2000 steps or, in short runs, 22 %; the warm-down begins at 72 %."""
-    warm_up = 2000 if 0.45 * steps >= 2000 else int(0.22 * steps)
+    step counts from 1 to steps. The warm-up takes the share `warm_up` of the steps; by default 2000 steps or, in short
+    runs, 22 %. The warm-down begins at 72 %."""
+    usual = 2000 if 0.45 * steps >= 2000 else int(0.22 * steps)
+    warm_up = usual if warm_up is None else int(warm_up * steps)
     begin = int(0.72 * steps)
     rate = lr * min(1.0, step / max(1, warm_up))
     if step >= begin:
@@ -30,15 +32,17 @@ def learning_rate(step, steps, lr, min_lr):
 
 
 class Ranger21Fast(torch.optim.Optimizer):
-    """Ranger21 for a training of `steps` steps.
+    """Ranger21 for a training of `steps` steps. schedule: a function as `learning_rate`; a group whose `lr` is scaled
+    brings its own `min_lr`.
 
     Weight decay and norm loss reach only the last parameter of each group, as in the package, where a loop variable is
     left over. A step takes the gradients over: p.grad is then a view of their stack, clipped, centralised, normalised.
     """
 
-    def __init__(self, params, lr, steps, min_lr=3e-5, weight_decay=1e-4, betas=(0.9, 0.999), eps=1e-8):
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, current_lr=lr))
-        self.steps, self.min_lr, self.stacks, self.stacked = steps, min_lr, [], None
+    def __init__(self, params, lr, steps, min_lr=3e-5, weight_decay=1e-4, schedule=learning_rate):
+        usual = dict(lr=lr, min_lr=min_lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, current_lr=lr)
+        super().__init__(params, usual)
+        self.steps, self.schedule, self.stacks, self.stacked = steps, schedule, [], None
 
     def __setstate__(self, state):
         super().__setstate__(state)  # load_state_dict ends here: the stacks must be made of the new state
@@ -56,7 +60,7 @@ class Ranger21Fast(torch.optim.Optimizer):
         step = self.state[used[-1]]["step"]
         decayed = self.param_groups[-1]["params"][-1]
         for group in self.param_groups:
-            group["current_lr"] = learning_rate(step, self.steps, group["lr"], self.min_lr)
+            group["current_lr"] = self.schedule(step, self.steps, group["lr"], group["min_lr"])
             self._decay(decayed, group, deviation)
             for stack in self.stacks:
                 if stack["group"] is group:

@@ -84,8 +84,7 @@ class ResumeFile:
 
         A damaged file, or one of other settings, is set aside with a message, and the fold starts over."""
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
-        if run.scheduler is not None:
-            self.parts["scheduler"] = run.scheduler
+        self.parts |= {k: part for k in ("scheduler", "ema") if (part := getattr(run, k)) is not None}
         if RANK > 0:
             distributed.from_first(0)  # waits here while the first process looks at the file, and may set it aside
         state = self._load() if self.path.exists() else None

@@ -3,9 +3,11 @@
 import sys
 import time
 
+import pandas as pd
 import torch
 
-from common import RANK, UserError, progress, say, softmax, warn
+from common import RANK, UserError, progress, say, softmax, warn, write_csv
+from kit.experiment import is_finished
 from kit.metrics import METRICS
 from kit.model import TTAS, predict
 from kit.optim import current_lr
@@ -99,6 +101,21 @@ class Watch:
         run.told = True
         write = self.bar.write if sys.stdout.isatty() and RANK == 0 else say  # a bar must be moved out of the way
         write(f"{words} ({pace:.2f} s a step)")
+
+
+def note_epoch(run, state, train, valid, seconds):
+    """Adds the epoch's row to foldK_epochs.csv and prints it."""
+    row = dict(epoch=state["epoch"])
+    for part, found in (("train", train), ("valid", valid)):
+        row |= {f"{part}_{key}": value for key, value in found.items()}
+    pace = state["step"] * run.config["batch_size"] / state["seconds"]
+    row |= dict(lr=current_lr(run.optimizer), seconds=state["seconds"] + seconds, images_per_second=pace)
+    state["rows"].append(row)
+    train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
+    times = f"lr {row['lr']:.2e}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s"
+    say(f"{run.name}  train {train}  valid {valid}  {times}")
+    if RANK == 0 and not is_finished(run.folder, run.fold):  # --overwrite leaves the old files whole until its end
+        write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
 
 
 def warn_if_endless(run):

@@ -144,8 +144,8 @@ def test_two_processes_predict_the_test_set_as_one(flags):
 
 def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
     config = dict(seed=777, sampler="imbalanced", batch_size=BATCH, augment="none")
-    run = SimpleNamespace(images=None, train_rows=np.arange(50), targets=np.arange(50) % 2, config=config, fold=0,
-                          workers=0, device=torch.device("cpu"))  # fmt: skip
+    run = SimpleNamespace(images=np.zeros((50, 8, 8, 3)), train_rows=np.arange(50), targets=np.arange(50) % 2, fold=0,
+                          config=config, workers=0, device=torch.device("cpu"))  # fmt: skip
 
     def drawn(rank, world):
         monkeypatch.setattr(batches, "RANK", rank)

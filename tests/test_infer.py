@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from common import softmax
 from kit import model as models
-from kit.metrics import blend
+from kit.blend import blend
 
 CPU = torch.device("cpu")
 

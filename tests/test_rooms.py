@@ -47,7 +47,7 @@ def plain_sgd(module, config, steps):
 def test_one_function_and_one_entry_each(toy, monkeypatch):
     new = {
         "focal": (LOSSES, focal),
-        "noise": (AUGMENTATIONS, Augment(lambda: [A.GaussNoise(p=1)], tta="mirror")),
+        "noise": (AUGMENTATIONS, Augment(lambda side: [A.GaussNoise(p=1)], tta="mirror")),
         "half": (SAMPLERS, every_second),
         "mlp": (HEADS, Head("features", two_layers)),
         "misses": (METRICS, Metric("misses", misses, larger_is_better=False)),

@@ -146,13 +146,13 @@ def test_cce_is_finite_at_any_logit_gap(classes, gap):
 
 def test_augmentation_gives_all_eight_orientations_as_the_thesis_does():
     corners = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    augment = Augmentation("d4")
+    augment = Augmentation("d4", 2)
     seeds = np.random.default_rng(0).integers(0, 2**32, 4000).tolist()
     seen = [tuple(augment(corners, seed)[..., 0].ravel()) for seed in seeds]
     shares = sorted(seen.count(view) / len(seen) for view in set(seen))
     # both flips and the half turn reach the four views that keep the axes: 3/4 of all; quarter turns the other four
     assert shares == pytest.approx([1 / 16] * 4 + [3 / 16] * 4, abs=0.02)
-    assert (Augmentation("none")(corners, 1) == corners).all()
+    assert (Augmentation("none", 2)(corners, 1) == corners).all()
 
 
 def epoch_images(workers, epoch=1, seed=777, augment="d4"):
@@ -222,13 +222,13 @@ def test_other_optimisers_follow_rangers_schedule(batches, epochs):
 
 def small_run(classifier, batches, **config):
     """The namespace that 01's train_epoch takes, with these batches in place of a draw."""
-    config = dict(tune="all", batch_size=4, accumulate=1, augment="none", epochs=1, tta="none") | config
+    config = dict(batch_size=4, accumulate=1, augment="none", epochs=1, init="weights", clip_grad=None) | config
     return SimpleNamespace(
         classifier=classifier, model=classifier, config=config, images=None, train_rows=np.arange(0),
         valid_rows=np.arange(0), targets=np.arange(0), fold=0, workers=0, device=CPU, amp="none", metric="auc",
         criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, told=True,
         scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, {}, 0), name="bar",
-        batches=batches,
+        batches=batches, ema=None, kept_model=classifier, mix=lambda images, targets: (images, targets),
     )  # fmt: skip
 
 
@@ -244,7 +244,7 @@ def test_accumulated_batches_equal_one_large_batch(monkeypatch):
     for size, accumulate in ((8, 1), (4, 2)):
         torch.manual_seed(1)
         backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
-        classifier = models.Classifier(backbone, torch.nn.Identity(), (0.5,) * 3, (0.5,) * 3)
+        classifier = models.Classifier(backbone, torch.nn.Identity(), "features", 16, (0.5,) * 3, (0.5,) * 3)
         batches = [(images[i : i + size], targets[i : i + size]) for i in range(0, 16, size)]
         train_small(small_run(classifier, batches, batch_size=size, accumulate=accumulate), monkeypatch)
         weights.append(backbone[1].weight.detach().clone())
@@ -260,7 +260,7 @@ def test_running_scores_look_back_on_a_bounded_window(monkeypatch):
     plain_scores = watch.scores
     for module in (watch, train):
         monkeypatch.setattr(module, "scores", lambda run, x, y: sizes.append(len(x)) or plain_scores(run, x, y))
-    classifier = models.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), (0.5,) * 3, (0.5,) * 3)
+    classifier = models.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", 4, (0.5,) * 3, (0.5,) * 3)
     batches = [(torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))] * 10
     train_small(small_run(classifier, batches), monkeypatch)
     assert sizes == [4] + [8] * 9 + [40], "each refresh looks at 8 images, the epoch's end at all"
@@ -380,7 +380,8 @@ def test_fp16_with_a_grad_scaler_and_bf16_run_on_the_cpu(toy):
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scaler.scale(weight.half().sum() * 1e4).backward()
-    train.update(SimpleNamespace(optimizer=optimizer, scheduler=None, scaler=scaler))
+    config = dict(clip_grad=None)
+    train.update(SimpleNamespace(optimizer=optimizer, scheduler=None, scaler=scaler, ema=None, config=config), 1)
     assert weight.item() == 1.0, "a step with overflowed gradients is skipped"
 
 
@@ -451,6 +452,6 @@ def test_the_same_command_gives_the_same_bytes_with_any_number_of_workers(toy):
 def test_images_are_copied_out_of_the_read_only_map():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     images.flags.writeable = False
-    image, _ = Images(images, np.arange(3), None, Augmentation("d4"))[(1, 5)]
+    image, _ = Images(images, np.arange(3), None, Augmentation("d4", 4))[(1, 5)]
     assert image.flags.writeable
     assert image.flags.c_contiguous
