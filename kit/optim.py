@@ -29,6 +29,8 @@ SCHEDULES = {"ranger21": learning_rate, "cosine": cosine}
 
 def layer_numbers(backbone):
     """→ {parameter's name: number of its layer, the one nearest to the image being 0}, as timm counts layers."""
+    if not hasattr(backbone, "group_matcher"):
+        raise UserError("timm doesn't know the layers of this --model: leave --freeze out")
     return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
 
 

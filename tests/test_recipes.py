@@ -8,7 +8,6 @@ import random
 import re
 import shutil
 import signal
-from pathlib import Path
 from types import SimpleNamespace
 
 import albumentations as A
@@ -26,12 +25,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.layers import resample_abs_pos_embed
 
-from common import softmax
+from common import UserError, softmax
 from kit import flags as flag_checks
 from kit import model as models
 from kit import probe as probes
 from kit.augment import AUGMENTATIONS, Augment, Augmentation, batch_mixing
-from kit.optim import SCHEDULES
+from kit.optim import SCHEDULES, choose_trained
 
 train = load("01_train_fold.py")
 CPU = torch.device("cpu")
@@ -228,8 +227,9 @@ def test_new_folds_of_new_images_leave_no_features(flags, resnet):
 
 
 def test_a_probes_fold_is_a_model_like_any_other(flags, resnet):
-    out = done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
-    assert "fold 0 of base: kept epoch 1" in out
+    result = kit(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
+    assert (result.code, result.err) == (0, "")
+    assert "fold 0 of base: kept epoch 1" in result.out
     saved, classifier = models.load_fold(flags[3] / "base" / "fold0.pt", CPU)
     images, table = np.load(flags[3] / "prepared" / "train_32.npy"), pd.read_csv(flags[3] / "base" / "fold0.csv")
     rows = np.flatnonzero(pd.read_csv(flags[3] / "prepared" / "folds.csv").fold == 0)
@@ -377,19 +377,24 @@ def test_02_and_blends_take_a_probe_beside_a_trained_experiment(flags, resnet):
 
 
 def test_damaged_features_are_computed_anew(flags, resnet):
-    done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
+    run = started(flags, *resnet, *PROBE)
+    vectors = np.array(probes.features(run))
     path, about = features_path(flags), features_path(flags).with_suffix(".json")
     whole, record = path.read_bytes(), about.read_bytes()
     damages = {
         "cut": (path, whole[: len(whole) // 2]), "empty": (path, b""), "garbage": (path, b"x" * 1000),
-        "lost": (path, None), "cut record": (about, record[:20]), "other record": (about, b"{}"),
-        "no record": (about, None),
+        "lost": (path, None), "cut record": (about, record[:20]), "empty record": (about, b"{}"),
+        "odd record": (about, b"[]"), "no record": (about, None),
     }  # fmt: skip
     for name, (damaged, content) in damages.items():
+        before = path.stat().st_ino
         damaged.unlink() if content is None else damaged.write_bytes(content)
-        done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0, "--overwrite")
-        assert path.read_bytes() == whole, name
-        assert about.read_bytes() == record, name
+        assert np.array_equal(probes.features(run), vectors), name
+        assert (path.read_bytes(), about.read_bytes()) == (whole, record), name
+        assert path.stat().st_ino != before, name
+    before = path.stat().st_ino
+    probes.features(run)
+    assert path.stat().st_ino == before, "what is whole is kept"
 
 
 @pytest.mark.parametrize("end", ["ctrl-c", "kill"])
@@ -424,14 +429,13 @@ def test_a_killed_computation_leaves_no_half_file(flags, resnet, monkeypatch, en
 
 
 def test_blocks_join_into_the_same_file(flags, resnet, monkeypatch):
-    done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
-    path = features_path(flags)
-    whole = path.read_bytes()
-    path.unlink()
+    run = started(flags, *resnet, *PROBE)
+    at_once = np.array(probes.features(run))
+    features_path(flags).unlink()
     monkeypatch.setattr(probes, "BLOCK", 7)
-    done(TRAIN, *flags, *resnet, *PROBE, "--fold", 1)
-    assert np.allclose(np.load(path), np.load(path.with_suffix(".npy")), atol=1e-3)
-    assert len(path.read_bytes()) == len(whole)
+    in_blocks = probes.features(run)
+    assert in_blocks.shape == at_once.shape
+    assert np.allclose(in_blocks, at_once, rtol=2**-9, atol=1e-4)
 
 
 def test_features_that_fp16_cannot_hold_are_refused(flags, resnet, weights, tmp_path):
@@ -460,6 +464,16 @@ def test_a_fold_may_start_from_the_probes_head(flags, vit):
     before, after = (pd.read_csv(flags[3] / exp / "fold0_epochs.csv").iloc[-1] for exp in ("probe", "started"))
     assert after.valid_loss == pytest.approx(before.valid_loss, abs=1e-3)
     assert after.valid_auc == pytest.approx(before.valid_auc, abs=1e-3)
+
+
+def test_statistics_that_the_probes_head_was_fitted_to_stay(flags, resnet, weights):
+    done(TRAIN, *flags, *resnet, "--fold", 0, "--init", "probe", "--head", "fresh", "--optimizer", "adamw")
+    before, after = torch.load(weights["test_resnet"], weights_only=True), kept_weights(flags, "base")
+    moved = {
+        key for key in before if not key.startswith("fc.") and not torch.equal(before[key], after[f"backbone.{key}"])
+    }
+    assert moved
+    assert not [key for key in moved if "running" in key or "num_batches" in key]
 
 
 def test_a_fold_may_start_from_the_same_fold_of_another_experiment(flags, vit):
@@ -599,6 +613,12 @@ def test_frozen_layers_drop_nothing_and_cost_no_backward_pass(flags, vit):
     run.model(images).sum().backward()
     assert seen == [False] * 3 + [True] * 3
     assert all((p.grad is not None) == p.requires_grad for p in run.classifier.parameters())
+
+
+def test_layers_that_timm_does_not_know_are_not_frozen():
+    layer = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match="timm doesn't know the layers of this --model: leave --freeze out"):
+        choose_trained(models.Classifier(layer, layer, "features", 8, (0.5,) * 3, (0.5,) * 3), "all", 0.5)
 
 
 # ---------------------------------------------------------------- schedule, clipping, average
@@ -909,18 +929,21 @@ def test_several_seeds_train_an_experiment_each(flags, vit):
     assert "fold 0 of both_2 is finished" in out
 
 
-@pytest.mark.parametrize(("model", "classes_and_registers"), [("test_vit", (1, 0)), ("test_vit2", (0, 1))])
-def test_the_tokens_are_the_class_token_and_the_mean_of_the_patches(model, classes_and_registers):
-    config = dict(model=model, model_kwargs={}, head="tokens", size=32, norm="thesis")
+@pytest.mark.parametrize(
+    ("model", "registers", "has_class"), [("test_vit", 0, True), ("test_vit", 2, True), ("test_vit2", 1, False)]
+)
+def test_the_tokens_are_the_class_token_and_the_mean_of_the_patches(model, registers, has_class):
+    kwargs = dict(reg_tokens=registers)
+    config = dict(model=model, model_kwargs=kwargs, head="tokens", size=32, norm="thesis")
     classifier = models.build_model(config, 3, "none").eval()
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         tokens = classifier.backbone.forward_features(images / 127.5 - 1)
         seen, logits = classifier.features(images), classifier(images)
-    own_class, registers = classes_and_registers
-    assert tokens.shape == (4, own_class + registers + 2 * 2, 64)
-    expected = torch.cat([*([tokens[:, 0]] * own_class), tokens[:, own_class + registers :].mean(1)], 1)
-    assert seen.shape == (4, 64 * (1 + own_class))
+    assert tokens.shape == (4, has_class + registers + 2 * 2, 64)
+    patches = tokens[:, has_class + registers :].mean(1)
+    expected = torch.cat([tokens[:, 0], patches], 1) if has_class else patches
+    assert seen.shape == (4, 128 if has_class else 64)
     assert torch.allclose(seen, expected, atol=1e-5)
     assert logits.shape == (4, 3)
     assert classifier.head.in_features == expected.shape[1]
@@ -940,7 +963,6 @@ def test_recipes_name_flags_and_a_model_that_are_there(recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = settings(f"@recipes/{recipe}")
     models.check_name(config["model"])
-    assert Path("recipes/thesis.args").exists()
 
 
 REFUSED = [

@@ -16,7 +16,7 @@ from kit.batches import SAMPLERS, draw_epoch
 from kit.losses import LOSSES
 from kit.metrics import METRICS, Metric
 from kit.model import HEADS, TTAS, Head, load_fold
-from kit.optim import OPTIMIZERS
+from kit.optim import OPTIMIZERS, SCHEDULES
 
 
 def focal(logits, targets):
@@ -87,3 +87,12 @@ def test_a_new_sampler_and_loss_decide_what_is_learnt(monkeypatch):
     assert len(set(drawn)) == 10
     monkeypatch.setitem(LOSSES, "focal", focal)
     assert load("01_train_fold.py").LOSSES["focal"] is focal
+
+
+@pytest.mark.parametrize("optimizer", ["ranger21", "adamw"])
+def test_a_new_schedule_sets_the_rate_of_each_optimiser(toy, optimizer, monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "thirds", lambda step, steps, lr, min_lr, warm_up: lr * step / (3 * steps))
+    flags = toy()
+    prepare(flags, 32, "--folds", 2)
+    done("01_train_fold.py", *flags, *TINY, "--fold", 0, "--schedule", "thirds", "--optimizer", optimizer)
+    assert pd.read_csv(flags[3] / "base" / "fold0_epochs.csv").lr.iloc[-1] == pytest.approx(1e-3)

@@ -1,6 +1,7 @@
 """run.sh as its users run it: to the end, with Ctrl-C in the middle, on several GPUs, until the time is up."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -15,17 +16,17 @@ PLAIN = dict(PREPARE="--folds 2 --groups none")
 STUB = """#!/bin/bash
 if [[ $1 == -c ]]; then exec {python} "$@"; fi
 echo "${{CUDA_VISIBLE_DEVICES-}}| $*" >>{calls}
-if [[ $* == *--print-config* ]]; then echo '{{"exps": ["quick"], "cached_size": 384}}'; fi
+if [[ $* == *--print-config* ]]; then echo '{{"exps": {exps}, "cached_size": 384}}'; fi
 if [[ "$*" == *"--fold {failing}"* ]]; then exit 75; fi
 """
 
 
-def calls_of(folder, *flags, failing="none", **environment):
+def calls_of(folder, *flags, failing="none", exps=("quick",), **environment):
     """Runs run.sh with a stub for Python, in a competition of 5 folds. → (exit code, the scripts' command lines)"""
     stub, calls, prepared = folder / "python", folder / "calls", folder / "out" / "prepared"
     prepared.mkdir(parents=True)
     (prepared / "prepared.json").write_text('{"folds": 5}')
-    stub.write_text(STUB.format(python=sys.executable, calls=calls, failing=failing))
+    stub.write_text(STUB.format(python=sys.executable, calls=calls, failing=failing, exps=json.dumps(exps)))
     stub.chmod(0o755)
     process = run_sh(*flags, "--output", folder / "out", PYTHON=str(stub), **environment)
     _, err = process.communicate(timeout=60)
@@ -44,6 +45,16 @@ def test_run_sh_tells_each_script_its_flags(tmp_path):
         f"| 01_train_fold.py {passed_on} --fold all",
         "| 02_oof.py quick --input in --output /out",
         "| 03_infer.py quick --input in --output /out --batch-size 64",
+    ]
+
+
+def test_run_sh_hands_the_experiments_of_all_seeds_to_02_and_03(tmp_path):
+    code, calls = calls_of(tmp_path, "--seed", 1, 2, exps=("a_1", "a_2"), INFER="--blend rank", CUDA_VISIBLE_DEVICES="")
+    assert code == 0
+    assert calls[2:] == [
+        "| 01_train_fold.py --seed 1 2 --output /out --fold all",
+        "| 02_oof.py a_1 a_2 --output /out",
+        "| 03_infer.py a_1 a_2 --output /out --blend rank",
     ]
 
 

@@ -40,6 +40,7 @@ CPU = "@recipes/cpu.args"  # half.args for this network
 RECIPES = {
     "thesis": f"@recipes/thesis.args {SMALL} --lr 1e-3 --min-lr 3e-4",
     "probe": f"@recipes/probe.args {SMALL}",
+    "probe at 224 px": f"@recipes/probe.args --model {NETWORK} --size {CACHE}",
     "gentle": f"@recipes/gentle.args {SMALL} --lr 1e-3 --layer-decay 0.9",
     "half": CPU,
 }
