@@ -190,7 +190,10 @@ class TrivialAugment(transforms.TrivialAugmentWide):
         space = dict.fromkeys(("ShearX", "ShearY"), (0.3 * level, True)) | {"Rotate": ((30 * level).int(), True)}
         space |= dict.fromkeys(("TranslateX", "TranslateY"), shift)
         space |= dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), enhance)
-        space |= {"Posterize": (4 - (4 * level).int(), False), "Solarize": (256 - (256 * level).int(), False)}
+        space |= {
+            "Posterize": ((4 - (4 * level).int()).clamp(min=1), False),
+            "Solarize": (256 - (256 * level).int(), False),
+        }
         return space | dict.fromkeys(("Identity", "AutoContrast", "Equalize"), nothing)
 
 
