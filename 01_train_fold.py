@@ -20,7 +20,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 import common
-from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
+from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, listing, number, say
 from kit import distributed
 from kit.augment import AUGMENTATIONS, Augmentation, batch_mixing
 from kit.batches import SAMPLERS, training_batches
@@ -303,6 +303,11 @@ def gather(args, folder, seed, device):
     if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
         raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     config |= {key: prepared[key] for key in ("folds_hash", "metric")}  # decided by 00, and the same for all folds
+    if args.init not in ("weights", "probe"):
+        earlier = experiment_folder(args, args.init)
+        missing = [fold for fold in numbers if not is_finished(earlier, fold)]
+        if missing or earlier == folder:
+            raise UserError(f"--init {args.init} must be another experiment that has finished fold {listing(numbers)}")
     replaced = set(numbers) if args.overwrite else set()
     check_config(folder, config, usual, replaced)
     return SimpleNamespace(

@@ -25,6 +25,8 @@ def check_flags(args):
     for flag in SHARES:
         if (value := getattr(args, flag) or 0) >= 1:
             raise UserError(f"--{flag.replace('_', '-')} {value:g} must be below 1")
+    if args.layer_decay and args.layer_decay > 1:
+        raise UserError(f"--layer-decay {args.layer_decay:g} would make low layers learn faster: give 1 or less")
     if args.weights == "none" and "probe" in (args.tune, args.init):
         raise UserError("a probe of --weights none would fit noise: give pretrained weights")
     if args.tune == "probe" and args.init not in ("weights", "probe"):

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import io
+import logging
 import pickle
 from pathlib import Path
 from typing import NamedTuple
@@ -140,7 +141,7 @@ def build_backbone(config, weights, kwargs):
     try:
         if of_file and not str(weights).endswith(".safetensors"):
             torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), no_missing_weights() if overlay else contextlib.nullcontext():
             return timm.create_model(name, pretrained=weights != "none", **kwargs, **overlay)
     except (OSError, *WEIGHT_ERRORS) as error:
         reason = " ".join(str(error).split())[:200]
@@ -157,6 +158,25 @@ def build_backbone(config, weights, kwargs):
         raise UserError(f"{name} can't be built with {given} ({error}): mend --model-kwargs or --size") from None
 
 
+@contextlib.contextmanager
+def no_missing_weights():
+    """Raises KeyError where timm loads weights that leave a part of the network random. Without classes it doesn't
+    insist on all weights, and only its log names those that are missing."""
+    missing, logger = [], logging.getLogger("timm.models._builder")
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: missing.append(record.getMessage())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    for message in missing:
+        if message.startswith("Missing keys"):
+            raise KeyError(message)
+
+
 def check_name(name):
     """Raises UserError for a name that timm doesn't know, its tag included."""
     known = timm.list_models() + timm.list_pretrained()
@@ -171,7 +191,7 @@ def earlier_weights(folder, fold, config):
 
     Raises UserError where it is missing, of another model, or of other folds: it may have seen the held-out images."""
     record = read_record(folder, fold)["config"]
-    for key in ("model", "head", "folds_hash"):
+    for key in ("model", "model_kwargs", "head", "norm", "folds_hash"):
         if record[key] != config[key]:
             raise UserError(f"--init {folder.name}: its {key} is {record[key]!r} and not {config[key]!r}: give another")
     with whole(path := folder / f"fold{fold}.pt"):

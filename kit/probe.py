@@ -75,7 +75,7 @@ def features(run):
             if RANK == 0:
                 write_json(path.with_suffix(".json"), record)
             distributed.from_first(0)  # the others wait for the file
-    return kept(path, record)
+        return kept(path, record)
 
 
 def compute(run, path):
@@ -94,7 +94,8 @@ def compute(run, path):
                 with np.errstate(over="ignore"):  # or NumPy's warning would stand before the line below
                     block = block.astype(np.float16)
                 if not np.isfinite(block).all():
-                    raise UserError(f"{config['model']}: features are no numbers, or too large for fp16: --amp none")
+                    what = "features are no numbers, or too large for fp16"
+                    raise UserError(f"{config['model']}: {what}: take another --model, or no probe")
                 if RANK == 0 and file.tell() == 0:
                     shape = total, *block.shape[1:]
                     np.lib.format.write_array_header_1_0(file, dict(descr="<f2", fortran_order=False, shape=shape))

@@ -496,15 +496,18 @@ def test_an_experiment_that_does_not_fit_is_no_start(flags, vit, resnet):
 
     assert "first: its model is 'test_vit' and not 'test_resnet'" in line(*resnet)
     assert "first: its head is 'linear' and not 'fresh'" in line(*vit, "--head", "fresh")
-    assert "fold1.json is missing" in line(*vit, fold=1)
-    assert "earlier experiment" in line(*vit, "--model-kwargs", "embed_dim=32")
+    assert "--init first must be another experiment that has finished fold 1" in line(*vit, fold=1)
+    assert "its norm is 'thesis' and not 'model'" in line(*vit, "--norm", "model")
+    assert "its model_kwargs is" in line(*vit, "--model-kwargs", "embed_dim=32")
+    itself = refused(TRAIN, *flags, *vit, "--fold", 0, "--exp", "first", "--init", "first", "--overwrite")
+    assert "must be another experiment" in itself
     assert "nowhere" in refused(TRAIN, *flags, *vit, "--fold", 0, "--exp", "second", "--init", "nowhere")
     path = flags[3] / "first" / "fold0.pt"
     content = path.read_bytes()
     path.write_bytes(content[:1000])
     assert f"{path} is damaged" in line(*vit)
     path.unlink()
-    assert f"{path} is missing" in line(*vit)
+    assert "must be another experiment that has finished fold 0" in line(*vit)
     path.write_bytes(content)
     done("00_prepare.py", *flags, "--size", 32, *PREPARE, "--overwrite", "--seed", 1)
     assert "first: its folds_hash is" in line(*vit)
@@ -726,8 +729,15 @@ def test_the_average_is_that_by_hand_and_is_validated_and_kept(flags, resnet, mo
     assert kept["logits"].numpy() == pytest.approx(logits, abs=1e-5)
 
 
-def test_an_average_does_not_change_the_training_and_accumulates_by_steps(flags, resnet):
-    more = [*resnet, "--fold", 0, "--optimizer", "adamw", "--accumulate", 2, "--epochs", 2]
+def test_accumulated_batches_count_as_one_step_of_the_average(flags, resnet, monkeypatch):
+    run = started(flags, *resnet, "--ema", 0.9, "--optimizer", "adamw", "--accumulate", 2, "--epochs", 2)
+    states = states_after_updates(run, monkeypatch)
+    train.train_fold(run, run.resume.load(run))
+    assert [number for number, _ in states] == [1, 2, 3, 4], "of three batches each, two and one"
+
+
+def test_an_average_does_not_change_the_training(flags, resnet):
+    more = [*resnet, "--fold", 0, "--optimizer", "adamw", "--epochs", 2]
     done(TRAIN, *flags, *more)
     done(TRAIN, *flags, *more, "--ema", 0.9, "--exp", "on")
     base, on = (pd.read_csv(flags[3] / exp / "fold0_epochs.csv") for exp in ("base", "on"))
@@ -985,6 +995,7 @@ REFUSED = [
     ("--cutmix 1 --loss ce --batch-size 7", "--batch-size 7: --mixup and --cutmix pair"),
     ("--mixup -1", "must be at least 0"),
     ("--layer-decay 0", "must be above 0"),
+    ("--layer-decay 85", "--layer-decay 85 would make low layers learn faster"),
     ("--clip-grad 0", "must be above 0"),
     ("--schedule linear", "invalid choice: 'linear'"),
 ]
@@ -1001,3 +1012,9 @@ def test_processes_must_be_able_to_share_a_batch(monkeypatch):
     mixed = "--mixup 1 --loss ce --batch-size".split()
     assert "--batch-size 12" in refused(TRAIN, "--fold", 0, "--print-config", *mixed, 12)
     done(TRAIN, "--fold", 0, "--print-config", *mixed, 16)
+
+
+def test_weights_of_another_network_are_refused_also_without_classes(flags, vit, weights):
+    """timm doesn't insist on all weights where a network has no classes: its low layers would stay random."""
+    given = [*vit, "--weights", weights["test_resnet"], "--head", "fresh", "--fold", 0]
+    assert "doesn't hold weights of test_vit" in refused(TRAIN, *flags, *given)
