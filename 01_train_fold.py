@@ -78,7 +78,8 @@ def make_parser():
     add("--cache-size", type=number(int, 1), metavar="PX", help="side of the cached images; a larger one gives crops "
         "more pixels to choose from (default: --size)")  # fmt: skip
     add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform (kit/augment.py)")
-    add("--mixup", type=number(float, 0), default=0, metavar="ALPHA", help="blend pairs of images; 0: don't")
+    add("--mixup", type=number(float, 0), default=0, metavar="ALPHA", help="blend pairs of images, and "
+        "score the training on them; 0: don't")  # fmt: skip
     add("--cutmix", type=number(float, 0), default=0, metavar="ALPHA", help="paste one into another; 0: don't")
     add("--tta", choices=("auto", *TTAS), default="auto", help="views that are averaged; auto: those of --augment")
     add("--sampler", choices=SAMPLERS, default="imbalanced", help="imbalanced: classes drawn equally often, with "

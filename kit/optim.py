@@ -59,7 +59,8 @@ def train_mode(classifier, init):
 
 def layer_groups(classifier, config):
     """The optimiser's parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): the head
-    learns at lr, each layer below at `layer_decay` times the rate of the one above. Biases and norms don't decay."""
+    learns at lr, each layer below at `layer_decay` times the rate of the one above. Biases and norms
+    don't decay (in Ranger21, whose habits stay, the last parameter of the group before does)."""
     backbone, decay = classifier.backbone, config["weight_decay"]
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     groups = timm.optim.param_groups_layer_decay(backbone, decay, exempt, layer_decay=config["layer_decay"])
