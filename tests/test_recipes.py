@@ -19,6 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, done, kit, load, png, refused, toy_image, write_csv, write_zip
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -29,7 +30,7 @@ from common import UserError, softmax
 from kit import flags as flag_checks
 from kit import model as models
 from kit import probe as probes
-from kit.augment import AUGMENTATIONS, Augment, Augmentation, batch_mixing
+from kit.augment import AUGMENTATIONS, Augment, Augmentation, RandAugment, batch_mixing
 from kit.optim import SCHEDULES, choose_trained
 
 train = load("01_train_fold.py")
@@ -879,6 +880,17 @@ def test_transforms_leave_the_global_random_streams_alone(name):
     after = states()
     assert before[:3] == after[:3]
     assert torch.equal(before[3], after[3])
+
+
+def test_the_strongest_draw_of_each_operation_is_one_that_pillow_takes():
+    """Magnitudes are drawn around 9, and those above 10 are cut: there Posterize would keep no bit of a colour."""
+    picture = Image.fromarray(noise(32))
+    operations = RandAugment(32).transform.ops
+    assert len(operations) > 10
+    for operation in operations:
+        operation.prob, operation.magnitude, operation.magnitude_std = 1, 20, 0
+        made = operation(picture)
+        assert (made.size, made.mode) == (picture.size, picture.mode), operation
 
 
 def test_a_larger_cache_is_trained_and_predicted_on(flags, resnet):

@@ -93,7 +93,7 @@ class Bench:
         count = 2 * args.batch_size if images is None else len(images)
         folds = pd.DataFrame(dict(fold=1, target=np.arange(count) % 2), index=range(count))
         shared = SimpleNamespace(
-            args=args, config=train.settings(args), defaults={}, folder=Path(), metric="auc",
+            args=args, config=train.settings(args, *args.seed), defaults={}, folder=Path(), metric="auc",
             prepared=dict(classes=["0", "1"]), folds=folds, images=images, targets=folds.target.to_numpy(),
             device=self.device, amp=self.amp, workers=pick_workers(None, self.device),
         )  # fmt: skip
@@ -110,7 +110,7 @@ class Bench:
 
         def step():
             train.train_step(run, images, targets, 1, True)
-            train.update(run)
+            train.update(run, 1)
 
         rate = batch / self.seconds(step, max(1, self.steps // 4))
         if compiled:
@@ -156,7 +156,7 @@ class Bench:
         del run
         package = lambda: Ranger21(params, 6e-5, num_batches_per_epoch=100, num_epochs=2, warmdown_min_lr=3e-5)  # noqa: E731
         parts = torch.nn.ParameterList(params)
-        config = train.settings(self.args())
+        config = train.settings(args := self.args(), *args.seed)
         kits = {name: lambda name=name: train.OPTIMIZERS[name](parts, config, 200)[0] for name in ("ranger21", "adamw")}
         for name, make in ({"the package's Ranger21": package} | kits).items():
             self.fresh()
