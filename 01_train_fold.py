@@ -20,13 +20,13 @@ import torch
 from timm.utils import ModelEmaV3
 
 import common
-from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, listing, number, say
+from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
 from kit import distributed
 from kit.augment import AUGMENTATIONS, Augmentation, batch_mixing
 from kit.batches import SAMPLERS, training_batches
 from kit.device import PRECISIONS, autocast, enough_memory, pick_amp, pick_device, pick_workers
 from kit.experiment import cached_size, check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
-from kit.flags import check_flags, fold_numbers
+from kit.flags import changed, check_flags, fold_numbers, init_makers, settings
 from kit.images import draw_classes
 from kit.keep import makers, save_fold
 from kit.losses import LOSSES
@@ -36,9 +36,6 @@ from kit.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
 from kit.probe import probe, start_head
 from kit.resume import ResumeFile, epoch_start
 from kit.watch import Watch, note_epoch, scores, seen, warn_if_endless
-
-# flags that don't decide what is learnt, so that they may differ between the folds of an experiment
-NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
 
 
 def make_parser():
@@ -109,25 +106,10 @@ def make_parser():
     return parser
 
 
-def settings(args, seed):
-    """→ the settings that make the experiment, as config.json holds them. Paths, devices, precision aren't settings."""
-    config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
-    tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
-    config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs), seed=seed)
-    config["weights"] = "none" if args.weights == "none" else "pretrained"
-    return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
-
-
 def defaults():
     """→ the settings of a run without flags. A setting that is younger than an experiment had this value in it."""
     args = make_parser().parse_args(["--fold", "0"])
     return settings(args, *args.seed)
-
-
-def changed(config):
-    """→ the settings that aren't the defaults, for the ledger."""
-    usual = defaults()
-    return {key: value for key, value in config.items() if value != usual[key]}
 
 
 # ---------------------------------------------------------------- one epoch
@@ -286,7 +268,7 @@ def train_and_keep(shared, fold):
             held.enter_context(claimed(folder, config, shared.defaults, {fold, *replaced}))
             records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}
             warn_of_other_makers(folder.name, records | {fold: run.makers})
-            if not (picture := folder / "augmented.png").exists():
+            if not (picture := folder / "augmented.png").exists() or replaced:
                 transform = Augmentation(config["augment"], run.images.shape[1])
                 draw_classes(picture, run.images, run.folds, run.prepared["classes"], config["seed"], transform)
         warn_if_endless(run)
@@ -298,21 +280,17 @@ def train_and_keep(shared, fold):
 def gather(args, folder, seed, device):
     """→ what the folds of an experiment share, as a namespace. Raises UserError where its finished folds differ."""
     config, usual = settings(args, seed), defaults()
-    config["changed"] = changed(config)
+    config["changed"] = changed(config, usual)
     prepared, folds = common.read_prepared(args)
     numbers = fold_numbers(args, prepared["folds"])
     if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
         raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     config |= {key: prepared[key] for key in ("folds_hash", "metric")}  # decided by 00, and the same for all folds
-    if args.init not in ("weights", "probe"):
-        earlier = experiment_folder(args, args.init)
-        missing = [fold for fold in numbers if not is_finished(earlier, fold)]
-        if missing or earlier == folder:
-            raise UserError(f"--init {args.init} must be another experiment that has finished fold {listing(numbers)}")
+    made_by = makers(args.weights, init_makers(args, folder, numbers))
     replaced = set(numbers) if args.overwrite else set()
     check_config(folder, config, usual, replaced)
     return SimpleNamespace(
-        args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=makers(args.weights),
+        args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=made_by,
         prepared=prepared, metric=prepared["metric"], folds=folds, numbers=numbers,
         images=common.open_images(args, prepared, "train", cached_size(config), len(folds)),
         targets=folds.target.to_numpy(np.int64), device=device, amp=pick_amp(args.amp, device),
@@ -326,9 +304,10 @@ def main(args):
     exps = [f"{args.exp}_{seed}" for seed in args.seed] if len(args.seed) > 1 else [args.exp]
     folders = [experiment_folder(args, exp) for exp in exps]
     if args.print_config:
-        how = dict(fold=args.fold, exps=exps, device=str(device), amp=pick_amp(args.amp, device))
         config = settings(args, args.seed[0])
-        print(json.dumps(config | how | dict(changed=changed(config), cached_size=cached_size(config)), indent=1))
+        how = dict(fold=args.fold, exps=exps, device=str(device), amp=pick_amp(args.amp, device))
+        how |= dict(cached_size=cached_size(config), changed=changed(config, defaults()))
+        print(json.dumps(config | how, indent=1))
         return
     experiments = [gather(args, folder, seed, device) for folder, seed in zip(folders, args.seed, strict=True)]
     with distributed.together(device), enough_memory("--batch-size 1 --accumulate 17 --grad-checkpointing"):

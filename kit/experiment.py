@@ -141,10 +141,10 @@ def read_fold(folder, fold, classes, expected):
 
 def warn_of_other_makers(exp, records):
     """Warns where different code or different weights made the folds; records: a dict of fold number: foldK.json."""
-    for what in ("code", "weights"):
+    for what in ("code", "weights", "init"):
         makers = {}
         for fold, record in sorted(records.items()):
-            makers.setdefault(record.get(what), []).append(fold)
+            makers.setdefault(str(record.get(what)), []).append(fold)
         if len(makers) > 1:
             parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in makers.values())
             warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")

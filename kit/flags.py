@@ -1,11 +1,46 @@
-"""Do the flags of 01_train_fold.py make sense, alone and together?"""
+"""Do the flags of 01_train_fold.py make sense, alone and together, and which of them make an experiment?"""
 
+import hashlib
+import json
 from pathlib import Path
 
-from common import WORLD, UserError
+from common import WORLD, UserError, experiment_folder, listing
+from kit.augment import AUGMENTATIONS
+from kit.experiment import is_finished, read_record
 from kit.losses import SOFT
 
+# flags that don't decide what is learnt, so that they may differ between the folds of an experiment
+NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
 SHARES = ("freeze", "ema", "label_smoothing", "warmup")  # must be below 1
+OF_STEPS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad", "label_smoothing", "mixup", "cutmix")
+
+
+def settings(args, seed):
+    """→ the settings that make the experiment, as config.json holds them. Paths, devices, precision aren't settings."""
+    config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
+    tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
+    config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs), seed=seed)
+    config["weights"] = "none" if args.weights == "none" else "pretrained"
+    return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
+
+
+def changed(config, defaults):
+    """→ the settings that aren't the defaults, for the ledger."""
+    return {key: value for key, value in config.items() if value != defaults[key]}
+
+
+def init_makers(args, folder, folds):
+    """→ a hash of what made the experiment --init, or None where it names none.
+
+    Raises UserError where that has not finished `folds`, or is the one to be trained, `folder`."""
+    if args.init in ("weights", "probe"):
+        return None
+    earlier = experiment_folder(args, args.init)
+    if earlier == folder or not all(is_finished(earlier, fold) for fold in folds):
+        raise UserError(f"--init {args.init} must be another experiment that has finished fold {listing(folds)}")
+    records = [read_record(earlier, fold) for fold in folds]
+    made_by = {json.dumps([record.get(key) for key in ("code", "weights", "init", "config")]) for record in records}
+    return hashlib.sha256("".join(sorted(made_by)).encode()).hexdigest()
 
 
 def check_flags(args):
@@ -31,6 +66,13 @@ def check_flags(args):
         raise UserError("a probe of --weights none would fit noise: give pretrained weights")
     if args.tune == "probe" and args.init not in ("weights", "probe"):
         raise UserError(f"--tune probe takes the features of --weights: leave --init {args.init} out")
+    if args.tune == "probe" and (given := [flag for flag in OF_STEPS if getattr(args, flag)]):
+        flags = " ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise UserError(f"--tune probe makes no training steps: leave {flags} out")
+    if args.tune == "head" and args.freeze:
+        raise UserError("--tune head freezes every layer below the head: leave --freeze out")
+    if args.schedule == "ranger21" and (args.warmup or 0) > 0.72:
+        raise UserError(f"--warmup {args.warmup:g}: Ranger21's warm-down begins at 0.72: give less")
     check_mixing(args)
 
 

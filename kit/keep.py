@@ -16,12 +16,14 @@ from kit.metrics import METRICS
 CODE = ["01_train_fold.py", *(f"kit/{part}.py" for part in "augment batches losses model optim probe ranger21".split())]
 
 
-def makers(weights):
-    """→ the hashes of the code and of the weights that train a fold; `weights` is --weights."""
+def makers(weights, earlier=None):
+    """→ the hashes of the code and of the weights that train a fold. weights: --weights; earlier: the hash of what
+    made the experiment of --init, if any."""
     root, code = Path(__file__).parent.parent, hashlib.sha256()
     for name in CODE:
         code.update((root / name).read_bytes())
-    return dict(code=code.hexdigest(), weights=weights if weights in ("hub", "none") else file_hash(Path(weights)))
+    weights = weights if weights in ("hub", "none") else file_hash(Path(weights))
+    return dict(code=code.hexdigest(), weights=weights) | (dict(init=earlier) if earlier else {})
 
 
 def save_fold(run, kept, logits, epochs):

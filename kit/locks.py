@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 
-from common import UserError, warn
+from common import UserError, say, warn
 
 try:
     import fcntl
@@ -40,12 +40,16 @@ def lock(file, alone=True, wait=True):
 
 @contextlib.contextmanager
 def locked(path, what, wait=False):
-    """Holds the lock file `path` for the block. `what` is being worked on: a second process waits, or gets an error
-    that names the first."""
+    """Holds the lock file `path` for the block. `what` is being worked on: a second process waits, or gets an error;
+    both name the first."""
     with opened(path) as file:
-        if not lock(file, wait=wait):
+        if not lock(file, wait=False):
             file.seek(0)
-            raise UserError(f"{what} is in the hands of {file.read().strip()}: wait for it, or stop it")
+            busy = f"{what} is in the hands of {file.read().strip()}"
+            if not wait:
+                raise UserError(f"{busy}: wait for it, or stop it")
+            say(f"{busy}: waiting for it")
+            lock(file)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         file.flush()

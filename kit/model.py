@@ -84,7 +84,8 @@ class Classifier(nn.Module):
         images = (images - self.mean) / self.std
         if self.behind != "tokens":
             return self.backbone(images)
-        tokens, prefix = self.backbone.forward_features(images), self.backbone.num_prefix_tokens
+        tokens = getattr(self.backbone, "fc_norm", nn.Identity())(self.backbone.forward_features(images))
+        prefix = self.backbone.num_prefix_tokens
         mean = tokens[:, prefix:].mean(1)
         return mean if getattr(self.backbone, "cls_token", None) is None else torch.cat([tokens[:, 0], mean], 1)
 
@@ -108,6 +109,7 @@ def build_model(config, num_classes, weights):
     if head.behind == "tokens":
         if not hasattr(backbone, "num_prefix_tokens"):
             raise UserError(f"{config['model']} has no tokens, as a ViT has: give --head fresh")
+        backbone.attn_pool = None  # of SigLIP: it would never get a gradient
         width = backbone.num_features * (1 + (getattr(backbone, "cls_token", None) is not None))
     built = head.build(width, num_classes)
     return Classifier(backbone, built, head.behind, config["size"], *normalisation(backbone, config["norm"]))

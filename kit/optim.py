@@ -44,6 +44,8 @@ def choose_trained(classifier, tune, freeze):
         first = freeze * (1 + max(numbers.values()))
         for name, p in classifier.backbone.named_parameters():
             p.requires_grad_(p.requires_grad and numbers.get(name, first) >= first)
+        if not any(p.requires_grad for p in classifier.backbone.parameters()):
+            raise UserError(f"--freeze {freeze:g} freezes every layer below the head: lower it, or give --tune head")
 
 
 def train_mode(classifier, init):

@@ -1,12 +1,15 @@
 """What do frozen features say? A logistic regression on them: --tune probe keeps it, --init probe starts from it.
 
-prepared/features_MODEL_SIZE.npy: float16 [N + M, V, D], what the head sees of the training and then of the test images,
-in the V views of the experiment (one where training turns nothing). All folds, seeds and experiments share it. A .json
-beside it says what made it.
+prepared/features_MODEL_SIZE_HASH.npy: float16 [N + M, V, D], what the head sees of the training and then of the test
+images, in the V views of the experiment (one where training turns nothing). All folds, seeds and experiments share it;
+HASH is of all that decides it. Beside it a .part is one that was stopped, and goes on.
 """
 
 import contextlib
 import hashlib
+import io
+import json
+import os
 import time
 
 import numpy as np
@@ -17,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import common
-from common import RANK, UserError, prepared_folder, read_table, replacing, say, write_json
+from common import RANK, UserError, prepared_folder, read_table, say
 from kit import distributed
 from kit.folds import deal
 from kit.locks import locked
@@ -25,7 +28,7 @@ from kit.model import PREDICT_BATCH, TTAS, predict
 from kit.resume import epoch_start
 from kit.watch import note_epoch, scores
 
-BLOCK = 4096  # images whose features are in memory at a time
+BLOCK = 1024  # images after which a stop loses nothing
 STRENGTHS = 10.0 ** np.arange(-4, 1.5, 0.5)  # C of the logistic regression
 INNER = 4  # folds among the training images, by which C is chosen
 
@@ -37,71 +40,101 @@ class Views(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.transforms = getattr(TTAS[tta](classifier), "transforms", None)
+        self.views = len(self.transforms or [0])
 
     def forward(self, images):
         views = [t.augment_image(images) for t in self.transforms] if self.transforms else [images]
         return torch.stack([self.classifier.features(view) for view in views], 1)
 
 
-def path_and_record(args, prepared, folds, config, weights):
-    """→ (the path of the features, what they are of). weights: as foldK.json has them."""
+def paths(args, prepared, folds, config, weights):
+    """→ {key of TTAS: the path of the features of these views}. weights: as foldK.json has them."""
     tests = read_table(prepared_folder(args) / "test.csv", f"{common.PREPARE} --overwrite").image_name
-    names = hashlib.sha256("\n".join([*folds.image_name, *tests]).encode()).hexdigest()
-    record = {key: config[key] for key in ("model", "model_kwargs", "head", "norm", "size", "cache_size", "tta")}
-    record |= dict(weights=weights, names=names)
+    record = {key: config[key] for key in ("model", "model_kwargs", "head", "norm", "size", "cache_size")}
+    record |= dict(weights=weights, names=[*folds.image_name, *tests])
     record |= {part: prepared["made_from"][f"{part}_images"] for part in ("train", "test")}
-    name = f"features_{config['model']}_{config['size']}.npy"
-    return prepared_folder(args) / name, record
+    hashes = {tta: hashlib.sha256(json.dumps([record, tta], sort_keys=True).encode()).hexdigest()[:12] for tta in TTAS}
+    name = f"features_{config['model']}_{config['size']}"
+    return {tta: prepared_folder(args) / f"{name}_{digest}.npy" for tta, digest in hashes.items()}
 
 
-def kept(path, record):
-    """→ the features in `path`, mapped, if they are those of `record`; else None. The plain view comes first."""
-    with contextlib.suppress(OSError, ValueError, EOFError, KeyError, TypeError, UserError):  # lost or damaged: anew
-        there = common.read_json(path.with_suffix(".json"), "run this again")
-        if there == record | dict(tta=there["tta"]) and record["tta"] in ("none", there["tta"]):
-            return np.load(path, mmap_mode="r")[:, : 1 if record["tta"] == "none" else None]
+def kept(paths, tta):
+    """→ the features of the views `tta`, mapped, or None. The plain view is the first of all."""
+    for path in paths.values() if tta == "none" else [paths[tta]]:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # not there or damaged
+            return np.load(path, mmap_mode="r")[:, : 1 if tta == "none" else None]
     return None
 
 
 def features(run):
     """→ float16 [N + M, V, D], mapped: those kept earlier, else computed with the run's backbone and kept."""
-    path, record = path_and_record(run.args, run.prepared, run.folds, run.config, run.makers["weights"])
+    tta = run.config["tta"]
+    where = paths(run.args, run.prepared, run.folds, run.config, run.makers["weights"])
     with contextlib.ExitStack() as held:
         if RANK == 0:
-            held.enter_context(locked(path.with_name(".features.lock"), path, wait=True))
-        if distributed.from_first(kept(path, record) is None)[0]:
-            path.with_suffix(".json").unlink(missing_ok=True)
-            compute(run, path)
-            if RANK == 0:
-                write_json(path.with_suffix(".json"), record)
+            held.enter_context(locked(where[tta].with_name(f".{where[tta].stem}.lock"), where[tta], wait=True))
+        if distributed.from_first(kept(where, tta) is None)[0]:
+            compute(run, where[tta])
             distributed.from_first(0)  # the others wait for the file
-        return kept(path, record)
+        return kept(where, tta)
 
 
 def compute(run, path):
     """Writes the features of all images to `path`. Under torchrun the first process writes what all have computed."""
-    config, count = run.config, len(read_table(prepared_folder(run.args) / "test.csv", common.PREPARE))
+    count = len(read_table(prepared_folder(run.args) / "test.csv", common.PREPARE))
     tests = common.open_images(run.args, run.prepared, "test", run.images.shape[1], count)
-    views, total = Views(run.classifier, config["tta"]), len(run.images) + count
+    views = Views(run.classifier, run.config["tta"])
+    shape = len(run.images) + count, views.views, run.classifier.head.in_features
+    blocks = [(run.images, start) for start in range(0, len(run.images), BLOCK)]
+    blocks += [(tests, start) for start in range(0, count, BLOCK)]
     with contextlib.ExitStack() as held:
+        done, file = 0, None
         if RANK == 0:
-            file = held.enter_context(open(held.enter_context(replacing(path)), "wb"))
-        for part, images in (("train", run.images), ("test", tests)):
-            for start in range(0, len(images), BLOCK):
-                rows = np.arange(start, min(start + BLOCK, len(images)))
-                bar = f"features of {part} images {start} to {rows[-1]}"
-                block = predict(views, images, rows, PREDICT_BATCH, run.device, run.amp, run.workers, bar)
-                with np.errstate(over="ignore"):  # or NumPy's warning would stand before the line below
-                    block = block.astype(np.float16)
-                if not np.isfinite(block).all():
-                    what = "features are no numbers, or too large for fp16"
-                    raise UserError(f"{config['model']}: {what}: take another --model, or no probe")
-                if RANK == 0 and file.tell() == 0:
-                    shape = total, *block.shape[1:]
-                    np.lib.format.write_array_header_1_0(file, dict(descr="<f2", fortran_order=False, shape=shape))
-                if RANK == 0:
-                    file.write(block.tobytes())
-    say(f"features of {total} images, {block.shape[1]} views, {block.shape[2]} numbers each → {path}")
+            file = held.enter_context(writing(path.with_suffix(".part")))
+            done = cut(file, shape, np.cumsum([min(BLOCK, len(images) - start) for images, start in blocks]))
+        for number in range(distributed.from_first(done)[0], len(blocks)):
+            images, start = blocks[number]
+            rows = np.arange(start, min(start + BLOCK, len(images)))
+            bar = f"features, part {number + 1} of {len(blocks)}"
+            block = predict(views, images, rows, PREDICT_BATCH, run.device, run.amp, run.workers, bar)
+            with np.errstate(over="ignore"):  # or NumPy's warning would stand before the line below
+                block = block.astype(np.float16)
+            if not np.isfinite(block).all():
+                path.with_suffix(".part").unlink(missing_ok=True)
+                what = "features are no numbers, or too large for fp16"
+                raise UserError(f"{run.config['model']}: {what}: take another --model, or no probe")
+            if RANK == 0:
+                file.write(block.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            if distributed.from_first(run.resume.time_is_up())[0]:
+                run.resume.stop("features", f"{number + 1} of {len(blocks)} parts")
+    if RANK == 0:
+        os.replace(path.with_suffix(".part"), path)
+    say(f"features of {shape[0]} images, {shape[1]} views, {shape[2]} numbers each → {path}")
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Yields the file, open to go on at its end. What the disk refuses is a UserError."""
+    try:
+        with open(path, "ab") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): mend that or see --output") from error
+
+
+def cut(file, shape, ends):
+    """Cuts an .npy file of `shape`, float16, after the last whole block that it has; a new one gets its header.
+    ends: the images after which blocks end. → the number of whole blocks."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, dict(descr="<f2", fortran_order=False, shape=shape))
+    row, header = 2 * shape[1] * shape[2], header.getvalue()
+    whole = np.searchsorted(ends, (file.seek(0, os.SEEK_END) - len(header)) // row, side="right").item()
+    file.truncate(len(header) + ends[whole - 1] * row if whole else 0)
+    if not whole:
+        file.write(header)
+    return whole
 
 
 def fit_head(vectors, targets, groups, classes, balanced, seed):
@@ -159,8 +192,7 @@ def test_features(args, oof, fold, tta, count):
     config, weights = (oof.records[fold][key] for key in ("config", "weights"))
     if config.get("tune") != "probe":
         return None
-    path, wanted = path_and_record(args, oof.prepared, common.read_prepared(args)[1], config, weights)
-    vectors = kept(path, wanted | dict(tta=tta))
+    vectors = kept(paths(args, oof.prepared, common.read_prepared(args)[1], config, weights), tta)
     return None if vectors is None else vectors[-count:]
 
 
@@ -177,7 +209,7 @@ def probe(run):
     logits float32 [n, K] of the held-out images in all views, the rows of foldK_epochs.csv."""
     state, began = dict(epoch=1, rows=[]) | epoch_start(), time.perf_counter()
     plain, logits = head_logits(run.classifier.head, start_head(run)[: len(run.images)])
-    state.update(step=len(run.train_rows) // run.config["batch_size"], seconds=time.perf_counter() - began)
+    state.update(seconds=time.perf_counter() - began)
     train, valid = (scores(run, plain[rows], run.targets[rows]) for rows in (run.train_rows, run.valid_rows))
     note_epoch(run, state, train, valid, 0.0)
     kept = dict(epoch=1, scores=valid, logits=torch.from_numpy(plain[run.valid_rows]))

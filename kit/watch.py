@@ -108,11 +108,11 @@ def note_epoch(run, state, train, valid, seconds):
     row = dict(epoch=state["epoch"])
     for part, found in (("train", train), ("valid", valid)):
         row |= {f"{part}_{key}": value for key, value in found.items()}
-    pace = state["step"] * run.config["batch_size"] / state["seconds"]
-    row |= dict(lr=current_lr(run.optimizer), seconds=state["seconds"] + seconds, images_per_second=pace)
+    pace, lr = state["step"] * run.config["batch_size"] / state["seconds"], current_lr(run.optimizer)
+    row |= dict(lr=lr, seconds=state["seconds"] + seconds, images_per_second=pace)
     state["rows"].append(row)
     train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
-    times = f"lr {row['lr']:.2e}  {row['seconds']:.1f} s  {row['images_per_second']:.1f} images/s"
+    times = f"{row['seconds']:.1f} s" + (f"  lr {lr:.2e}  {pace:.1f} images/s" if state["step"] else "")
     say(f"{run.name}  train {train}  valid {valid}  {times}")
     if RANK == 0 and not is_finished(run.folder, run.fold):  # --overwrite leaves the old files whole until its end
         write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))

@@ -28,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from kit.device import pick_amp, pick_device, pick_workers
+from kit.flags import settings
 from kit.model import TTAS, predict
 from kit.resume import epoch_start
 
@@ -93,7 +94,7 @@ class Bench:
         count = 2 * args.batch_size if images is None else len(images)
         folds = pd.DataFrame(dict(fold=1, target=np.arange(count) % 2), index=range(count))
         shared = SimpleNamespace(
-            args=args, config=train.settings(args, *args.seed), defaults={}, folder=Path(), metric="auc",
+            args=args, config=settings(args, *args.seed), defaults={}, folder=Path(), metric="auc",
             prepared=dict(classes=["0", "1"]), folds=folds, images=images, targets=folds.target.to_numpy(),
             device=self.device, amp=self.amp, workers=pick_workers(None, self.device),
         )  # fmt: skip
@@ -156,7 +157,7 @@ class Bench:
         del run
         package = lambda: Ranger21(params, 6e-5, num_batches_per_epoch=100, num_epochs=2, warmdown_min_lr=3e-5)  # noqa: E731
         parts = torch.nn.ParameterList(params)
-        config = train.settings(args := self.args(), *args.seed)
+        config = settings(args := self.args(), *args.seed)
         kits = {name: lambda name=name: train.OPTIMIZERS[name](parts, config, 200)[0] for name in ("ranger21", "adamw")}
         for name, make in ({"the package's Ranger21": package} | kits).items():
             self.fresh()
