@@ -6,7 +6,8 @@
     python 00_prepare.py --train-images train_images --image-column image_id --sample-submit sample_submission.csv
 
 Reads INPUT/train.csv, INPUT/sample_submit.csv, and the images in INPUT/train.zip and INPUT/test.zip, or in folders of
-these names. Writes OUTPUT/prepared: folds.csv, test.csv, train_448.npy, test_448.npy, samples.png, prepared.json.
+these names; flags name others, and docs/competitions.md has the flags of 83 competitions. Writes OUTPUT/prepared:
+folds.csv, test.csv, sample.csv, train_448.npy, test_448.npy, samples.png, prepared.json.
 duplicates.csv and .png show the copies of one source: they stay in one fold, or the CV would flatter the model.
 matched.png shows whether the folds ask what the test set asks.
 """
@@ -22,15 +23,20 @@ import pandas as pd
 
 import common
 from common import UserError, listing, number, prepared_folder, say
-from kit import copies, forecast, matched
+from kit import copies, forecast, labels, matched, tables, tasks
 from kit.cache import array_in_file, cache, staged
 from kit.folds import fold_table, given_groups, make_folds
-from kit.images import ImageSource, draw_classes
+from kit.images import draw_classes
 from kit.locks import locked
-from kit.metrics import METRICS, default_metric
-from kit.tables import SUBMISSIONS, check_unique, positive_class, read_labels, read_sample_submit, refuse
+from kit.metrics import METRICS, reason_against
+from kit.pixels import PixelSource
+from kit.sources import check_images, find_images
+from kit.submission import SUBMISSIONS, positive_class, read_sample, write_tests
+from kit.tables import refuse
+from kit.tasks import TASKS
 
 SEARCHED = "auto", "copies"  # kinds of --groups that look at the images
+READING = "bands", "channels", "image_column", "target_column", "submit_header"  # flags that another test set needs too
 
 
 def make_parser():
@@ -38,21 +44,43 @@ def make_parser():
     add = parser.add_argument_group("images").add_argument
     add("--size", type=number(int, 1), default=448, help="side in px of the cached images (thesis 3.1.1)")
     for part in ("train", "test"):
-        add(f"--{part}-images", metavar="NAME", help=f"zip or folder in --input (default: {part}.zip, else {part})")
+        add(f"--{part}-images", nargs="+", metavar="NAME", help=f"folders or archives in --input (default: {part}.zip, "
+            f"else {part}, {part}_images, images)")  # fmt: skip
+    add("--bands", type=number(int, 1), nargs=3, metavar="N", help="of images with more than three: which are red, "
+        "green and blue, counted from 1")  # fmt: skip
+    add("--channels", nargs=3, metavar="END", help="three files an image: what follows its name in that of red, green "
+        "and blue, such as _red _green _blue")  # fmt: skip
     add("--unreadable", choices=("refuse", "grey"), default="refuse", help="grey: what can't be read becomes grey")
     add("--limit", type=number(int, 1), metavar="N", help="a quick look: about N training and the first N test images")
 
     add = parser.add_argument_group("tables").add_argument
-    add("--train-csv", default="train.csv", help="the table of images and labels")
-    add("--image-column", default="image_name", help="its column of image names")
-    add("--label-column", default="label", help="its column of labels")
-    add("--metric", choices=("auto", *METRICS), default="auto",
-        help="what is scored everywhere; auto: auc for two classes, accuracy for more")  # fmt: skip
-    add("--positive", metavar="LABEL", help="the class whose probability is wanted (default: the larger number)")
-    add("--sample-submit", default="sample_submit.csv", help="lists the test images and shows the submission's format")
+    add("--train-csv", metavar="NAME", help="the table of images and labels: CSV, TSV or COCO-like JSON, packed in a "
+        "zip or not (default: train.csv or another usual name; where there is none, folders are classes)")  # fmt: skip
+    add("--train-header", choices=("auto", "yes", "no"), default="auto", help="whether it has a header; without, "
+        "its columns are 1, 2, …")  # fmt: skip
+    add("--join", metavar="NAME", help="another table, whose columns are added by the first one that both have")
+    add("--image-column", metavar="NAME", help="the column of image names (default: image_name, else the first that "
+        "names images)")  # fmt: skip
+    add("--label-column", nargs="+", metavar="NAME", help="the column of labels, or several (default: label, else "
+        "those that the sample submission's header names)")  # fmt: skip
+    add("--label-form", choices=("auto", *labels.LABEL_FORMS), default="auto", help="class: one in a column; onehot: a "
+        "column each, a 1 in one; binary: a column each, 1s in any; list: several in a cell; number")  # fmt: skip
+    add("--separator", default=" ", metavar="TEXT", help="what stands between the labels of a list")
+    add("--label-pattern", metavar="REGEX", help="the class is what this finds in an image's path, such as (cat|dog)")
+    add("--target-column", metavar="NAME", help="of a table with a row for each image and target: the targets' names; "
+        "END: they follow the last _ of the image's name")  # fmt: skip
+    add("--drop-unlabelled", action="store_true", help="leave out rows without a label")
+    add("--metric", choices=("auto", *METRICS), default="auto", help="what is scored everywhere; auto: auc for two "
+        "classes, accuracy for more, column-auc for labels, rmse or mcrmse for numbers")  # fmt: skip
+    add("--positive", nargs="+", metavar="LABEL", help="the class whose probability is wanted (default: the larger "
+        "number); of more than two classes, several add up")  # fmt: skip
+    add("--test-csv", metavar="NAME", help="the table of test images, where the sample's ids aren't image names")
+    add("--per-id", choices=("mean", "max"), default="mean", help="of several images for one submitted id")
+    add("--sample-submit", metavar="NAME", help="shows the submission's rows and format (default: "
+        "sample_submit.csv or another usual name)")  # fmt: skip
     add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether the sample has a header")
-    add("--submit-value", choices=("auto", *SUBMISSIONS), default="auto", help="what a single value column holds; "
-        "auto: the label for more than two classes or if the sample shows words, else the probability")  # fmt: skip
+    add("--submit-value", choices=("auto", *SUBMISSIONS), default="auto", help="what the value cells hold; auto: "
+        "by the task, the sample and the metric")  # fmt: skip
 
     add = parser.add_argument_group("folds (thesis 3.1.2)").add_argument
     add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
@@ -70,55 +98,61 @@ def make_parser():
 
 def read_competition(args):
     """Reads and checks all tables, and finds every image. → what is in them, and the settings that decide the folds."""
-    names, labels, classes = read_labels(args)
-    sources = {part: image_source(args, part) for part in ("train", "test")}
-    test_names, submission = read_sample_submit(args, sources["test"], classes)
-    positive = positive_class(args, classes, submission)
-    classes.sort(key=lambda label: label == positive)  # it comes second, as METRICS expect
-    metric = default_metric(classes) if args.metric == "auto" else args.metric
-    if reason := METRICS[metric].fits(classes):
-        raise UserError(f"--metric {metric} doesn't suit the classes {listing(classes)}: {reason}")
-    groups = np.arange(len(names)) if args.groups in (*SEARCHED, "none") else given_groups(args, names)
+    remedy = "put the competition's table there, or name it with --train-csv"
+    path, table = tables.find_table(args.input, args.train_csv, tables.TRAIN), None
+    sample_path = tables.find_table(args.input, args.sample_submit, tables.SAMPLE)
+    sources = {part: find_images(args, part) for part in ("train", "test")}
+    if isinstance(sources["train"], PixelSource):
+        table = sources["train"].table
+    elif args.train_csv or path.exists() or not labels.in_paths(args, sources["train"]):
+        table = tables.read_table(path, remedy, args.train_header)
+        if args.join:
+            table = tables.join(table, tables.read_table(args.input / args.join, "see --join"))
+    header = tables.read_rows(sample_path, "put the competition's sample there, or name it with --sample-submit")[0]
+    truth = labels.read_labels(args, table, sources["train"], header)
+    tests = tables.read_table(args.input / args.test_csv, "see --test-csv") if args.test_csv else None
+    if isinstance(sources["test"], PixelSource):
+        tests = sources["test"].table
+    sample = read_sample(args, sample_path, sources["test"], truth, tests)
+    positive = positive_class(args, sample_path, truth, sample.form)
+    few = [f"{c} ({n})" for c, n in Counter(truth.cells).items() if n < args.folds] if len(truth.classes) == 2 else []
+    refuse(path, few, f"has fewer than {args.folds} images of *: add some, or lower --folds")
+    truth = truth.with_second(positive)  # it comes second, as METRICS expect
+    metric = TASKS[truth.task].metric(len(truth.classes)) if args.metric == "auto" else args.metric
+    if reason := reason_against(metric, truth.task, truth.classes):
+        raise UserError(f"--metric {metric} doesn't suit the {truth.task} {listing(truth.classes)}: {reason}")
+    single = np.arange(len(truth.names))
+    images = table and tables.image_column(table, sources["train"], args.image_column)
+    groups = single if args.groups in (*SEARCHED, "none") else given_groups(args, truth.names, table, images)
     if args.limit:
-        rows, test_names = some_of_each(labels, args.limit, args.folds, args.seed), test_names[: args.limit]
-        names, labels, groups = [names[i] for i in rows], [labels[i] for i in rows], groups[rows]
-    content = hashlib.sha256(repr((names, labels, test_names, groups.tolist())).encode()).hexdigest()
+        rows = some_of_each(truth, args.limit, args.folds, args.seed)
+        truth, groups, sample = truth.part(rows), groups[rows], sample.part(args.limit)
+    content = (truth.names, truth.cells, sample.images, groups.tolist())
+    content = hashlib.sha256(repr(content).encode()).hexdigest()
     settings = dict(
         made_from=dict(tables=content) | {f"{part}_images": source.fingerprint for part, source in sources.items()},
-        task="classes", classes=classes, positive=positive, metric=metric, folds=args.folds, seed=args.seed,
+        task=truth.task, classes=truth.classes, positive=positive, metric=metric, folds=args.folds, seed=args.seed,
         groups=args.groups + (f" by {args.embed} {args.weights or 'hub'}" if args.embed else ""),
-        submission=submission, limit=args.limit)  # fmt: skip
-    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(test_names))])  # a test image is a group
-    check_images(sources["train"], names, args.input / args.train_csv)
-    check_images(sources["test"], test_names, args.input / args.sample_submit)
-    names = dict(train=names, test=test_names)
-    return SimpleNamespace(names=names, labels=labels, groups=groups, sources=sources, settings=settings)
+        submission=sample.form, limit=args.limit)  # fmt: skip
+    reading = {key: value for key in READING if (value := getattr(args, key)) not in (None, "auto")}
+    settings |= truth.ranges() | (dict(reading=reading) if reading else {})
+    settings |= dict(per_id=args.per_id) if len(sample.images) != len({*sample.units}) else {}
+    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(sample.images))])  # a test image is a group
+    check_images(sources["train"], truth.names, path if table else sources["train"].path)
+    check_images(sources["test"], sample.images, sample_path)
+    names = dict(train=truth.names, test=sample.images)
+    return SimpleNamespace(names=names, labels=truth, sample=sample, groups=groups, sources=sources, settings=settings)
 
 
-def image_source(args, part):
-    """The zip or folder of `part`: the one given by flag, else INPUT/part.zip, else INPUT/part."""
-    given = getattr(args, f"{part}_images")
-    paths = [args.input / name for name in ([given] if given else [f"{part}.zip", part])]
-    there = [path for path in paths if path.exists()]
-    refuse(paths[0], not there, f"is missing: put the competition's images there, or name them with --{part}-images")
-    return ImageSource(there[0])
-
-
-def some_of_each(labels, count, least, seed):
-    """→ the rows of about `count` labels: of each class its share, and at least `least`."""
-    labels = pd.Series(labels).sample(frac=1, random_state=seed)
+def some_of_each(truth, count, least, seed):
+    """→ the rows of about `count` training images: of each class its share, and at least `least`."""
+    strata = tasks.strata(truth.task, truth.targets)
+    if strata.ndim == 2:  # an image of several labels counts for the rarest
+        strata = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
+    labels = pd.Series(strata).sample(frac=1, random_state=seed)
     of_class = labels.groupby(labels)
     share = (of_class.transform("size") * count / len(labels)).round().clip(lower=least)
     return np.sort(labels.index[of_class.cumcount() < share])
-
-
-def check_images(source, names, table):
-    """Raises UserError naming the images of the table that the source lacks, or that the table spells in two ways."""
-    missing = [name for name in names if source.find(name) is None]
-    refuse(
-        source.path, missing, f"lacks {len(missing)} of the images in {table}: * (see --image-column, --submit-header)"
-    )
-    check_unique(table, map(source.find, names))
 
 
 def earlier_prepared(args, data):
@@ -151,7 +185,7 @@ def prepare(args, data, new, earlier):
     prepared["sizes"] = sorted({*prepared["sizes"], args.size})
     prepared["unreadable"] = list(dict.fromkeys([*prepared["unreadable"], *unreadable]))
     images = np.load(new / f"train_{args.size}.npy", mmap_mode="r")
-    draw_classes(new / "samples.png", images, folds, prepared["classes"], args.seed)
+    draw_classes(new / "samples.png", images, folds, tasks.examples(prepared, folds), args.seed)
     common.write_json(new / "prepared.json", prepared)
     return prepared, folds, sizes
 
@@ -159,13 +193,12 @@ def prepare(args, data, new, earlier):
 def decide_folds(args, data, new, statistics, held_together, sources=None, relatives=None, ladder=None):
     """Writes folds.csv and test.csv; the other arguments are what find_groups gives. → (what prepared.json says before
     any image is cached, folds.csv as a table)."""
-    is_test = np.arange(len(data.groups)) >= len(data.labels)
+    is_test = np.arange(len(data.groups)) >= len(data.names["train"])
     sources = held_together if sources is None else sources
     shift = forecast.adversarial_validation(statistics, is_test, sources, args.seed)
-    names, classes = data.names, data.settings["classes"]
-    folds = make_folds(names["train"], data.labels, classes, held_together[~is_test], args.folds, args.seed)
+    folds = make_folds(data.labels, held_together[~is_test], args.folds, args.seed)
     common.write_csv(new / "folds.csv", folds)
-    common.write_csv(new / "test.csv", pd.DataFrame(dict(image_name=names["test"])))
+    write_tests(new, data.sample)
     made = dict(
         sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, ladder=ladder, shift=shift
     )
@@ -197,7 +230,7 @@ def find_groups(args, data, folder, records):
     """Finds the images that show one source, and with --groups auto the folds that match the test set. Writes
     duplicates.csv, duplicates.png, matched.png. → dict(held_together, sources: groups int [N], the training images
     first; relatives, ladder: for prepared.json)."""
-    images = data.names["train"], data.labels, data.names["test"]
+    images = data.names["train"], data.labels.cells, data.names["test"]
     with array_in_file(folder, np.float32, len(records), copies.VECTOR) as vectors:
         copies.words_and_colours(records, vectors)
         features = embed(args, folder) if args.embed else None
@@ -217,9 +250,9 @@ def match_folds(args, data, folder, points, sources):
     """→ (groups int [N], the ladder for prepared.json) of the folds that ask what the test set asks."""
     from kit import figures  # with matplotlib it takes a second; only this needs it
 
-    targets = pd.Categorical(data.labels, data.settings["classes"]).codes
-    of_train = sources[: len(targets)]
-    chosen, rungs = matched.match(points, of_train, targets, args.folds, args.seed, data.settings["metric"])
+    targets = data.labels.targets
+    how = args.folds, args.seed, data.settings["metric"], data.settings["task"]
+    chosen, rungs = matched.match(points, sources[: len(targets)], targets, *how)
     if chosen is None:
         return sources, None
     images = {part: np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in data.names}
@@ -243,6 +276,17 @@ def embed(args, folder):
     return copies.unit(np.concatenate(features))
 
 
+def understood(data):
+    """→ a sentence on what the tables say, and ask for."""
+    settings = data.settings
+    form, positive = settings["submission"], settings["positive"]
+    of = (f" of {'each ' + TASKS[settings['task']].noun if form['columns'] else repr(positive)}") * (
+        form["value"] == "probability"
+    )
+    header = f"`{','.join(form['header'])}`"[:60] if form["header"] else "no header"
+    return f"{data.labels.said}; submission: {header}, {form['value']}{of}; metric {METRICS[settings['metric']].name}"
+
+
 def report(args, data, prepared, folds, sizes):
     """Prints what was found: a topic a line, and how the classes lie in the folds."""
     submission, positive, unreadable = (prepared[key] for key in ("submission", "positive", "unreadable"))
@@ -263,7 +307,7 @@ def report(args, data, prepared, folds, sizes):
         ("shift", f"\n{'':12}".join(forecast.report_lines(prepared["shift"]))),
     ]  # fmt: skip
     say("\n".join(f"{topic:<12}{line}" for topic, line in topics if line))
-    say(f"\n{fold_table(folds, prepared['classes'])}\n")
+    say(f"\n{fold_table(folds, prepared)}\n")
     say(f"prepared {args.size} px → {prepared_folder(args)} (look at samples.png)")
 
 
@@ -276,6 +320,7 @@ def main(args):
     refuse("--weights", args.weights and not args.embed, "belongs to --embed: give that too")
     cv2.setNumThreads(1)  # the threads of `cache` share the cores already
     data, folder = read_competition(args), prepared_folder(args)
+    say(understood(data))
     with locked(args.output / ".prepare.lock", folder):
         earlier = earlier_prepared(args, data)
         if earlier and args.size in earlier[0]["sizes"]:

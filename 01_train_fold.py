@@ -21,12 +21,12 @@ from timm.utils import ModelEmaV3
 
 import common
 from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
-from kit import distributed
-from kit.augment import AUGMENTATIONS, Augmentation, batch_mixing
+from kit import distributed, tasks
+from kit.augment import AUGMENTATIONS, Augmentation
 from kit.batches import SAMPLERS, training_batches
 from kit.device import PRECISIONS, autocast, enough_memory, pick_amp, pick_device, pick_workers
-from kit.experiment import cached_size, check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
-from kit.flags import changed, check_flags, fold_numbers, init_makers, settings
+from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
+from kit.flags import changed, check_flags, fold_numbers, for_task, init_makers, settings
 from kit.images import draw_classes
 from kit.keep import makers, save_fold
 from kit.losses import LOSSES
@@ -72,12 +72,7 @@ def make_parser():
 
     add = parser.add_argument_group("images and batches (thesis 3.1, 3.2)").add_argument
     add("--size", type=number(int, 1), default=448, help="side in px, prepared by 00_prepare.py")
-    add("--cache-size", type=number(int, 1), metavar="PX", help="side of the cached images; a larger one gives crops "
-        "more pixels to choose from (default: --size)")  # fmt: skip
     add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform (kit/augment.py)")
-    add("--mixup", type=number(float, 0), default=0, metavar="ALPHA", help="blend pairs of images, and "
-        "score the training on them; 0: don't")  # fmt: skip
-    add("--cutmix", type=number(float, 0), default=0, metavar="ALPHA", help="paste one into another; 0: don't")
     add("--tta", choices=("auto", *TTAS), default="auto", help="views that are averaged; auto: those of --augment")
     add("--sampler", choices=SAMPLERS, default="imbalanced", help="imbalanced: classes drawn equally often, with "
         "replacement; shuffle: each image once")  # fmt: skip
@@ -86,8 +81,8 @@ def make_parser():
 
     add = parser.add_argument_group("training (thesis 3.5, 3.6, 4.1)").add_argument
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
-    add("--loss", choices=LOSSES, default="cce", help="complement cross entropy or cross entropy")
-    add("--label-smoothing", type=number(float, 0), default=0, metavar="SHARE", help="of a target, for all classes")
+    add("--loss", choices=LOSSES, default="cce", help="complement cross entropy, cross entropy, binary cross entropy "
+        "(labels and numbers), squared error (numbers)")  # fmt: skip
     add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="Ranger21, or one of timm's")
     add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
     add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down")
@@ -118,11 +113,10 @@ def defaults():
 def train_step(run, images, targets, share, whole):
     """Forward and backward pass of a batch, uint8 [B, 3, S, S] and int [B]: what to change to learn differently from
     an image. share: this batch's part of the step's gradient; whole: a step follows. → (logits, loss), detached."""
-    images, wanted = run.mix(images, targets)
     with distributed.syncing(run.model, whole):
         with autocast(run.device, run.amp):
             logits = run.model(images)
-        loss = run.criterion(logits, wanted)
+        loss = run.criterion(logits, targets)
         run.scaler.scale(loss * share).backward()
     return logits.detach(), loss.detach()
 
@@ -209,7 +203,6 @@ def set_up(shared, fold):
         **vars(shared), fold=fold, name=f"fold {fold}", train_rows=train_rows, valid_rows=valid_rows, told=False,
         classifier=classifier, model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]],
         optimizer=optimizer, scheduler=scheduler, ema=ema, kept_model=classifier if ema is None else ema.module,
-        mix=batch_mixing(config, len(shared.prepared["classes"])),
         scaler=torch.amp.GradScaler(device.type, enabled=shared.amp == "fp16"),
         resume=ResumeFile(path, config, shared.defaults, args.save_minutes, args.stop_after),
     )  # fmt: skip
@@ -270,7 +263,9 @@ def train_and_keep(shared, fold):
             warn_of_other_makers(folder.name, records | {fold: run.makers})
             if not (picture := folder / "augmented.png").exists() or replaced:
                 transform = Augmentation(config["augment"], run.images.shape[1])
-                draw_classes(picture, run.images, run.folds, run.prepared["classes"], config["seed"], transform)
+                draw_classes(
+                    picture, run.images, run.folds, tasks.examples(run.prepared, run.folds), config["seed"], transform
+                )
         warn_if_endless(run)
         kept, logits, rows = probe(run) if config["tune"] == "probe" else train_and_predict(run)
         if RANK == 0:
@@ -279,9 +274,9 @@ def train_and_keep(shared, fold):
 
 def gather(args, folder, seed, device):
     """→ what the folds of an experiment share, as a namespace. Raises UserError where its finished folds differ."""
-    config, usual = settings(args, seed), defaults()
-    config["changed"] = changed(config, usual)
     prepared, folds = common.read_prepared(args)
+    config, usual = for_task(settings(args, seed), tasks.task_of(prepared)), defaults()
+    config["changed"] = changed(config, usual)
     numbers = fold_numbers(args, prepared["folds"])
     if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
         raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
@@ -292,8 +287,9 @@ def gather(args, folder, seed, device):
     return SimpleNamespace(
         args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=made_by,
         prepared=prepared, metric=prepared["metric"], folds=folds, numbers=numbers,
-        images=common.open_images(args, prepared, "train", cached_size(config), len(folds)),
-        targets=folds.target.to_numpy(np.int64), device=device, amp=pick_amp(args.amp, device),
+        images=common.open_images(args, prepared, "train", config["size"], len(folds)),
+        targets=tasks.to_unit(prepared, tasks.read_targets(prepared, folds.target)),
+        device=device, amp=pick_amp(args.amp, device),
         workers=pick_workers(args.workers, device),
     )  # fmt: skip
 
@@ -306,7 +302,7 @@ def main(args):
     if args.print_config:
         config = settings(args, args.seed[0])
         how = dict(fold=args.fold, exps=exps, device=str(device), amp=pick_amp(args.amp, device))
-        how |= dict(cached_size=cached_size(config), changed=changed(config, defaults()))
+        how |= dict(changed=changed(config, defaults()))
         print(json.dumps(config | how, indent=1))
         return
     experiments = [gather(args, folder, seed, device) for folder, seed in zip(folders, args.seed, strict=True)]

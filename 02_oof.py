@@ -11,6 +11,7 @@ pooled score of what is submitted. Writes oof.csv, report.html, three pictures, 
 several experiments it fits the weights of a blend, and leaves OUTPUT/blend_A+B.json where they beat equal weights.
 """
 
+from collections import Counter
 from datetime import datetime
 from shlex import quote
 
@@ -18,11 +19,11 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from common import PREPARE, Parser, UserError, number, prepared_folder, read_table, run, say, softmax, write_csv
-from kit import forecast, metrics, report
+from common import PREPARE, Parser, UserError, number, prepared_folder, read_table, run, say, write_csv
+from kit import bootstrap, forecast, report, tasks, thresholds
 from kit.blend import BLENDS, blend, climb, held_out_blend, write_weights
-from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds, train_again
-from kit.metrics import METRICS
+from kit.experiment import MOST_COLUMNS, note_in_ledger, of_folds, read_oof, shared_folds, train_again
+from kit.metrics import METRICS, reason_against
 
 FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
 MOST_EPOCHS, WIDTH = 5, 120  # epochs in the table; characters of the widest line
@@ -43,7 +44,7 @@ def make_parser():
 
 def cv_cells(score, values):
     """→ a score and its interval, from its values in the bootstrap samples, as the ledger has them."""
-    return dict(zip(("cv", "cv_low", "cv_high"), (score, *metrics.interval(values)), strict=True))
+    return dict(zip(("cv", "cv_low", "cv_high"), (score, *bootstrap.interval(values)), strict=True))
 
 
 def with_interval(score, values):
@@ -75,30 +76,59 @@ def epoch_table(epochs, metric):
 
 def confusion_text(targets, predicted, classes):
     """The confusion matrix (thesis figure 4.1). Of many classes, the commonest confusions."""
-    matrix = confusion_matrix(targets, predicted, labels=range(len(classes)))
     if len(classes) <= MOST_CLASSES:
+        matrix = confusion_matrix(targets, predicted, labels=range(len(classes)))
         names = [name[: WIDTH // (1 + len(classes)) - 2] for name in classes]
         table = pd.DataFrame(matrix, index=names, columns=names).to_string()
         return f"images: a row for each label, a column for each prediction\n{table}"
-    np.fill_diagonal(matrix, 0)
+    pairs = sorted(zip(targets[targets != predicted], predicted[targets != predicted], strict=True))
     names = [name[: WIDTH // 3] for name in classes]
-    commonest = pd.DataFrame(matrix, index=names, columns=names).stack().nlargest(MOST_CONFUSIONS)
-    rows = [f"{label} → {prediction}  {count}" for (label, prediction), count in commonest.items() if count]
+    commonest = Counter(pairs).most_common(MOST_CONFUSIONS)
+    rows = [f"{names[label]} → {names[guess]}  {count}" for (label, guess), count in commonest]
     return "\n".join(["the commonest confusions: label → prediction  images", *rows])
+
+
+def by_class(oof):
+    """→ what is confused with what; of labels or numbers, how well each is predicted, as text."""
+    classes = oof.prepared["classes"]
+    if tasks.task_of(oof.prepared) == "classes":
+        return confusion_text(oof.targets, oof.probabilities.argmax(axis=1), classes)
+    return tasks.table_of_each(oof.prepared, oof.targets, oof.probabilities).to_string(float_format="{:.4f}".format)
+
+
+def write_predictions(oof):
+    """Writes oof.csv. Of many classes it has the five most probable ones of each image."""
+    classes, table = oof.prepared["classes"], oof.folds[["image_name", "label", "fold"]]
+    if len(classes) <= MOST_COLUMNS or tasks.task_of(oof.prepared) == "numbers":
+        word = "prediction" if tasks.task_of(oof.prepared) == "numbers" else "probability"
+        values = pd.DataFrame(oof.probabilities, columns=[f"{word}_{label}" for label in classes])
+    else:
+        top = np.argsort(-oof.probabilities, axis=1, kind="stable")[:, :5]
+        values = pd.DataFrame({f"label_{k + 1}": [classes[c] for c in top[:, k]] for k in range(5)})
+        values = values.assign(
+            **{f"probability_{k + 1}": oof.probabilities[range(len(top)), top[:, k]] for k in range(5)}
+        )
+    write_csv(oof.folder / "oof.csv", pd.concat([table, values], axis=1))
+
+
+def judged(oof, metric, predictions, rows=slice(None)):
+    """→ predictions as the metric reads them: of sets of labels, with thresholds that were fitted on other folds."""
+    if not METRICS[metric].of_sets:
+        return predictions
+    return thresholds.held_out(metric, oof.targets[rows], predictions, oof.folds.fold.to_numpy()[rows])
 
 
 def score_one(args, oof):
     """Scores one experiment, prints that, and writes oof.csv. `oof` gets what comparison, ledger and report need."""
-    metric, classes, few = oof.prepared["metric"], oof.prepared["classes"], of_folds(oof) and f", {of_folds(oof)}"
-    oof.targets, oof.probabilities = oof.folds.target.to_numpy(), softmax(oof.logits["views"])
+    metric, few = oof.prepared["metric"], of_folds(oof) and f", {of_folds(oof)}"
+    oof.probabilities = tasks.predictions(oof.prepared, oof.logits["views"])
     oof.epochs = read_epochs(oof)
     oof.submitted = f"{oof.config['keep']} epoch" if oof.config["tta"] == "none" else f"{oof.config['tta']} views"
-    table = pd.DataFrame(oof.probabilities, columns=[f"probability_{label}" for label in classes])
-    write_csv(oof.folder / "oof.csv", pd.concat([oof.folds[["image_name", "label", "fold"]], table], axis=1))
+    write_predictions(oof)
 
     name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups of {len(oof.folds)} images"
     say(f"experiment {oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n")
-    say(confusion_text(oof.targets, oof.probabilities.argmax(axis=1), classes))
+    say(by_class(oof))
     scores, oof.score_table = score_predictions(args, oof)
     oof.fold_table = fold_table(args, oof)
     say(f"\n{name} and its 95 % interval, by a bootstrap over {groups}\n{oof.score_table.to_string()}")
@@ -120,7 +150,7 @@ def forecast_lines(args, oof, score, draws):
     ladder = oof.prepared.get("ladder")  # older prepared data lack it
     if not ladder or np.isnan(score):
         return []
-    perfect = METRICS[oof.prepared["metric"]].score(oof.targets, np.eye(oof.probabilities.shape[1])[oof.targets])
+    perfect = METRICS[oof.prepared["metric"]].score(oof.targets, tasks.perfect(oof.prepared, oof.targets))
     tests = len(read_table(prepared_folder(args) / "test.csv", f"{PREPARE} --overwrite"))
     said = forecast.leaderboard(score, draws, perfect, ladder, len(oof.folds), tests)
     return forecast.leaderboard_lines(said, ladder)
@@ -136,10 +166,10 @@ def score_predictions(args, oof):
     rows.setdefault(oof.submitted, (metric, "views", " (submitted)"))
     if args.metric not in (None, metric):
         rows[METRICS[args.metric].name] = (args.metric, "views", f" ({oof.submitted})")
-    weights, folds = metrics.bootstrap_weights(oof.folds.group, args.draws), oof.folds.fold.to_numpy()
+    weights, folds = bootstrap.bootstrap_weights(oof.folds.group, args.draws), oof.folds.fold.to_numpy()
     for row, (key, kind, note) in rows.items():
-        data = (key, oof.targets, softmax(oof.logits[kind]))
-        scores[row] = metrics.scored(*data, weights), metrics.mean_of_folds(*data, folds, weights)
+        data = (key, oof.targets, judged(oof, key, tasks.predictions(oof.prepared, oof.logits[kind])))
+        scores[row] = bootstrap.scored(*data, weights), bootstrap.mean_of_folds(*data, folds, weights)
         table.loc[row + note] = [with_interval(*score) for score in scores[row]]
     return scores, table
 
@@ -150,8 +180,10 @@ def fold_table(args, oof):
     for fold, epochs in oof.epochs.groupby("fold"):
         held_out = (oof.folds.fold == fold).to_numpy()
         row = rows[fold] = {"images": held_out.sum(), "kept epoch": oof.records[fold]["epoch"]}
-        for metric in (oof.prepared["metric"], "accuracy", args.metric or "accuracy"):
-            row[METRICS[metric].name] = METRICS[metric].score(oof.targets[held_out], oof.probabilities[held_out])
+        usual = ["accuracy"] * (tasks.task_of(oof.prepared) == "classes")
+        for metric in filter(None, (oof.prepared["metric"], *usual, args.metric)):
+            found = judged(oof, metric, oof.probabilities)[held_out]
+            row[METRICS[metric].name] = METRICS[metric].score(oof.targets[held_out], found)
         row["minutes"] = f"{epochs.seconds.sum() / 60:.1f}"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
@@ -165,7 +197,8 @@ def ledger_cells(oof, leaderboard):
         date=f"{datetime.fromtimestamp(trained):%Y-%m-%d %H:%M}",
         settings=" ".join(f"{key}={value}" for key, value in oof.config["changed"].items()),
         folds=f"{len(oof.present)} of {count}", metric=metric, **oof.cv,
-        accuracy=METRICS["accuracy"].score(oof.targets, oof.probabilities),
+        accuracy=METRICS["accuracy"].score(oof.targets, oof.probabilities)
+        if tasks.task_of(oof.prepared) == "classes" else "",
         minutes=f"{epochs.seconds.sum() / 60:.1f}", **leaderboard,
     )  # fmt: skip
     for fold in range(count):  # a fold that is missing empties its cells
@@ -180,18 +213,21 @@ def compare(args, oofs, shared, rows):
     → (one-sentence verdicts, the ledger's cells of the mean blend)."""
     parts, verdicts = {oof.exp: oof.probabilities[own] for oof, own in zip(oofs, rows, strict=True)}, []
     models, oof, own = [*parts.values()], oofs[0], rows[0]
-    parts |= {f"{how} blend": blend(models, how) for how in BLENDS}
-    targets, weights = oof.targets[own], metrics.bootstrap_weights(oof.folds.group[own], args.draws)
+    task = tasks.task_of(oof.prepared)
+    parts |= {f"{how} blend": blend(models, how, task=task) for how in BLENDS if (task, how) != ("numbers", "rank")}
+    targets, weights = oof.targets[own], bootstrap.bootstrap_weights(oof.folds.group[own], args.draws)
     metric, folds = oof.prepared["metric"], f"{len(shared)} of {oof.prepared['folds']}"
     if len(shared) > 1:
-        parts["greedy blend"] = held_out_blend(metric, targets, models, oof.folds.fold[own].to_numpy())
+        parts["greedy blend"] = held_out_blend(metric, targets, models, oof.folds.fold[own].to_numpy(), task)
     for key in dict.fromkeys([args.metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
-        scores = {part: metrics.scored(key, targets, p, weights) for part, p in parts.items()}
+        scores = {
+            p: bootstrap.scored(key, targets, judged(oof, key, found, own), weights) for p, found in parts.items()
+        }
         (base, score), *others = scores.items()
         table = pd.Series({part: with_interval(*score) for part, score in scores.items()}).to_string()
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {folds} folds\n{table}")
-        verdicts += [f"{name}: {metrics.compare(base, part, *score, *other, better)}" for part, other in others]
+        verdicts += [f"{name}: {bootstrap.compare(base, part, *score, *other, better)}" for part, other in others]
     verdicts += weigh(args, oofs, targets, models, scores)
     say("\n".join(verdicts))
     return verdicts, dict(settings="mean blend", folds=folds, metric=metric, **cv_cells(*scores["mean blend"]))
@@ -206,7 +242,7 @@ def weigh(args, oofs, targets, models, scores):
         return ["greedy weights can't be judged on one fold: they need another one to be fitted on"]
     metric, greedy, mean = oofs[0].prepared["metric"], scores["greedy blend"], scores["mean blend"]
     sign = 1 if METRICS[metric].larger_is_better else -1
-    gain, (low, high) = sign * (greedy[0] - mean[0]), metrics.interval(sign * (greedy[1] - mean[1]))
+    gain, (low, high) = sign * (greedy[0] - mean[0]), bootstrap.interval(sign * (greedy[1] - mean[1]))
     if np.isnan(gain + low):
         return ["greedy weights can't be judged: the score is undefined in too many bootstrap samples"]
     said = f"{METRICS[metric].name}: greedy weights gain {gain:+.4f} ({low:+.4f} to {high:+.4f}) on equal ones"
@@ -223,7 +259,8 @@ def weigh(args, oofs, targets, models, scores):
 def main(args):
     oofs = [read_oof(args, exp) for exp in args.exps]
     shared, rows = shared_folds(oofs)
-    if args.metric and (reason := METRICS[args.metric].fits(oofs[0].prepared["classes"])):
+    prepared = oofs[0].prepared
+    if args.metric and (reason := reason_against(args.metric, tasks.task_of(prepared), prepared["classes"])):
         raise UserError(f"--metric {args.metric}: {reason}")
     for oof in oofs:
         score_one(args, oof)

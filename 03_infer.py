@@ -19,15 +19,28 @@ from pathlib import Path
 import numpy as np
 
 import common
-from common import RANK, Parser, UserError, file_hash, number, prepared_folder, read_table, replacing, say, softmax
-from kit import distributed, forecast
+from common import (
+    RANK,
+    WORLD,
+    Parser,
+    UserError,
+    duration,
+    file_hash,
+    number,
+    prepared_folder,
+    read_table,
+    replacing,
+    say,
+)
+from kit import distributed, forecast, tasks, thresholds
 from kit.blend import BLENDS, blend, read_weights
 from kit.device import PRECISIONS, enough_memory, pick_amp, pick_device, pick_workers
-from kit.experiment import cached_size, note_in_ledger, of_folds, read_oof, shared_folds
+from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
 from kit.metrics import METRICS
 from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
 from kit.probe import head_logits, test_features
-from kit.tables import check_submission, submission_rows
+from kit.submission import check_submission, per_unit, read_tests, submission_rows
+from kit.unseen import submit_unseen
 
 
 def make_parser():
@@ -42,7 +55,13 @@ def make_parser():
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--amp", choices=PRECISIONS, default="auto", help="mixed precision; auto: fp16 on a GPU, none on the CPU")
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
-    add("--competition-id", type=int, help="for the submit command (SIGNATE's food package contest is 1106)")
+    add("--name", type=Path, metavar="PATH", help="of the submission, such as submission.csv (default: in OUTPUT)")
+    add("--competition", metavar="ID", help="for the submit command: SIGNATE's number or Kaggle's name")
+    add = parser.add_argument_group("test images that 00_prepare.py hasn't seen").add_argument
+    add("--test-images", nargs="+", metavar="PATH", help="folders or archives; the folds' files are enough then")
+    add("--sample-submit", type=Path, metavar="FILE", help="their sample submission")
+    add("--test-csv", type=Path, metavar="FILE", help="their table, where the sample's ids aren't image names")
+    add("--within", type=duration, metavar="8h", help="leave out views, then folds, to end in this time")
     return parser
 
 
@@ -107,11 +126,14 @@ def fold_logits(args, oof, fold, images, test_hash, device):
 
 
 def predict_test(args, oof, images, test_hash, device):
-    """Probabilities float64 [N, K]: the softmax of each fold model's logits (their mean over the views), then the mean
-    over the models (thesis 3.8). → (these, sentences on how sure the models are)."""
-    parts = [softmax(fold_logits(args, oof, fold, images, test_hash, device)) for fold in oof.present]
-    out_of_fold = softmax(oof.logits[kind_of(args, oof)]), oof.folds.target.to_numpy(), oof.folds.fold.to_numpy()
-    return np.mean(parts, axis=0), [f"{oof.exp}: {line}" for line in forecast.confidence_lines(*out_of_fold, parts)]
+    """Predictions float64 [N, K]: the softmax of each fold model's logits (their mean over the views), or what the task
+    makes of them, then the mean over the models (thesis 3.8). → (these, sentences on how sure the models are)."""
+    logits = (fold_logits(args, oof, fold, images, test_hash, device) for fold in oof.present)
+    parts, lines = [tasks.predictions(oof.prepared, part) for part in logits], []
+    if tasks.task_of(oof.prepared) == "classes":
+        found = tasks.predictions(oof.prepared, oof.logits[kind_of(args, oof)])
+        lines = forecast.confidence_lines(found, oof.targets, oof.folds.fold.to_numpy(), parts)
+    return np.mean(parts, axis=0), [f"{oof.exp}: {line}" for line in lines]
 
 
 def kind_of(args, oof):
@@ -120,18 +142,22 @@ def kind_of(args, oof):
 
 
 def cross_validate(args, oofs, mix):
-    """→ the blend's score out of fold, over the rows that all experiments have, with the views of the submission."""
-    parts, (_, rows) = [], shared_folds(oofs)
+    """→ (the blend's score out of fold, over the rows that all experiments have, with the views of the submission;
+    where the metric reads sets of labels, thresholds float [K], for the score fitted on the other folds)."""
+    parts, (_, rows), prepared = [], shared_folds(oofs), oofs[0].prepared
     for oof, own in zip(oofs, rows, strict=True):
         kind = kind_of(args, oof)
         if kind != "views" and args.tta != "none":
             say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {args.tta}")
-        parts.append(softmax(oof.logits[kind][own]))
-    targets = oofs[0].folds.target.to_numpy()[rows[0]]
-    return METRICS[oofs[0].prepared["metric"]].score(targets, mix(parts))
+        parts.append(tasks.predictions(prepared, oof.logits[kind][own]))
+    targets, metric, mixed = oofs[0].targets[rows[0]], prepared["metric"], mix(parts)
+    if not METRICS[metric].of_sets:
+        return METRICS[metric].score(targets, mixed), None
+    honest = thresholds.held_out(metric, targets, mixed, oofs[0].folds.fold.to_numpy()[rows[0]])
+    return METRICS[metric].score(targets, honest), thresholds.fit(metric, targets, mixed)
 
 
-def read_solution(args, names, classes):
+def read_solution(args, names, prepared):
     """→ (targets [N] in the order of `names`, {"public": mask, "private": mask}) of INPUT/solution.csv, or None."""
     path = args.input / "solution.csv"
     if not path.exists():
@@ -140,19 +166,21 @@ def read_solution(args, names, classes):
     if not {"image_name", "label", "usage"} <= set(table.columns) or not set(names) <= set(table.image_name):
         raise UserError(f"{path} needs columns image_name, label, usage and a row per test image: mend or remove it")
     table = table.set_index("image_name").loc[names]
-    if not set(table.label) <= set(classes):
-        raise UserError(f"{path} has labels that the training set hasn't: mend or remove it")
-    targets = table.label.map({label: i for i, label in enumerate(classes)}).to_numpy()
+    try:
+        targets = tasks.parse(prepared, table.label)
+    except (KeyError, ValueError):
+        raise UserError(f"{path} has labels that the training set hasn't: mend or remove it") from None
     return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
 
 
-def write_submission(path, names, probabilities, prepared):
+def write_submission(path, layout, predictions, prepared):
     """Writes the submission and reads it back, before it gets its name."""
-    rows = submission_rows(names, probabilities, prepared["classes"], prepared["submission"])
+    rows = submission_rows(layout, predictions, prepared)
     with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        check_submission(temporary, names, prepared["classes"], prepared["submission"])
+            separator = prepared["submission"].get("separator", ",")
+            csv.writer(file, lineterminator="\n", delimiter=separator).writerows(rows)
+        check_submission(temporary, layout, prepared)
 
 
 def name_of(args):
@@ -162,18 +190,17 @@ def name_of(args):
     return "_".join(["+".join(args.exps), *(str(part) for part in unusual if part is not None)])
 
 
-def report(args, oofs, cv, path, probabilities, solution):
-    """Prints the score by the solution, or how to submit the file; then the CV."""
-    prepared, name, count = oofs[0].prepared, name_of(args), len(probabilities)
+def report(args, oofs, cv, path, probabilities, solution, count):
+    """Prints the score by the solution, or how to submit the file; then the CV. count: rows of the submission."""
+    prepared, name = oofs[0].prepared, name_of(args)
     metric = METRICS[prepared["metric"]]
     if solution:
         targets, parts = solution
         scores = {part: metric.score(targets[rows], probabilities[rows]) for part, rows in parts.items()}
         note_in_ledger(args, name, dict(metric=prepared["metric"], cv=cv) | scores)
         say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
-    if args.competition_id or not solution:
-        competition = args.competition_id or "ID"
-        say(f'signate submit --competition-id={competition} {path} --note "{name} CV {cv:.4f}"')
+    if args.competition or not solution:
+        say(submit_line(args.competition, path, f"{name} CV {cv:.4f}", prepared["submission"]["header"]))
     for oof in oofs:
         if oof.missing:
             say(f"{oof.exp}: {of_folds(oof)}")
@@ -183,14 +210,44 @@ def report(args, oofs, cv, path, probabilities, solution):
     say(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
 
 
+def submit_line(competition, path, note, header):
+    """→ the platform's command: SIGNATE's where the competition is a number, or where the sample has no header."""
+    if (competition or "0" * (header is None)).isdecimal():
+        return f'signate submit --competition-id={competition or "ID"} {path} --note "{note}"'
+    return f'kaggle competitions submit -c {competition or "NAME"} -f {path} -m "{note}"'
+
+
+def predict_unseen(args):
+    """Predicts --test-images from the folds' files alone, and writes the submission."""
+    if not args.sample_submit:
+        raise UserError("--test-images needs the --sample-submit that lists them")
+    if WORLD > 1:
+        raise UserError("--test-images runs in one process: leave torchrun out")
+    device = pick_device(args.device, args.deterministic)
+    with enough_memory("lower --batch-size"):
+        how = device, pick_amp(args.amp, device), pick_workers(args.workers, device)
+        predictions, layout, prepared = submit_unseen(args, *how)
+    path = args.name or args.output / f"submission_{name_of(args)}.csv"
+    write_submission(path, layout, predictions, prepared)
+    say(f"{len(layout)} rows, checked → {path}")
+
+
 def main(args):
+    if args.test_images:
+        return predict_unseen(args)
+    given = [flag for flag in ("sample_submit", "test_csv", "within") if getattr(args, flag)]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} belongs to --test-images: give that too")
     oofs = [read_oof(args, exp) for exp in args.exps]
     weights, cv = pick_weights(args, oofs)
-    prepared, mix = oofs[0].prepared, functools.partial(blend, how=args.blend, weights=weights)
-    cv, tests = cross_validate(args, oofs, mix) if cv is None else cv, prepared_folder(args) / "test.csv"
-    names = read_table(tests, f"{common.PREPARE} --overwrite").image_name.tolist()
-    images = [common.open_images(args, prepared, "test", cached_size(oof.config), len(names)) for oof in oofs]
-    solution = read_solution(args, names, prepared["classes"])  # its mistakes must not wait for the predictions
+    prepared, tests = oofs[0].prepared, prepared_folder(args) / "test.csv"
+    mix = functools.partial(blend, how=args.blend, weights=weights, task=tasks.task_of(prepared))
+    pooled, cut = cross_validate(args, oofs, mix)
+    cv = pooled if cv is None else cv
+    table, layout = read_tests(prepared_folder(args), f"{common.PREPARE} --overwrite")
+    names = table.image_name.tolist()
+    images = [common.open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
+    solution = read_solution(args, names, prepared)  # its mistakes must not wait for the predictions
     test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
     device = pick_device(args.device, args.deterministic)
     with distributed.together(device), enough_memory("lower --batch-size"):
@@ -198,10 +255,12 @@ def main(args):
     if RANK == 0:
         folder = oofs[0].folder if len(oofs) == 1 else args.output
         predicted, lines = zip(*pairs, strict=True)
-        path, probabilities = folder / f"submission_{name_of(args)}_CV{cv:.4f}.csv", mix(predicted)
-        write_submission(path, names, probabilities, prepared)
+        path, found = args.name or folder / f"submission_{name_of(args)}_CV{cv:.4f}.csv", mix(predicted)
+        found = found if cut is None else thresholds.apply(found, cut)
+        wanted = per_unit(found, table.unit, prepared.get("per_id", "mean"))
+        write_submission(path, layout, wanted, prepared)
         say("\n".join(itertools.chain(*lines)))
-        report(args, oofs, cv, path, probabilities, solution)
+        report(args, oofs, cv, path, found, solution, len(layout))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ config=$(train all --print-config)
 json() { # a value of the JSON on stdin; of a list, a line each
     "$python" -c 'import json, sys; v = json.load(sys.stdin)[sys.argv[1]]; print(*v if isinstance(v, list) else [v], sep="\n")' "$1"
 }
-exps=() names=$(json exps <<<"$config") size=$(json cached_size <<<"$config")
+exps=() names=$(json exps <<<"$config") size=$(json size <<<"$config")
 while IFS= read -r exp; do exps+=("$exp"); done <<<"$names"
 "$python" 00_prepare.py ${folders[@]+"${folders[@]}"} --size "$size" ${PREPARE:-}
 if [[ $parallel ]]; then

@@ -20,11 +20,16 @@ ROUNDS = 50  # of the climb, so weights come in steps of 2 % or more: finer ones
 BLENDS = {"mean": lambda p: p, "rank": lambda p: rankdata(p, axis=0)}
 
 
-def blend(probabilities, how, weights=None):
-    """Blends several models' probabilities [N, K] by BLENDS[how], each with its weight → [N, K], rows sum to 1."""
+def blend(probabilities, how, weights=None, task="classes"):
+    """Blends several models' predictions [N, K] by BLENDS[how], each with its weight → [N, K]; of classes, rows sum to
+    1. Raises UserError for the ranks of numbers, which would lose their unit."""
+    if task == "numbers" and how == "rank":
+        raise UserError("--blend rank: ranks of numbers are no numbers: leave it out")
     weights = np.ones(len(probabilities)) if weights is None else weights
     mixed = sum(w * BLENDS[how](p) for w, p in zip(weights, probabilities, strict=True))
-    return mixed / mixed.sum(axis=1, keepdims=True)
+    if task == "classes":
+        return mixed / mixed.sum(axis=1, keepdims=True)
+    return mixed / (sum(weights) * (1 if how == "mean" else len(mixed)))
 
 
 def climb(metric_key, targets, probabilities):
@@ -33,6 +38,8 @@ def climb(metric_key, targets, probabilities):
     Each round adds the model that leaves the mean best, the best one first, and the best mean of all rounds is taken. A
     round may be worse than the one before: nine to one can only be reached by way of one to one.
     → float [M], sum 1; equal weights where every score is undefined."""
+    if METRICS[metric_key].of_sets:  # which need thresholds that fit the blend
+        metric_key = "binary-logloss"
     sign = 1 if METRICS[metric_key].larger_is_better else -1
     count, total = np.zeros(len(probabilities)), 0
     best, weights = -np.inf, np.full(len(probabilities), 1 / len(probabilities))
@@ -45,7 +52,7 @@ def climb(metric_key, targets, probabilities):
     return weights
 
 
-def held_out_blend(metric_key, targets, probabilities, folds):
+def held_out_blend(metric_key, targets, probabilities, folds, task="classes"):
     """Blends each fold's images with weights fitted on the other folds (int [N]) → [N, K]. Its score is honest: groups
     lie whole within folds, so an image's copies have no say in its weights."""
     probabilities = np.asarray(probabilities)
@@ -53,7 +60,7 @@ def held_out_blend(metric_key, targets, probabilities, folds):
     for fold in np.unique(folds):
         rows = folds == fold
         weights = climb(metric_key, targets[~rows], probabilities[:, ~rows])
-        mixed[rows] = blend(probabilities[:, rows], "mean", weights)
+        mixed[rows] = blend(probabilities[:, rows], "mean", weights, task)
     return mixed
 
 

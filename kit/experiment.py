@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 import common
-from common import UserError, listing, read_json, read_table, warn, write_csv, write_json
+from common import UserError, file_hash, listing, read_json, read_table, replacing, warn, write_csv, write_json
+from kit import tasks
 from kit.locks import lock, locked, opened, remove_leftovers
 
 FOLD_FILES = ("pt", "csv", "json")
+MOST_COLUMNS = 100  # classes whose logits are columns of foldK.csv
 KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epoch, kept weights with the views
 
 
@@ -23,11 +25,6 @@ def differences(earlier, config):
     keys = sorted(key for key in earlier.keys() & config.keys() - {"changed"} if earlier[key] != config[key])
     hashes = "folds_hash has changed: the folds are others"
     return [hashes if k == "folds_hash" else f"{k} was {earlier[k]!r} and is now {config[k]!r}" for k in keys]
-
-
-def cached_size(config):
-    """→ the side in px of the cached images that an experiment reads; those of older ones have the network's size."""
-    return config.get("cache_size") or config["size"]
 
 
 def is_finished(folder, fold):
@@ -88,8 +85,22 @@ def claimed(folder, config, defaults, replaced):
 
 
 def logit_columns(kind, classes):
-    """The columns of foldK.csv that hold the logits of one of KINDS."""
-    return [f"{kind}_{c}" for c in range(len(classes))]
+    """The columns of foldK.csv that hold the logits of one of KINDS; of many classes, foldK_logits.npy has them."""
+    return [f"{kind}_{c}" for c in range(len(classes))] if len(classes) <= MOST_COLUMNS else []
+
+
+def write_logits(folder, fold, table, kinds, classes):
+    """Writes foldK.csv, `table` with the logits: a dict of KINDS, [n, K] each. Of many classes they get a file beside
+    it, whose hash stands in the table."""
+    path, columns = folder / f"fold{fold}.csv", {}
+    if len(classes) > MOST_COLUMNS:
+        beside = path.with_name(f"fold{fold}_logits.npy")
+        with replacing(beside) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.stack([np.asarray(kinds[kind], np.float32) for kind in KINDS]))
+        columns["logits"] = file_hash(beside)[:16]
+    for kind in KINDS:
+        columns |= dict(zip(logit_columns(kind, classes), np.asarray(kinds[kind]).T, strict=False))
+    write_csv(path, pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))
 
 
 def read_oof(args, exp):
@@ -113,30 +124,48 @@ def read_oof(args, exp):
             was = f"{path} was trained with other settings than fold {present[0]}: {'; '.join(changed)}"
             raise UserError(f"{was}: {train_again(folder, k)}")
     warn_of_other_makers(exp, records)
-    tables = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
-    table = pd.concat(tables).sort_index()
+    parts = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
+    rows = np.concatenate([np.flatnonzero(folds.fold == k) for k in present])
+    order, own = np.argsort(rows), folds.iloc[np.sort(rows)].reset_index(drop=True)
     return SimpleNamespace(
-        exp=exp, folder=folder, config=config, prepared=prepared, present=present, records=records,
+        exp=exp, folder=folder, config=config, prepared=prepared, present=present, records=records, folds=own,
         missing=[k for k in range(prepared["folds"]) if k not in present],
-        folds=folds.loc[table.index].reset_index(drop=True),
-        logits={kind: table[logit_columns(kind, prepared["classes"])].to_numpy(np.float64) for kind in KINDS},
+        targets=tasks.read_targets(prepared, own.target),
+        logits={kind: np.concatenate([part[i] for part in parts])[order] for i, kind in enumerate(KINDS)},
     )  # fmt: skip
 
 
 def read_fold(folder, fold, classes, expected):
-    """→ the logits of foldK.csv, with the index of `expected`, that fold's rows of folds.csv. Raises UserError where
-    they don't fit."""
+    """→ the logits of foldK.csv, float64 [KINDS, n, K], in the order of `expected`, that fold's rows of folds.csv.
+    Raises UserError where they don't fit."""
     path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
-    table = read_table(path, remedy)
+    table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype})
     columns = [column for kind in KINDS for column in logit_columns(kind, classes)]
     names = ["image_name", "target"]
-    if list(table.columns) != [*names, *columns] or table[names].values.tolist() != expected[names].values.tolist():
+    beside = [] if columns else ["logits"]
+    if [*table.columns] != [*names, *beside, *columns] or table[names].values.tolist() != expected[
+        names
+    ].values.tolist():
         raise UserError(f"{path} doesn't hold the images of fold {fold}: {remedy}")
-    numbers = table[columns].apply(pd.to_numeric, errors="coerce")
-    bad = table.image_name[~np.isfinite(numbers).all(axis=1)]
+    if columns:
+        numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+        logits = numbers.reshape(len(table), len(KINDS), len(classes)).transpose(1, 0, 2)
+    else:
+        logits = read_wide(path.with_name(f"fold{fold}_logits.npy"), table.logits, remedy)
+    bad = table.image_name[~np.isfinite(logits).all(axis=(0, 2))]
     if len(bad):
         raise UserError(f"{path} has predictions that are no numbers ({listing(bad)}): {remedy}")
-    return numbers.set_index(expected.index)
+    return logits
+
+
+def read_wide(path, hashes, remedy):
+    """→ the logits that `write_logits` put beside the table."""
+    try:
+        if not (hashes == file_hash(path)[:16]).all():
+            raise ValueError("its hash is another")
+        return np.load(path).astype(np.float64)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
 
 
 def warn_of_other_makers(exp, records):

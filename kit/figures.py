@@ -12,12 +12,14 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
 from common import replacing
+from kit import tasks
 from kit.images import contact_sheet
 from kit.metrics import METRICS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+MOST_SQUARE, MOST_SCATTERS = 300, 6  # classes of a confusion matrix; numbers in one picture
 MOST_CURVES = 10  # classes drawn in one picture; more would be a tangle
 MOST_COUNTS, MOST_NAMES = 30, 100  # classes: of more, the confusion matrix has colours without counts, without names
 COLUMNS = 8  # of the contact sheet in matched.png
@@ -32,16 +34,25 @@ matplotlib.rcParams.update({"figure.constrained_layout.use": True, "legend.frame
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "foldkit"})  # text stays text; the same bytes twice
 
 
-def draw_all(folder, prepared, folds, probabilities, epochs):
-    """→ the figures of a report, by their places in report.html. Writes three PNGs into the experiment's folder."""
-    targets = folds.target.to_numpy()
+def draw_all(folder, prepared, folds, targets, probabilities, epochs):
+    """→ the figures of a report, by their places in report.html. Writes PNGs into the experiment's folder."""
     classes = [name[:20].replace("$", r"\$") for name in prepared["classes"]]  # short, and no formula between dollars
-    curves = curves_of(targets, probabilities, classes, folds.fold.to_numpy())
-    confusion = draw_confusion(targets, probabilities, classes, folder / "confusion.png")
+    curves = draw_curves(epochs, prepared["metric"], folder / "curves.png")
+    task = tasks.task_of(prepared)
+    if task == "numbers":
+        scatter = draw_scatter(targets, probabilities, classes, folder / "scatter.png")
+        return dict(roc=scatter, calibration=draw_residuals(targets, probabilities, classes), curves=curves)
+    roc = draw_roc(curves_of(targets, probabilities, classes, folds.fold.to_numpy()), folder / "roc.png")
+    if task == "labels":
+        each = targets.ravel().astype(int), np.stack([1 - probabilities.ravel(), probabilities.ravel()], axis=1)
+        return dict(roc=roc, calibration=draw_calibration(*each, ["", "a label"]), curves=curves)
+    few = 2 < len(classes) <= MOST_SQUARE  # of two classes, the table that the reader moves says it all
+    confusion = (
+        draw_confusion(targets, probabilities, classes, folder / "confusion.png") if len(classes) <= MOST_SQUARE else ""
+    )
     return dict(
-        roc=draw_roc(curves, folder / "roc.png"), calibration=draw_calibration(targets, probabilities, classes),
-        confusion=confusion if len(classes) > 2 else "",  # of two classes, the table that the reader moves says it all
-        curves=draw_curves(epochs, prepared["metric"], folder / "curves.png"),
+        roc=roc, calibration=draw_calibration(targets, probabilities, classes), curves=curves,
+        confusion=confusion if few else "",
     )  # fmt: skip
 
 
@@ -80,8 +91,12 @@ def draw_confusion(targets, probabilities, classes, path):
 
 def curves_of(targets, probabilities, classes, folds):
     """→ [(name, bool [N], score [N]), …]: of two classes, each fold and all pooled (thesis figure 2.1); of more, each
-    of the first ten against the rest. A curve needs positives and negatives; one that lacks them is left out."""
-    if len(classes) == 2:
+    of the first ten against the rest; of labels, the ten commonest. A curve that lacks positives or negatives is left
+    out."""
+    if targets.ndim == 2:
+        commonest = np.argsort(-targets.sum(axis=0), kind="stable")[:MOST_CURVES]
+        curves = [(classes[c], targets[:, c] > 0, probabilities[:, c]) for c in commonest]
+    elif len(classes) == 2:
         parts = {f"fold {k}": folds == k for k in np.unique(folds)} | {"pooled": folds >= 0}
         curves = [(name, targets[rows] == 1, probabilities[rows, 1]) for name, rows in parts.items()]
     else:
@@ -100,6 +115,29 @@ def draw_roc(curves, path):
     axis.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     figure.legend(*axis.get_legend_handles_labels(), title="AUC", **BELOW)
     return save_figure(figure, path)
+
+
+def draw_scatter(targets, predictions, classes, path):
+    """Predictions by targets, of the first numbers, out of fold."""
+    figure, axis = plt.subplots(figsize=SIZE)
+    for c, name in enumerate(classes[:MOST_SCATTERS]):
+        axis.scatter(targets[:, c], predictions[:, c], s=6, alpha=0.4, label=name)
+    ends = np.nanmin(targets[:, :MOST_SCATTERS]), np.nanmax(targets[:, :MOST_SCATTERS])
+    axis.plot(ends, ends, **CHANCE)
+    axis.set(title="out of fold", xlabel="target", ylabel="prediction")
+    figure.legend(*axis.get_legend_handles_labels(), **BELOW)
+    return save_figure(figure, path)
+
+
+def draw_residuals(targets, predictions, classes):
+    """How far predictions lie above their targets."""
+    figure, axis = plt.subplots(figsize=SIZE)
+    for c, name in enumerate(classes[:MOST_SCATTERS]):
+        known = np.isfinite(targets[:, c])
+        axis.hist(predictions[known, c] - targets[known, c], 40, histtype="step", label=name)
+    axis.set(title="residuals", xlabel="prediction - target", ylabel="images")
+    figure.legend(*axis.get_legend_handles_labels(), **BELOW)
+    return save_figure(figure)
 
 
 def calibration(targets, probabilities, bins=10):

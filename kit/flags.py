@@ -4,15 +4,16 @@ import hashlib
 import json
 from pathlib import Path
 
-from common import WORLD, UserError, experiment_folder, listing
+from common import WORLD, UserError, experiment_folder, listing, say
 from kit.augment import AUGMENTATIONS
 from kit.experiment import is_finished, read_record
-from kit.losses import SOFT
+from kit.losses import OF_TASKS
+from kit.tasks import TASKS
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
 NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
-SHARES = ("freeze", "ema", "label_smoothing", "warmup")  # must be below 1
-OF_STEPS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad", "label_smoothing", "mixup", "cutmix")
+SHARES = ("freeze", "ema", "warmup")  # must be below 1
+OF_STEPS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
 
 
 def settings(args, seed):
@@ -22,6 +23,22 @@ def settings(args, seed):
     config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs), seed=seed)
     config["weights"] = "none" if args.weights == "none" else "pretrained"
     return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
+
+
+def for_task(config, task):
+    """→ the settings, with the loss and the sampler of the task where those given are for classes; a line says so.
+    Raises UserError for another loss that doesn't suit."""
+    suited, tasks = dict(config), OF_TASKS.get(config["loss"], ("classes",))
+    if task not in tasks and "classes" in tasks:
+        suited["loss"] = TASKS[task].loss
+    elif task not in tasks:
+        raise UserError(f"--loss {config['loss']} is for {' and '.join(tasks)}, and the task is {task}: leave it out")
+    if task != "classes":
+        suited["sampler"] = "shuffle"
+    if suited != config:
+        words = " ".join(f"--{key} {suited[key]}" for key in ("loss", "sampler") if suited[key] != config[key])
+        say(f"the task is {task}: {words}")
+    return suited
 
 
 def changed(config, defaults):
@@ -53,8 +70,6 @@ def check_flags(args):
         raise UserError(f"--lr {args.lr} is below --min-lr {args.min_lr}: lower --min-lr, or the warm-down raises it")
     if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
         raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
-    if args.cache_size is not None and args.cache_size < args.size:
-        raise UserError(f"--cache-size {args.cache_size} is below --size {args.size}: raise it, or leave it out")
     if len(set(args.seed)) < len(args.seed):
         raise UserError("--seed names a seed twice: each would be trained into the same folder")
     for flag in SHARES:
@@ -73,17 +88,6 @@ def check_flags(args):
         raise UserError("--tune head freezes every layer below the head: leave --freeze out")
     if args.schedule == "ranger21" and (args.warmup or 0) > 0.72:
         raise UserError(f"--warmup {args.warmup:g}: Ranger21's warm-down begins at 0.72: give less")
-    check_mixing(args)
-
-
-def check_mixing(args):
-    """Raises UserError where the loss or the batch can't do what mixup, cutmix or label smoothing ask."""
-    for flag in ("mixup", "cutmix", "label_smoothing"):
-        if getattr(args, flag) and args.loss not in SOFT:
-            what = f"--{flag.replace('_', '-')} makes soft targets, which --loss {args.loss} doesn't take"
-            raise UserError(f"{what}: give --loss {' or '.join(SOFT)}")
-    if (args.mixup or args.cutmix) and args.batch_size % (2 * WORLD):
-        raise UserError(f"--batch-size {args.batch_size}: --mixup and --cutmix pair a process's images: make it even")
 
 
 def fold_numbers(args, count):

@@ -1,80 +1,104 @@
-"""Where the competition's images are, how one is decoded and resized, and how a sheet of them is drawn."""
+"""Where the competition's images are, how one is found and resized, and how a sheet of them is drawn."""
 
 import hashlib
-import io
 import os
 import unicodedata
-import zipfile
+from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from common import UserError, listing, replacing
+from kit.archives import Folder, open_place
+from kit.formats import decode
+from kit.tiffs import MOST_BYTES
 
-MOST_BYTES = 2**29  # of one file, unpacked: what claims more is no photo but a bomb
 END_OF_JPEG = b"\xff\xd9"  # after it libjpeg leaves the rows that it lacks grey
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-Image.init()  # knows all its formats from here on; of these, none that starts a program (EPS) or needs another file
-FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]
+IMAGE_ENDINGS = (*".png .jpg .jpeg .webp .avif .gif .bmp .tif .tiff .ppm .pgm".split(), ".dcm", ".dicom", ".npy")
+
+
+class File(NamedTuple):
+    """One file of a source. content: its size and, in a zip, its CRC."""
+
+    place: object
+    entry: object
+    content: list
 
 
 class ImageSource:
-    """A zip or a folder of images, found by the names that the competition's tables use.
+    """The folders and archives of a part's images, found by the names that the competition's tables use.
+
+    paths: one path or several: folders, .zip, .tar, whose files are read in place, and .7z, .tar.gz and the like, which
+    are unpacked below the folder `unpacked`, once; kit/archives.py. bands: which of a TIFF's or an array's bands are
+    read; kit/formats.py. channels: ("_red", "_green", "_blue"): an image is three files, ID_red.png for one; their
+    greys become R, G, B, and a name in the tables is ID. Raises UserError.
 
     A name is looked up as it stands, then without the archive's top folder, then without its ending (Kaggle's tables
-    often leave it out), wherever that leaves one file. Only a listed file can be found, and nothing is unpacked."""
+    often leave it out), then by the file's bare name at any depth, wherever that leaves one file. .JPG is .jpg. Only a
+    listed file can be found."""
 
-    def __init__(self, path):
-        self.path, self.zip, self.files = path, None if path.is_dir() else open_zip(path), {}
-        if self.zip:
-            entries = [entry for entry in self.zip.infolist() if entry.filename and not entry.is_dir()]
-            identity = {entry: (entry.filename, entry.file_size, entry.CRC) for entry in entries}
-        else:
-            paths = [file for file in sorted(path.rglob("*")) if file.is_file()]
-            identity = {file: (file.relative_to(path).as_posix(), file.stat().st_size) for file in paths}
-        self.fingerprint = hashlib.sha256(repr(sorted(identity.values())).encode()).hexdigest()
-        for file, (name, *content) in identity.items():
-            hidden = name.rpartition("/")[2].startswith(".")  # as ._0001.png, which macOS adds
-            if name.lower().endswith(IMAGE_ENDINGS) and not hidden:
-                other = self.files.setdefault(plain(name), (file, *content))
-                if [*other[1:]] != content:
-                    raise UserError(f"{path} holds two different files named {name}: leave one of them")
+    def __init__(self, paths, bands=None, unpacked=None, channels=None):
+        paths = [Path(paths)] if isinstance(paths, (str, os.PathLike)) else [*map(Path, paths)]
+        self.path, self.bands, self.files = paths[0] if len(paths) == 1 else listing(paths), bands, {}
+        if bands and (len(bands) not in (1, 3) or min(bands) < 1):
+            raise UserError(f"--bands {' '.join(map(str, bands))}: give three, or one; the first is 1")
+        identity = []
+        for place in [open_place(path, unpacked) for path in paths]:
+            identity += place.entries.values()
+            for entry, (name, *content) in place.entries.items():
+                hidden = name.rpartition("/")[2].startswith(".")  # as ._0001.png, which macOS adds
+                if name.lower().endswith(IMAGE_ENDINGS) and not hidden:
+                    file = File(place, entry, content)
+                    if not same(self.files.setdefault(plain(name), file), file):
+                        raise UserError(f"{self.path} holds two different files named {name}: leave one of them")
+        self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
         if not self.files:
-            held = listing([name for name, *_ in identity.values()], 3) or "nothing"
-            raise UserError(f"{path} holds no images but {held}: put the images there")
+            held = listing([name for name, *_ in identity], 3) or "nothing"
+            raise UserError(f"{self.path} holds no images but {held}: put the images there")
+        self.files = {key: [file] for key, file in self.files.items()}
+        if channels:
+            self.files = by_channel(self.files, channels)
+        if not self.files:
+            raise UserError(f"{self.path} holds no image with files for all of {', '.join(channels)}")
         self.aliases = aliases(self.files)
 
     def find(self, name):
-        """→ the file's name in the zip or folder, its key in `files`. None where `name` means none, or several."""
-        return self.aliases.get(plain(name))
+        """→ the image's key in `files`, its file's name. None where `name` means none, or several."""
+        name = plain(name)
+        return self.aliases.get(name) or self.aliases.get(lowered(name))
 
     def decoded(self, name, salvage=False):
         """→ the image that `find` knows, as `decode` gives it. `salvage` accepts a truncated JPEG: the rows that it
         lacks are grey. Raises ValueError with the reason why the image can't be read."""
-        file, size, *_ = self.files[self.find(name)]
-        if self.zip is None and not file.resolve().is_relative_to(self.path.resolve()):
-            raise ValueError("a link that leads out of the folder")
-        if size > MOST_BYTES:
-            raise ValueError(f"{size / 2**20:.0f} MiB when unpacked, and {MOST_BYTES / 2**20:.0f} are allowed")
+        images = [self._decoded(file, salvage) for file in self.files[self.find(name)]]
+        if len({image.shape for image in images}) > 1:
+            raise ValueError("its channels differ in size")
+        # The greatest value is a grey's own, and that of a file that shows its channel in its colour.
+        return images[0] if len(images) == 1 else np.stack([image.max(axis=2) for image in images], axis=2)
+
+    def _decoded(self, file, salvage):
         try:
-            data = file.read_bytes() if self.zip is None else self.zip.read(file)
-        except (zipfile.BadZipFile, zipfile.zlib.error, NotImplementedError, OSError, EOFError) as error:
+            if file.content[0] <= MOST_BYTES:
+                return decode(file.place.read(file.entry) + (END_OF_JPEG if salvage else b""), self.bands)
+            if isinstance(file.place, Folder) and file.entry.suffix.lower() in (".tif", ".tiff"):  # slides have levels
+                with open(file.place.file(file.entry), "rb") as opened:
+                    return decode(opened, self.bands)
+        except OSError as error:
             raise ValueError(str(error)) from None
-        return decode(data + (END_OF_JPEG if salvage else b""))
+        mib = 2**20
+        raise ValueError(f"{file.content[0] / mib:.0f} MiB when unpacked, and {MOST_BYTES / mib:.0f} are allowed")
 
 
-def open_zip(path, encodings=("utf-8", "cp932", "cp437")):
-    """Opens a zip. Names without the UTF-8 mark are UTF-8 all the same (macOS), cp932 (Windows in Japan) or cp437."""
+def same(one, other):
+    """Whether two files hold the same: by size and CRC, where both are known, else by their bytes."""
+    if one is other or len(one.content) == len(other.content) == 2 or one.content[0] != other.content[0]:
+        return one.content == other.content
     try:
-        archive = zipfile.ZipFile(path, metadata_encoding=encodings[0])
-    except (zipfile.BadZipFile, NotImplementedError, OSError, UnicodeDecodeError) as error:
-        if isinstance(error, UnicodeDecodeError) and encodings[1:]:
-            return open_zip(path, encodings[1:])
-        raise UserError(f"{path} is no zip archive, or a damaged one ({error}): download it again") from None
-    if any(entry.flag_bits & 1 for entry in archive.infolist()):
-        raise UserError(f"{path} is encrypted: unpack it with its password into {path.with_suffix('')}")
-    return archive
+        return one.place.read(one.entry) == other.place.read(other.entry)
+    except (OSError, ValueError):  # which of them could be used, nobody knows
+        return False
 
 
 def plain(name):
@@ -82,42 +106,39 @@ def plain(name):
     return unicodedata.normalize("NFC", name).replace("\\", "/")
 
 
+def lowered(name):
+    """The name with its ending in small letters; no such name is a file's own."""
+    stem, ending = os.path.splitext(name)
+    return stem, ending.lower()
+
+
+def by_channel(files, channels):
+    """{key: [file]} → {key of the first channel's file, without the channel: [a file of each]}, where none is lacking.
+    Raises UserError unless three channels are named."""
+    if len(channels) != 3:
+        raise UserError(f"--channels {' '.join(channels)}: give three, for red, green and blue")
+    found = {}
+    for key, file in files.items():
+        stem, ending = os.path.splitext(key)
+        for channel in channels:
+            if stem.endswith(channel):
+                found.setdefault(stem.removesuffix(channel), {}).setdefault(channel, (ending, file))
+    whole = {stem: [of[channel] for channel in channels] for stem, of in found.items() if len(of) == 3}
+    return {stem + parts[0][0]: [file for _, [file] in parts] for stem, parts in whole.items()}
+
+
 def aliases(files):
-    """→ {name: key} of all names that mean one file: as it stands, without the top folder, the ending, or both."""
-    meanings = {}
+    """→ {name: key} of all names that mean one file: as it stands, without the top folder, the ending, or both; where
+    nothing has that name, the last part of the name, with or without its ending; and all these, `lowered`."""
+    near, bare, small = {}, {}, {}
     for key in files:
-        for name in {key, key.partition("/")[2] or key}:
-            for alias in {name, os.path.splitext(name)[0]}:
-                meanings.setdefault(alias, set()).add(key)
-    return {alias: keys.pop() for alias, keys in meanings.items() if len(keys) == 1} | {key: key for key in files}
-
-
-def decode(data):
-    """The bytes of an image file → uint8 [H, W, 3] RGB, as a person sees it.
-
-    EXIF rotation is applied, palettes and CMYK are converted, transparent parts stand on white, an animation shows its
-    first frame. 16-bit grey is scaled to 8 bits by the depth that it uses. Raises ValueError for what is no image, is
-    truncated, or has neither 8- nor 16-bit values. By Pillow: OpenCV drops transparency, accepts truncated JPEGs."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            opened.load()
-            image = ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:
-        raise ValueError("no image" if data else "empty file") from None
-    except Exception as error:  # whatever damaged bytes make of Pillow's readers: a dozen kinds, as fuzzing shows
-        raise ValueError(str(error) or type(error).__name__) from None
-    if image.mode.startswith("I"):  # 16-bit grey
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise ValueError("32-bit values")
-        depth = next(bits for bits in (8, 10, 12, 14, 16) if grey.max() < 2**bits)  # as cameras store
-        image = Image.fromarray((grey >> (depth - 8)).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point values")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+        last = key.rpartition("/")[2]
+        for meanings, names in ((near, {key, key.partition("/")[2] or key}), (bare, {last})):
+            for alias in {*names, *(os.path.splitext(name)[0] for name in names)}:
+                meanings[alias] = key if meanings.get(alias, key) == key else None  # None: several
+                small[lowered(alias)] = key if small.get(lowered(alias), key) == key else None
+    known = bare | near | {key: key for key in files}
+    return {alias: key for alias, key in (small | known).items() if key}
 
 
 def resize(image, size):
@@ -134,14 +155,14 @@ def resize(image, size):
 CELL, GAP, LINE = 160, 14, 24  # px: a cell's side, the room between two, the height of a line of text
 
 
-def draw_classes(path, images, folds, classes, seed, transform=None, columns=6):
-    """Writes a picture of images of each class (thesis figures 3.1 to 3.3) and, below each, of the same after a random
-    `transform` (image, seed). images: uint8 [N, S, S, 3]; folds: the table folds.csv."""
+def draw_classes(path, images, folds, examples, seed, transform=None, columns=6):
+    """Writes a picture of some `examples` ({title: rows of folds.csv}, as kit/tasks.py picks them; thesis figures 3.1
+    to 3.3) and, below each, of the same after a random `transform` (image, seed). images: uint8 [N, S, S, 3]."""
     sheet = []
-    for label in classes[:10]:
-        names = folds.image_name[folds.label == label]
+    for title, rows in examples.items():
+        names = folds.image_name.iloc[rows]
         chosen = names.sample(min(columns, len(names)), random_state=seed)
-        sheet.append((f"label {label} · {len(names)} images", [(images[i], name) for i, name in chosen.items()]))
+        sheet.append((f"{title} · {len(names)} images", [(images[i], name) for i, name in chosen.items()]))
         if transform is not None:
             sheet.append(("augmented", [(transform(images[i], i), "") for i in chosen.index]))
     with replacing(path) as temporary:

@@ -9,9 +9,10 @@ import timm
 import torch
 
 from common import file_hash, replacing, say, write_csv, write_json
-from kit.experiment import logit_columns
+from kit.experiment import write_logits
 from kit.metrics import METRICS
 
+OF_TESTS = "task", "ranges", "positive", "per_id", "reading"  # what 03 needs to know of other test images
 # What decides how a fold is trained: a change between two folds is worth a warning.
 CODE = ["01_train_fold.py", *(f"kit/{part}.py" for part in "augment batches losses model optim probe ranger21".split())]
 
@@ -34,14 +35,14 @@ def save_fold(run, kept, logits, epochs):
     config, classes, path = run.config, run.prepared["classes"], run.folder / f"fold{run.fold}.pt"
     chosen = kept[config["keep"]]
     table = run.folds.loc[run.folds.fold == run.fold, ["image_name", "target"]].reset_index(drop=True)
-    for kind, values in (("best", kept["best"]["logits"]), ("last", kept["last"]["logits"]), ("views", logits)):
-        table[logit_columns(kind, classes)] = values
+    kinds = dict(best=kept["best"]["logits"], last=kept["last"]["logits"], views=logits)
     about = dict(
         fold=run.fold, epoch=chosen["epoch"], config=config, classes=classes, metric=run.metric,
         submission=run.prepared["submission"],
         # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
-        scores={key: chosen["scores"][key] for key in dict.fromkeys(["loss", "accuracy", run.metric])},
+        scores={key: chosen["scores"][key] for key in ("loss", "accuracy", run.metric) if key in chosen["scores"]},
     )  # fmt: skip
+    about |= {key: run.prepared[key] for key in OF_TESTS if key in run.prepared}
     how = dict(device=str(run.device), amp=run.amp, torch=torch.__version__, timm=timm.__version__)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
@@ -49,7 +50,7 @@ def save_fold(run, kept, logits, epochs):
             os.fsync(file.fileno())  # a full disk must show before the old model of --overwrite goes
         for old in (path, run.folder / f"fold{run.fold}_test.npy"):
             old.unlink(missing_ok=True)  # predictions never stand beside other weights
-        write_csv(run.folder / f"fold{run.fold}.csv", table)
+        write_logits(run.folder, run.fold, table, kinds, classes)
         write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(epochs))
         write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
     run.resume.path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""What is minimised? Each loss takes logits float [B, K] and targets int [B] and gives the mean over the batch, a
-float32 scalar. Those in SOFT take probabilities float [B, K] as targets as well."""
+"""What is minimised? Each loss takes logits float [B, K] and targets, and gives the mean over the batch, a float32
+scalar. Targets are int [B] of classes, float [B, K] of labels (0 or 1) and of numbers (0 to 1 over their range, NaN
+where one is missing)."""
 
 import torch
 import torch.nn.functional as F
@@ -26,5 +27,21 @@ def cross_entropy(logits, targets):
     return F.cross_entropy(logits.float(), targets)
 
 
-LOSSES = {"cce": complement_cross_entropy, "ce": cross_entropy}
-SOFT = ("ce",)
+def binary_cross_entropy(logits, targets):
+    """The mean over labels or numbers. Numbers are learnt as probabilities (1st of PetFinder Pawpularity)."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")
+    return mean_of_known(losses, targets)
+
+
+def squared_error(logits, targets):
+    """Of what the sigmoid makes of the logits, so that predictions stay in the range of the training targets."""
+    return mean_of_known((logits.float().sigmoid() - targets.nan_to_num()) ** 2, targets)
+
+
+def mean_of_known(losses, targets):
+    known = ~targets.isnan()
+    return (losses * known).sum() / known.sum().clamp_min(1)
+
+
+LOSSES = {"cce": complement_cross_entropy, "ce": cross_entropy, "bce": binary_cross_entropy, "mse": squared_error}
+OF_TASKS = {"bce": ("labels", "numbers"), "mse": ("numbers",)}  # the others are for classes

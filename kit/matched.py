@@ -21,9 +21,11 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize as unit
 
 from common import softmax
+from kit import thresholds
 from kit.copies import WORDS
 from kit.folds import deal, scarce
 from kit.metrics import METRICS
+from kit.tasks import strata
 
 DIMENSIONS = 128  # of whitened words or features; of the colours half as many
 COLOURS = 4, 8, 8  # bins of L, a, b
@@ -79,9 +81,9 @@ def whitened(vectors, count, seed, block=4096):
     return unit(np.concatenate(parts).astype(np.float32))
 
 
-def match(points, sources, targets, count, seed, metric):
+def match(points, sources, targets, count, seed, metric, task="classes"):
     """Chooses the folds. points float32 [N + T, D]: the training images, then the test images; of the training images,
-    sources int [N] (copies share one) and targets int [N]; count of folds; metric: a key of METRICS.
+    sources int [N] (copies share one) and targets, by the task; count of folds; metric: a key of METRICS.
 
     → (chosen Rung, all Rungs in the order of the ladder), or (None, []) where there are too few images.
     The plain folds, with copies together, where they match about as well as the best rung; else, of the rungs that do,
@@ -90,12 +92,12 @@ def match(points, sources, targets, count, seed, metric):
     train, test = points[: len(targets)], points[len(targets) :]
     if min(len(np.unique(sources)), len(test)) < max(LEAST, 2 * count):
         return None, []
-    rungs = ladder(train, sources, targets, count, seed)
+    rungs = ladder(train, sources, strata(task, targets), count, seed)
     compare(rungs, train, test, count, seed)
     near = alike(rungs)
     for rung in rungs:
         if rung in near or not rung.clusters:
-            rung.score = head_score(train, targets, rung.folds, metric)
+            rung.score = head_score(train, targets, rung.folds, metric, task)
     best = min(rungs, key=lambda rung: rung.distance)
     if not matches(best):
         near = [best]
@@ -129,7 +131,9 @@ def ladder(points, sources, targets, count, seed):
             name = f"{clusters} clusters" + f", {share:.0%} of the images released" * (share > 0)
             candidates.append((name, clusters, share, release(finer, source, share, seed)))
     rungs = [Rung(*candidate, deal(candidate[-1], targets, count, seed)) for candidate in candidates]
-    kept = [rung for rung in rungs[1:] if len(np.unique(rung.groups)) >= count and not scarce(rung.folds, targets)]
+    lacking = {*scarce(rungs[0].folds, targets)}  # what no folds can help: a class of one image
+    kept = [rung for rung in rungs[1:] if len(np.unique(rung.groups)) >= count]
+    kept = [rung for rung in kept if {*scarce(rung.folds, targets)} <= lacking]
     return rungs[:1] + kept
 
 
@@ -161,7 +165,10 @@ def clusterings(points, counts, seed):
 
 def keep_classes_apart(labels, finer, source, targets):
     """Clusters int [N] → the same, but where one holds more than half of a class, that class' images in it, and their
-    copies, stay in the `finer` clusters: else a fold could hold out the whole class."""
+    copies, stay in the `finer` clusters: else a fold could hold out the whole class. Of labels, an image's rarest is
+    its class."""
+    if targets.ndim == 2:
+        targets = np.where(targets, targets.sum(axis=0), len(targets) + 1).argmin(axis=1)
     cell, together = np.unique(np.stack([labels, targets]), axis=1, return_inverse=True, return_counts=True)[1:]
     most = together[cell.ravel()] > np.bincount(targets)[targets] / 2
     most = (np.bincount(source, most) > 0)[source]
@@ -197,16 +204,25 @@ def compare(rungs, train, test, count, seed, block=256):
         rung.distance = float(wasserstein_distance(rung.held_out, rung.test.ravel()))
 
 
-def head_score(points, targets, folds, metric):
+def head_score(points, targets, folds, metric, task="classes"):
     """→ the score, out of fold, of a ridge regression on the points [N, D]: no model to submit, but enough to see what
     a grouping costs."""
-    targets = np.unique(targets, return_inverse=True)[1]
-    guesses = np.zeros((len(targets), targets.max() + 1), np.float32)
+    if task == "classes":
+        targets = np.unique(targets, return_inverse=True)[1]
+    wanted = np.eye(targets.max() + 1, dtype=np.float32)[targets] if task == "classes" else targets
+    wanted = np.where(np.isfinite(wanted), wanted, np.nanmean(wanted, axis=0))
+    guesses = np.zeros(wanted.shape, np.float32)
     for fold in np.unique(folds):
         seen = folds != fold
-        head = Ridge(alpha=1).fit(points[seen], np.eye(guesses.shape[1], dtype=np.float32)[targets[seen]])
-        guesses[~seen] = head.predict(points[~seen])
-    return METRICS[metric].score(targets, softmax(STEEPNESS * guesses))
+        guesses[~seen] = (
+            Ridge(alpha=1).fit(points[seen], wanted[seen]).predict(points[~seen]).reshape(-1, wanted.shape[1])
+        )
+    if task == "classes":
+        guesses = softmax(STEEPNESS * guesses)
+    elif task == "labels":
+        guesses = np.clip(guesses, 0, 1)
+        guesses = thresholds.held_out(metric, targets, guesses, folds) if METRICS[metric].of_sets else guesses
+    return METRICS[metric].score(targets, guesses)
 
 
 def summary(chosen, rungs):

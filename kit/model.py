@@ -14,7 +14,6 @@ import torch
 import ttach
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from common import RANK, WORLD, UserError, progress
@@ -65,12 +64,11 @@ TTAS = {"d4": d4, "flip": flip, "none": lambda model: model}
 class Classifier(nn.Module):
     """uint8 images [B, 3, S, S] → float32 logits [B, K].
 
-    The images are normalised here, on the device: moving bytes costs a quarter of moving floats. Images that are larger
-    than `size`, the network's input, are reduced first."""
+    The images are normalised here, on the device: moving bytes costs a quarter of moving floats."""
 
-    def __init__(self, backbone, head, behind, size, mean, std):
+    def __init__(self, backbone, head, behind, mean, std):
         super().__init__()
-        self.backbone, self.head, self.behind, self.size = backbone, head, behind, size
+        self.backbone, self.head, self.behind = backbone, head, behind
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
@@ -79,8 +77,6 @@ class Classifier(nn.Module):
 
     def features(self, images):
         """→ what the head sees: float [B, D]."""
-        if images.shape[-1] > self.size:
-            images = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
         images = (images - self.mean) / self.std
         if self.behind != "tokens":
             return self.backbone(images)
@@ -112,14 +108,14 @@ def build_model(config, num_classes, weights):
         backbone.attn_pool = None  # of SigLIP: it would never get a gradient
         width = backbone.num_features * (1 + (getattr(backbone, "cls_token", None) is not None))
     built = head.build(width, num_classes)
-    return Classifier(backbone, built, head.behind, config["size"], *normalisation(backbone, config["norm"]))
+    return Classifier(backbone, built, head.behind, *normalisation(backbone, config["norm"]))
 
 
 def build_features(name, size, weights):
     """A Classifier without a head, whose output is the features of timm's model `name`: [B, D]."""
     config = dict(model=name, model_kwargs={}, size=size)
     backbone = build_backbone(config, weights, dict(num_classes=0))
-    return Classifier(backbone, nn.Identity(), "features", size, *normalisation(backbone, "model"))
+    return Classifier(backbone, nn.Identity(), "features", *normalisation(backbone, "model"))
 
 
 def normalisation(backbone, norm):

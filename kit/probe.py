@@ -24,6 +24,7 @@ from common import RANK, UserError, prepared_folder, read_table, say
 from kit import distributed
 from kit.folds import deal
 from kit.locks import locked
+from kit.losses import binary_cross_entropy
 from kit.model import PREDICT_BATCH, TTAS, predict
 from kit.resume import epoch_start
 from kit.watch import note_epoch, scores
@@ -50,7 +51,7 @@ class Views(nn.Module):
 def paths(args, prepared, folds, config, weights):
     """→ {key of TTAS: the path of the features of these views}. weights: as foldK.json has them."""
     tests = read_table(prepared_folder(args) / "test.csv", f"{common.PREPARE} --overwrite").image_name
-    record = {key: config[key] for key in ("model", "model_kwargs", "head", "norm", "size", "cache_size")}
+    record = {key: config[key] for key in ("model", "model_kwargs", "head", "norm", "size")}
     record |= dict(weights=weights, names=[*folds.image_name, *tests])
     record |= {part: prepared["made_from"][f"{part}_images"] for part in ("train", "test")}
     hashes = {tta: hashlib.sha256(json.dumps([record, tta], sort_keys=True).encode()).hexdigest()[:12] for tta in TTAS}
@@ -82,7 +83,7 @@ def features(run):
 def compute(run, path):
     """Writes the features of all images to `path`. Under torchrun the first process writes what all have computed."""
     count = len(read_table(prepared_folder(run.args) / "test.csv", common.PREPARE))
-    tests = common.open_images(run.args, run.prepared, "test", run.images.shape[1], count)
+    tests = common.open_images(run.args, run.prepared, "test", run.config["size"], count)
     views = Views(run.classifier, run.config["tta"])
     shape = len(run.images) + count, views.views, run.classifier.head.in_features
     blocks = [(run.images, start) for start in range(0, len(run.images), BLOCK)]
@@ -152,6 +153,46 @@ def fit_head(vectors, targets, groups, classes, balanced, seed):
     return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), strength
 
 
+def fit_shared_head(vectors, targets, groups, seed):
+    """As fit_head for labels and numbers (float [n, K] from 0 to 1, NaN where one is missing): logistic regressions for
+    all, of one C. → (weight float32 [K, D], bias float32 [K], C)."""
+    scaler = StandardScaler().fit(vectors)
+    points, known = torch.from_numpy(scaler.transform(vectors)).float(), np.nan_to_num(targets) > 0.5
+    wanted = torch.from_numpy(targets)
+    inner, losses = deal(groups, known, INNER, seed), []
+    for strength in STRENGTHS:
+        found = []
+        for fold in np.unique(inner):
+            seen = torch.from_numpy(inner != fold)
+            weight, bias = fit_linear(points[seen], wanted[seen], strength)
+            found.append(binary_cross_entropy(points[~seen] @ weight.T + bias, wanted[~seen]).item())
+        losses.append(np.mean(found))
+        if losses[-1] > losses[-2:][0] and min(losses) not in losses[-2:]:
+            break
+    strength = STRENGTHS[np.argmin(losses)]
+    weight, bias = (part.double().numpy() for part in fit_linear(points, wanted, strength))
+    weight /= scaler.scale_
+    return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), strength
+
+
+def fit_linear(points, targets, strength):
+    """Minimises the summed binary cross entropy and half the squared weights over C. → (weight [K, D], bias [K])."""
+    weight = torch.zeros(targets.shape[1], points.shape[1], requires_grad=True)
+    bias = torch.zeros(targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+    count = (~targets.isnan()).sum()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = binary_cross_entropy(points @ weight.T + bias, targets) * count
+        loss = (loss + (weight**2).sum() / (2 * strength)) / count
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
 def choose_strength(points, targets, folds, options):
     """→ the C with the least mean log loss over the folds (int [n]). Stops where two larger ones in turn are worse."""
     parts = [(LogisticRegression(warm_start=True, **options), folds != k) for k in np.unique(folds)]
@@ -178,10 +219,12 @@ def start_head(run):
     if not isinstance(run.classifier.head, nn.Linear):
         raise UserError(f"--head {run.config['head']} is no single layer that a probe could fit: give --head fresh")
     vectors, rows = features(run), run.train_rows
-    weight, bias, strength = fit_head(
-        vectors[rows].mean(axis=1, dtype=np.float32), run.targets[rows], run.folds.group.to_numpy()[rows],
-        len(run.prepared["classes"]), run.config["sampler"] == "imbalanced", run.config["seed"],
-    )  # fmt: skip
+    data = vectors[rows].mean(axis=1, dtype=np.float32), run.targets[rows], run.folds.group.to_numpy()[rows]
+    if run.targets.ndim == 2:
+        weight, bias, strength = fit_shared_head(*data, run.config["seed"])
+    else:
+        balanced = run.config["sampler"] == "imbalanced"
+        weight, bias, strength = fit_head(*data, len(run.prepared["classes"]), balanced, run.config["seed"])
     run.classifier.head.load_state_dict(dict(weight=torch.from_numpy(weight), bias=torch.from_numpy(bias)))
     say(f"fold {run.fold}: a logistic regression on frozen features, C = {strength:.2g}")
     return vectors

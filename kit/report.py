@@ -16,12 +16,13 @@ import numpy as np
 import pandas as pd
 
 from common import PREPARE, listing, open_images, prepared_folder, read_prepared, read_table, replacing
-from kit import copies, figures, forecast, matched
+from kit import copies, figures, forecast, matched, tasks
 from kit.experiment import of_folds
 from kit.metrics import METRICS
 
 MOST_MISTAKES, MOST_GROUPS, MOST_IN_GROUP = 24, 12, 8  # images or groups that are shown
 THUMB = 112  # px
+MOST_CHOICES = 200  # classes whose threshold the reader can move
 LEDGER = "date folds metric cv cv_low cv_high last_epoch minutes public private settings".split()  # columns shown
 
 
@@ -31,6 +32,9 @@ def write(args, oof, ledger, verdicts):
     oof: what 02_oof.py knows of the experiment. ledger: the table of all experiments. verdicts: sentences."""
     template = (Path(__file__).parent / "report.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
+    of_classes = tasks.task_of(oof.prepared) == "classes"
+    if not of_classes:  # nothing to confuse, no threshold to move
+        template = re.sub("<!--classes-->.*?<!--/classes-->", "", template, flags=re.DOTALL)
     ledger, picture = ledger.set_index("experiment")[LEDGER], pictures(args, oof)
     settings = {key: json.dumps(value, ensure_ascii=False) for key, value in oof.config.items()}
     places = dict(
@@ -41,8 +45,9 @@ def write(args, oof, ledger, verdicts):
         mistakes=mistakes(oof, picture), forecast=likeness(args, oof),
         verdicts=paragraphs(verdicts), ledger=table(ledger, marked=oof.exp),
         settings=table(pd.Series(settings, name="value").rename_axis("setting").to_frame()),
-        **threshold(oof.targets, oof.probabilities, oof.prepared["classes"]), **relatives(args, oof, picture),
-        **figures.draw_all(oof.folder, oof.prepared, oof.folds, oof.probabilities, oof.epochs),
+        each="" if of_classes else each(oof), **relatives(args, oof, picture),
+        **(threshold(oof.targets, oof.probabilities, oof.prepared["classes"]) if of_classes else {}),
+        **figures.draw_all(oof.folder, oof.prepared, oof.folds, oof.targets, oof.probabilities, oof.epochs),
     )  # fmt: skip
     # One pass: a label that looks like a place isn't filled in.
     page = re.sub("@@(\\w+)@@", lambda place: places[place[1]], template)
@@ -98,12 +103,8 @@ def thumbnails(oof, picture, rows):
     """Small JPEGs of the images in these rows of oof.folds. A caption: name, label, prediction, fold and group."""
     figures = ""
     for i in rows:
-        image, p, predicted = oof.folds.loc[i], oof.probabilities[i], oof.probabilities[i].argmax()
-        lines = [
-            image.image_name, f"label {image.label}: {p[image.target]:.3f}",
-            f"predicted {oof.prepared['classes'][predicted]}: {p[predicted]:.3f}",
-            f"fold {image.fold}, group {image.group}",
-        ]  # fmt: skip
+        image = oof.folds.loc[i]
+        lines = [image.image_name, *answers(oof, i), f"fold {image.fold}, group {image.group}"]
         caption, shown = "".join(f"<span>{text(line)}</span>" for line in lines), '<div class="none"></div>'
         if (pixels := picture(i)) is not None:
             small = cv2.resize(np.ascontiguousarray(pixels), (THUMB, THUMB), interpolation=cv2.INTER_AREA)
@@ -113,6 +114,29 @@ def thumbnails(oof, picture, rows):
     return f'<div class="thumbs">{figures}</div>'
 
 
+def answers(oof, i):
+    """→ two lines: what is right for the image in row i of oof.folds, and what was predicted."""
+    classes, p, label, task = (
+        oof.prepared["classes"],
+        oof.probabilities[i],
+        oof.folds.label[i],
+        tasks.task_of(oof.prepared),
+    )
+    if task == "numbers":
+        return f"target {label}", f"predicted {' '.join(f'{value:.4g}' for value in p[:5])}"
+    if task == "labels":
+        likely = [f"{classes[c]} {p[c]:.2f}" for c in np.argsort(-p)[:3]]
+        return f"labels {label or 'none'}", f"predicted {', '.join(likely)}"
+    predicted = p.argmax()
+    return f"label {label}: {p[oof.targets[i]]:.3f}", f"predicted {classes[predicted]}: {p[predicted]:.3f}"
+
+
+def each(oof):
+    """A section with a row for each label or number."""
+    rows = table(tasks.table_of_each(oof.prepared, oof.targets, oof.probabilities))
+    return f"<section><h2>Each {tasks.TASKS[tasks.task_of(oof.prepared)].noun}</h2>{rows}</section>"
+
+
 def threshold(targets, probabilities, classes):
     """The places of the confusion matrix that the reader can move; without JavaScript it stays at one half.
 
@@ -120,11 +144,12 @@ def threshold(targets, probabilities, classes):
     there are (totals [C][2]), and have a probability above each threshold 0, 1/steps … 1 (above [C][2][steps + 1])."""
     two, steps = len(classes) == 2, 1000 if len(classes) <= 10 else 100
     thresholds, totals, above = np.arange(steps + 1) / steps, [], []
-    for c in [1] if two else range(len(classes)):
+    commonest = np.sort(np.argsort(-np.bincount(targets, minlength=len(classes)), kind="stable")[:MOST_CHOICES])
+    for c in [1] if two else commonest:
         parts = [np.sort(probabilities[targets == c, c]), np.sort(probabilities[targets != c, c])]
         totals.append([len(part) for part in parts])
         above.append([(len(part) - np.searchsorted(part, thresholds, "right")).tolist() for part in parts])
-    names, half = classes[1:] if two else classes, steps // 2
+    names, half = classes[1:] if two else [classes[c] for c in commonest], steps // 2
     (positives, negatives), (tp, fp) = totals[0], [part[half] for part in above[0]]
     numbers = dict(steps=steps, half=half, tp=tp, fn=positives - tp, fp=fp, tn=negatives - fp)
     return {key: str(value) for key, value in numbers.items()} | dict(
@@ -135,13 +160,26 @@ def threshold(targets, probabilities, classes):
 
 
 def mistakes(oof, picture):
-    """The images whose own label was given the least probability, among those wrongly predicted."""
+    """The images whose own label was given the least probability, among those wrongly predicted; of labels and numbers,
+    those with the largest loss or distance."""
+    task = tasks.task_of(oof.prepared)
+    if task != "classes":
+        unit = [tasks.to_unit(oof.prepared, part) for part in (oof.targets, oof.probabilities)]
+        loss = np.nanmean(np.abs(unit[0] - unit[1]) if task == "numbers" else log_losses(*unit), axis=1)
+        worst = np.argsort(-loss, kind="stable")[:MOST_MISTAKES]
+        return paragraphs(
+            [f"The {len(worst)} images with the largest errors, hard ones or wrong labels:"]
+        ) + thumbnails(oof, picture, worst)
     wrong = np.flatnonzero(oof.probabilities.argmax(axis=1) != oof.targets)
     own = oof.probabilities[wrong, oof.targets[wrong]]
     worst = wrong[np.argsort(own, kind="stable")][:MOST_MISTAKES]
     count = f"{len(wrong)} of {len(oof.targets)} images are predicted wrongly."
     what = f"The {len(worst)} most confident mistakes, hard images or wrong labels:"
     return paragraphs([count, what]) + thumbnails(oof, picture, worst)
+
+
+def log_losses(targets, probabilities):
+    return -np.log(np.clip(np.where(targets > 0.5, probabilities, 1 - probabilities), 1e-15, 1))
 
 
 def likeness(args, oof):

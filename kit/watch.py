@@ -6,7 +6,8 @@ import time
 import pandas as pd
 import torch
 
-from common import RANK, UserError, progress, say, softmax, warn, write_csv
+from common import RANK, UserError, progress, say, warn, write_csv
+from kit import tasks, thresholds
 from kit.experiment import is_finished
 from kit.metrics import METRICS
 from kit.model import TTAS, predict
@@ -20,10 +21,15 @@ LOOK_SECONDS = 0.5
 
 
 def scores(run, logits, targets):
-    """Loss, accuracy and the competition's metric of logits [N, K] and targets [N] (arrays): a dict of floats."""
-    probabilities = softmax(logits)
+    """Loss and the competition's metric, of classes their accuracy too, of logits [N, K] and the targets that the loss
+    takes (arrays): a dict of floats. Of a metric that reads sets, at the thresholds that suit these images best."""
+    predictions, metric = tasks.predictions(run.prepared, logits), run.metric
     loss = run.criterion(torch.as_tensor(logits), torch.as_tensor(targets)).item()
-    by_name = {name: METRICS[name].score(targets, probabilities, None) for name in ("accuracy", run.metric)}
+    targets = tasks.from_unit(run.prepared, targets)
+    if METRICS[metric].of_sets:
+        predictions = thresholds.best(metric, targets, predictions)
+    names = ("accuracy", metric) if tasks.task_of(run.prepared) == "classes" else (metric,)
+    by_name = {name: METRICS[name].score(targets, predictions, None) for name in names}
     return dict(loss=loss) | {name: float(score) for name, score in by_name.items()}
 
 

@@ -59,14 +59,14 @@ def test_blends_are_weighted_means_of_probabilities_or_ranks():
 # ---------------------------------------------------------------- the climb
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [key for key, metric in METRICS.items() if metric.task == "classes"])
 def test_the_climb_ends_above_each_model_and_their_mean(metric):
     score, sign = METRICS[metric].score, 1 if METRICS[metric].larger_is_better else -1
     probabilities = [softmax(noisy(TARGETS, 2, signal, seed)) for seed, signal in enumerate((0.2, 1.5, 1.2))]
     weights = climb(metric, TARGETS, probabilities)
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0
-    alternatives = [*probabilities, *([blend(probabilities, "mean")] if metric != "map5" else [])]
+    alternatives = [*probabilities, *([blend(probabilities, "mean")] if metric not in ("map3", "map5") else [])]
     best = max(sign * score(TARGETS, p) for p in alternatives)
     assert sign * score(TARGETS, blend(probabilities, "mean", weights)) >= best
     assert np.array_equal(weights, climb(metric, TARGETS, probabilities)), "nothing is drawn"

@@ -53,7 +53,7 @@ def test_views_are_the_squares_eight_and_their_mean():
 
 def test_submission_is_the_mean_over_folds_in_the_samples_format(copied):
     flags, output = copied
-    out = done("03_infer.py", *flags, "--competition-id", 1106)
+    out = done("03_infer.py", *flags, "--competition", 1106)
     path, rows = submission_of(output)
     cv = roc_auc_score(*(lambda targets, p: (targets, p[:, 1]))(*oof_of(output / "base", "views")))
     assert path.name == f"submission_base_CV{cv:.4f}.csv", "the CV of what is submitted: of the eight views"
@@ -184,6 +184,7 @@ def test_a_labelled_or_headed_sample_is_followed(copied):
     flags, output = copied
     path = output / "prepared" / "prepared.json"
     prepared = json.loads(path.read_text())
+    (output / "prepared" / "sample.csv").unlink()  # older prepared data have none
     for submission, header in (
         (dict(header=["id", "class"], value="label", columns=None), ["id", "class"]),
         (dict(header=["id", "1", "0"], value="probability", columns=["1", "0"]), ["id", "1", "0"]),

@@ -5,11 +5,14 @@ import pytest
 from sklearn import metrics as sk
 
 from common import softmax
-from kit import metrics
-from kit.metrics import METRICS, bootstrap_weights, compare, interval, is_better, scored
+from kit import bootstrap, metrics
+from kit.bootstrap import bootstrap_weights, compare, interval, scored
+from kit.metrics import METRICS, is_better
+from kit.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 TWO_ONLY = ("pauc",)
+OF_CLASSES = [key for key, metric in METRICS.items() if metric.task == "classes"]
 
 
 def made_up(classes, count=300, seed=0, decimals=2):
@@ -21,6 +24,13 @@ def made_up(classes, count=300, seed=0, decimals=2):
     return targets, softmax(np.round(logits, decimals))
 
 
+def nearest_grades(p):
+    """For each image the grade that lies nearest to the expected one, found by trying them all."""
+    expectations = [sum(grade * chance for grade, chance in enumerate(row)) for row in p]
+    grades = range(p.shape[1])
+    return np.array([min(grades, key=lambda grade: (abs(grade - e), -grade)) for e in expectations])
+
+
 def expected(key, targets, p):
     """scikit-learn's figure, called in the plainest way; every class is there."""
     predicted, two, one_hot = p.argmax(axis=1), p.shape[1] == 2, np.eye(p.shape[1])[targets]
@@ -29,21 +39,25 @@ def expected(key, targets, p):
     if key == "pauc":  # the competition's code
         partial = sk.roc_auc_score(np.abs(targets - 1), -1.0 * p[:, 1], max_fpr=0.2)
         return 0.5 * 0.2**2 + (0.2 - 0.5 * 0.2**2) / (1.0 - 0.5) * (partial - 0.5)
-    if key == "map5":  # of one image with one true class, scikit-learn's average precision is 1 / rank
+    if key == "weighted-logloss":
+        return np.mean(
+            [sk.log_loss(targets[targets == c], p[targets == c], labels=range(p.shape[1])) for c in set(targets)]
+        )
+    if key in ("map3", "map5"):  # of one image with one true class, scikit-learn's average precision is 1 / rank
         single = [sk.label_ranking_average_precision_score(one_hot[[i]], p[[i]]) for i in range(len(p))]
-        return np.mean([value if value > 0.19 else 0 for value in single])
+        return np.mean([value if value > 1 / int(key[3]) - 0.01 else 0 for value in single])
     return {
         "accuracy": lambda: sk.accuracy_score(targets, predicted),
         "balanced-accuracy": lambda: sk.balanced_accuracy_score(targets, predicted),
         "logloss": lambda: sk.log_loss(targets, p),
         "f1": lambda: sk.f1_score(targets, predicted, average="macro"),
         "f1-micro": lambda: sk.f1_score(targets, predicted, average="micro"),
-        "qwk": lambda: sk.cohen_kappa_score(targets, predicted, weights="quadratic"),
+        "qwk": lambda: sk.cohen_kappa_score(targets, nearest_grades(p), weights="quadratic"),
         "brier": lambda: np.mean((p[:, 1] - targets) ** 2) if two else np.mean(((p - one_hot) ** 2).sum(axis=1)),
     }[key]()
 
 
-@pytest.mark.parametrize("key", METRICS)
+@pytest.mark.parametrize("key", OF_CLASSES)
 @pytest.mark.parametrize("classes", [2, 4, 7])
 def test_scores_are_scikit_learns(key, classes):
     if key in TWO_ONLY and classes > 2:
@@ -54,7 +68,7 @@ def test_scores_are_scikit_learns(key, classes):
         assert score == pytest.approx(expected(key, targets, probabilities), abs=1e-12)
 
 
-@pytest.mark.parametrize("key", METRICS)
+@pytest.mark.parametrize("key", OF_CLASSES)
 @pytest.mark.parametrize("classes", [2, 4])
 def test_weights_are_repetitions_and_draws_are_scores(key, classes):
     if key in TWO_ONLY and classes > 2:
@@ -99,12 +113,31 @@ def test_a_missing_class_is_left_out_of_the_mean_not_the_draw():
         assert METRICS[key].score(part, rest) == pytest.approx(value)
         values = scored(key, targets, probabilities, kept[None].astype(np.uint8))[1]
         assert values == pytest.approx([value]), "missing from a draw"
-    rest[:, 2] = 0
-    value = sk.cohen_kappa_score(part, rest.argmax(axis=1), labels=[0, 1, 2, 3], weights="quadratic")
+    rest = 1e-3 * rest + 0.999 * np.eye(4)[np.where(predicted == 2, 3, predicted)]  # nearly sure, never of grade 2
+    assert set(nearest_grades(rest)) == {0, 1, 3}
+    value = sk.cohen_kappa_score(part, nearest_grades(rest), labels=[0, 1, 2, 3], weights="quadratic")
     assert METRICS["qwk"].score(part, rest) == pytest.approx(value), "grade 3 stays two grades from grade 1"
 
 
-@pytest.mark.parametrize("key", METRICS)
+def test_grades_are_read_as_the_one_nearest_to_the_expected_one():
+    p = np.array([[0.4, 0.25, 0.35], [0.5, 0.5, 0], [0.5, 0.25, 0.25], [0, 0.5, 0.5], [0.51, 0.49, 0], [0, 0, 1]])
+    assert METRICS["qwk"].read(p).tolist() == [1, 1, 1, 2, 0, 2], "a half is rounded up"
+    assert METRICS["qwk"].read(p).dtype == np.int64
+    assert METRICS["f1"].read(p).tolist() == p.argmax(axis=1).tolist() == [0, 0, 0, 1, 0, 2]
+    assert METRICS["qwk"].score(np.array([1, 1, 1, 2, 0, 2]), p) == 1
+    assert {key for key in OF_CLASSES if METRICS[key].read} == {key for key in OF_CLASSES if METRICS[key].of_labels}
+    probabilities = made_up(5)[1]
+    assert METRICS["qwk"].read(probabilities).tolist() == nearest_grades(probabilities).tolist()
+
+
+def test_the_balanced_log_loss_counts_each_class_alike_whatever_its_size():
+    targets, p = np.array([0, 0, 0, 1]), np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.9, 0.1]])
+    assert METRICS["weighted-logloss"].score(targets, p) == pytest.approx((np.log(2) + np.log(10)) / 2)
+    assert METRICS["weighted-logloss"].score(targets, p, [1, 1, 2, 7]) == pytest.approx((np.log(2) + np.log(10)) / 2)
+    assert METRICS["weighted-logloss"].score(targets, p, [1, 1, 2, 0]) == pytest.approx(np.log(2)), "a class is missing"
+
+
+@pytest.mark.parametrize("key", OF_CLASSES)
 def test_undefined_scores_are_nan_without_an_exception(key):
     targets, probabilities = made_up(2)
     weights = bootstrap_weights(np.arange(300), 5)
@@ -145,14 +178,14 @@ def test_classes_that_do_not_suit_are_told():
         assert METRICS["qwk"].fits(classes) is None
     for classes in (["0", "1", "10", "2"], ["0", "1", "3"], ["0", "1", "bad"], ["0.5", "1.5"], ["1", "²"]):
         assert METRICS["qwk"].fits(classes).endswith(f"not {', '.join(classes)}")
-    assert all(metric.fits(["0", "1"]) is None for metric in METRICS.values())
-    assert [metrics.default_metric(["a"] * k) for k in (2, 3)] == ["auc", "accuracy"]
+    assert all(METRICS[key].fits(["0", "1"]) is None for key in OF_CLASSES)
+    assert [TASKS["classes"].metric(k) for k in (2, 3)] == ["auc", "accuracy"]
 
 
 def test_is_better_knows_the_direction_and_nan():
     nan = float("nan")
     for key in METRICS:
-        smaller = key in ("logloss", "brier")
+        smaller = METRICS[key].name in "RMSE MAE MCRMSE".split() or key == "brier" or key.endswith("logloss")
         assert is_better(key, 0.6, 0.5) != smaller
         assert is_better(key, 0.5, 0.6) == smaller
         assert is_better(key, 0.5, 0.5), "of equal epochs the last is kept"
@@ -198,10 +231,10 @@ def test_mean_of_folds_leaves_out_a_fold_without_a_score():
     weights = np.ones((2, 300), np.uint8)
     weights[1, (folds == 1) & (targets == 1)] = 0
     each = [sk.roc_auc_score(targets[folds == k], probabilities[folds == k, 1]) for k in (0, 1)]
-    score, values = metrics.mean_of_folds("auc", targets, probabilities, folds, weights)
+    score, values = bootstrap.mean_of_folds("auc", targets, probabilities, folds, weights)
     assert score == pytest.approx(np.mean(each))
     assert values == pytest.approx([np.mean(each), each[0]])
-    score, values = metrics.mean_of_folds("auc", 0 * targets, probabilities, folds, weights)
+    score, values = bootstrap.mean_of_folds("auc", 0 * targets, probabilities, folds, weights)
     assert np.isnan([score, *values]).all()
 
 

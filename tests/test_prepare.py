@@ -20,7 +20,9 @@ from sklearn.model_selection import StratifiedKFold
 from kit.cache import array_in_file
 from kit.folds import fold_table, make_folds
 from kit.images import ImageSource, contact_sheet, decode, resize
-from kit.tables import check_submission, read_rows, submission_rows
+from kit.labels import of_classes
+from kit.submission import check_submission, submission_rows
+from kit.tables import read_rows
 
 script = load("00_prepare.py")
 
@@ -140,11 +142,11 @@ def test_macos_without_posix_fallocate(toy, monkeypatch, tmp_path):
 
 
 def test_folds_that_a_limit_or_groups_make_too_small_are_refused():
-    labels = ["a", "b"] * 6
+    labels = of_classes("train.csv", [*range(12)], ["a", "b"] * 6, "")
     with pytest.raises(script.UserError, match="3 groups can't fill them"):
-        make_folds(range(12), labels, ["a", "b"], np.arange(12) // 4, 4, 0)
+        make_folds(labels, np.arange(12) // 4, 4, 0)
     with pytest.raises(script.UserError, match="too few groups in the classes b"):
-        make_folds(range(12), labels, ["a", "b"], [i if i % 2 == 0 else 1 for i in range(12)], 3, 0)
+        make_folds(labels, np.array([i if i % 2 == 0 else 1 for i in range(12)]), 3, 0)
 
 
 def test_blank_cells_of_a_group_column_or_file_are_groups_of_their_own(toy):
@@ -184,7 +186,7 @@ def test_fold_table_of_81_classes_fits_the_screen():
     names = [f"class {c:02} with a name that is too long to be shown" for c in range(81)]
     labels = [name for c, name in enumerate(names) for _ in range(10 + c)]
     folds = pd.DataFrame(dict(label=labels, fold=np.arange(len(labels)) % 5))
-    lines = fold_table(folds, names).splitlines()
+    lines = fold_table(folds, dict(classes=names)).splitlines()
     assert len(lines) == 1 + 8 + 1 + 8 + 1
     assert lines[0].split() == "class fold 0 fold 1 fold 2 fold 3 fold 4 all".split()
     assert lines[1].startswith("class 80 ")
@@ -200,7 +202,7 @@ def test_fold_table_of_81_classes_fits_the_screen():
 def test_fold_table_is_never_wider_than_120_columns(classes, folds):
     names = ["食品" * 30, *(f"{c}\n\x1b[31m" for c in range(1, classes))]
     table = pd.DataFrame(dict(label=names * 999, fold=np.arange(999 * classes) // 7 % folds))
-    text = fold_table(table, names)
+    text = fold_table(table, dict(classes=names))
     widths = [sum(2 if c in "食品" else 1 for c in line) for line in text.splitlines() if "more" not in line]
     assert max(widths) <= 120
     assert len(set(widths)) == 1, "aligned on the screen, where a kanji takes two columns"
@@ -441,11 +443,11 @@ def test_contact_sheet_puts_each_image_under_its_title(tmp_path):
     [
         ([("image_name", "label")], "no rows"),
         ([("image", "label"), ("0000.png", 0)], "--image-column"),
-        ([("image_name", "class"), ("0000.png", 0)], "--label-column"),
+        ([("image_name", "class", "x"), ("0000.png", 0, 1)], "--label-column"),
         ([("image_name", "label"), ("0000.png", 0), ("0000.png", 1)], "more than once"),
         ([("image_name", "label"), ("0000.png", 0), ("0001.png", "")], "no label for 0001.png"),
         ([("image_name", "label"), ("0000.png", 0), ("0001.png", 0)], "one class only"),
-        ([("image_name", "label"), *[(f"{i:04}.png", int(i < 3)) for i in range(20)]], "1 (3)"),
+        ([("image_name", "label"), *[(f"{i:04}.png", int(i < 3)) for i in range(20)]], "fewer than 5 images of 1 (3)"),
         ([("image_name", "label"), ("0000.png", 0, 5)], "row 2"),
     ],
 )
@@ -581,14 +583,16 @@ def test_of_words_the_positive_one_must_be_named(toy):
     ],
 )
 def test_submissions_are_filled_and_checked(tmp_path, submission, rows):
-    probabilities = np.array([[0.25, 0.75], [0.875, 0.125]])
-    names, classes, path = ["a", "b"], ["cat", "dog"], tmp_path / "s.csv"
-    assert submission_rows(names, probabilities, classes, submission) == rows
+    probabilities, path = np.array([[0.25, 0.75], [0.875, 0.125]]), tmp_path / "s.csv"
+    prepared = dict(classes=["cat", "dog"], positive="dog", metric="auc", submission=submission)
+    layout = pd.DataFrame(dict(unit=[0, 1], target=-1, c0=["a", "b"], c1="", c2=""))
+    layout = layout[layout.columns[: 2 + len(rows[-1])]]
+    assert submission_rows(layout, probabilities, prepared) == rows
 
     def check(rows):
         with open(path, "w", newline="") as file:
             csv.writer(file).writerows(rows)
-        check_submission(path, names, classes, submission)
+        check_submission(path, layout, prepared)
 
     check(rows)
     for wrong in (rows[::-1], rows[:-1], [*rows[:-1], [*rows[-1], "0"]], [*rows[:-1], [rows[-1][0], "1.5", "0"]]):

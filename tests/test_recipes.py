@@ -1,4 +1,4 @@
-"""The switches of 01 beyond the thesis: probes, earlier experiments, layers, schedules, mixing, averages, caches."""
+"""The switches of 01 beyond the thesis: probes, earlier experiments, layers, schedules, averages."""
 
 import itertools
 import json
@@ -10,16 +10,12 @@ import shutil
 import signal
 from types import SimpleNamespace
 
-import albumentations as A
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
 from conftest import ROOT, done, kit, load, png, refused, toy_image, write_csv, write_zip
-from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
@@ -30,7 +26,7 @@ from common import UserError, softmax
 from kit import flags as flag_checks
 from kit import model as models
 from kit import probe as probes
-from kit.augment import AUGMENTATIONS, Augment, Augmentation, RandAugment, batch_mixing
+from kit.augment import AUGMENTATIONS, Augmentation
 from kit.optim import SCHEDULES, choose_trained
 
 train = load("01_train_fold.py")
@@ -633,7 +629,7 @@ def test_frozen_layers_drop_nothing_and_cost_no_backward_pass(flags, vit):
 def test_layers_that_timm_does_not_know_are_not_frozen():
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="timm doesn't know the layers of this --model: leave --freeze out"):
-        choose_trained(models.Classifier(layer, layer, "features", 8, (0.5,) * 3, (0.5,) * 3), "all", 0.5)
+        choose_trained(models.Classifier(layer, layer, "features", (0.5,) * 3, (0.5,) * 3), "all", 0.5)
 
 
 # ---------------------------------------------------------------- schedule, clipping, average
@@ -765,8 +761,7 @@ def test_an_average_does_not_change_the_training(flags, resnet):
     [
         "--init probe --head fresh --optimizer adamw --layer-decay 0.7 --schedule cosine --warmup 0.2 --clip-grad 1 "
         "--ema 0.9",
-        "--mixup 0.8 --cutmix 1 --label-smoothing 0.1 --loss ce --layer-decay 0.7 --freeze 0.3 --ema 0.9 "
-        "--augment strong",
+        "--layer-decay 0.7 --freeze 0.3 --ema 0.9 --augment light",
     ],
 )
 def test_a_stopped_fold_ends_with_the_same_bytes(flags, vit, switches):
@@ -774,79 +769,7 @@ def test_a_stopped_fold_ends_with_the_same_bytes(flags, vit, switches):
     assert whole == parts
 
 
-# ---------------------------------------------------------------- soft targets
-
-
-def mixing(classes=3, **config):
-    return batch_mixing(dict(mixup=0, cutmix=0, label_smoothing=0) | config, classes)
-
-
-GREYS = torch.tensor([0, 40, 80, 200], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 8, 8)
-TARGETS = torch.tensor([0, 1, 2, 2])
-
-
-def test_smoothed_targets_by_hand():
-    images, wanted = mixing(label_smoothing=0.3)(GREYS, TARGETS)
-    assert images is GREYS
-    assert torch.allclose(wanted, F.one_hot(TARGETS, 3) * 0.7 + 0.1)
-    images, wanted = mixing()(GREYS, TARGETS)
-    assert images is GREYS
-    assert wanted is TARGETS
-
-
-@pytest.mark.parametrize("smoothing", [0, 0.3])
-def test_mixup_mixes_targets_as_it_mixes_images(smoothing):
-    np.random.seed(0)
-    mix, shares = mixing(mixup=1.0, label_smoothing=smoothing), []
-    plain, soft = GREYS.float(), F.one_hot(TARGETS, 3) * (1 - smoothing) + smoothing / 3
-    for _ in range(4):
-        images, wanted = mix(GREYS, TARGETS)
-        share = 1 - images[0, 0, 0, 0].item() / 200
-        shares.append(share)
-        assert torch.allclose(images, share * plain + (1 - share) * plain.flip(0), atol=1e-3)
-        assert torch.allclose(wanted, share * soft + (1 - share) * soft.flip(0), atol=1e-5)
-    assert len(set(shares)) == 4
-    assert GREYS[0, 0, 0, 0] == 0, "the batch itself stays"
-
-
-def test_cutmix_mixes_targets_by_area():
-    np.random.seed(0)
-    mix, shares = mixing(cutmix=1.0), set()
-    for _ in range(8):
-        images, wanted = mix(GREYS, TARGETS)
-        pasted = images[0, 0] == 200
-        assert set(images[0].unique().tolist()) <= {0.0, 200.0}
-        assert torch.equal(images[1, 0] == 80, pasted)
-        share = 1 - pasted.float().mean().item()
-        assert torch.allclose(wanted[0], torch.tensor([share, 0, 1 - share]), atol=1e-6)
-        assert torch.allclose(wanted[1], torch.tensor([0, share, 1 - share]), atol=1e-6)
-        shares.add(share)
-    assert len(shares) > 3
-
-
-def test_the_loss_gets_the_soft_targets_and_the_scores_the_labels(flags, resnet):
-    run = started(flags, *resnet, "--loss", "ce", "--label-smoothing", 0.2, "--mixup", 1)
-    wanted, plain = [], run.criterion
-    run.criterion = lambda logits, targets: wanted.append(targets) or plain(logits, targets)
-    state = run.resume.load(run)
-    train.train_epoch(run, state)
-    assert [tuple(targets.shape) for targets in wanted[:3]] == [(8, 2)] * 3
-    assert torch.allclose(torch.cat(wanted[:3]).sum(1), torch.ones(24), atol=1e-5)
-    assert torch.cat(wanted[:3]).min() >= 0.1 - 1e-6
-    assert len(torch.cat(wanted[:3]).unique()) > 4
-    assert {targets.dtype for targets in state["targets"]} == {torch.int64}
-
-
-def test_soft_targets_lower_the_loss_of_a_doubting_model(flags, resnet):
-    """A number by hand: the loss of even logits is log 2 with any targets, that of sure ones isn't."""
-    run = started(flags, *resnet, "--loss", "ce", "--label-smoothing", 0.2)
-    logits = torch.tensor([[4.0, 0.0], [0.0, 4.0]])
-    _, wanted = run.mix(None, torch.tensor([0, 1]))
-    right, wrong = (-torch.log_softmax(logits, 1)[0, k].item() for k in (0, 1))
-    assert run.criterion(logits, wanted).item() == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-5)
-
-
-# ---------------------------------------------------------------- augmentations and the cache's size
+# ---------------------------------------------------------------- augmentations
 
 
 def noise(side):
@@ -891,56 +814,6 @@ def test_transforms_leave_the_global_random_streams_alone(name):
     after = states()
     assert before[:3] == after[:3]
     assert torch.equal(before[3], after[3])
-
-
-def test_the_strongest_draw_of_each_operation_is_one_that_pillow_takes():
-    """Magnitudes are drawn around 9, and those above 10 are cut: there Posterize would keep no bit of a colour."""
-    picture = Image.fromarray(noise(32))
-    operations = RandAugment(32).transform.ops
-    assert len(operations) > 10
-    for operation in operations:
-        operation.prob, operation.magnitude, operation.magnitude_std = 1, 20, 0
-        made = operation(picture)
-        assert (made.size, made.mode) == (picture.size, picture.mode), operation
-
-
-def test_a_larger_cache_is_trained_and_predicted_on(flags, resnet):
-    more = [*resnet, "--cache-size", 64, "--fold", "all"]
-    line = refused(TRAIN, *flags, *more)
-    assert "holds images of 32 px: run python 00_prepare.py --size 64" in line
-    done("00_prepare.py", *flags, "--size", 64, *PREPARE)
-    done(TRAIN, *flags, *more)
-    done("03_infer.py", *flags)
-    for fold in (0, 1):
-        saved, classifier = models.load_fold(flags[3] / "base" / f"fold{fold}.pt", CPU)
-        assert (saved["config"]["size"], saved["config"]["cache_size"]) == (32, 64)
-        sides = []
-        classifier.backbone.register_forward_pre_hook(lambda module, given, seen=sides: seen.append(given[0].shape[-1]))
-        images = np.load(flags[3] / "prepared" / "test_64.npy")
-        logits = models.predict(models.TTAS["d4"](classifier), images, np.arange(TESTS), 32, CPU)
-        assert np.load(flags[3] / "base" / f"fold{fold}_test.npy") == pytest.approx(logits, abs=1e-5)
-        assert set(sides) == {32}
-    done("02_oof.py", *flags, "--draws", 100)
-    done(TRAIN, *flags, *resnet, "--fold", 0, "--exp", "small")
-    assert files(flags, "base")[1] != files(flags, "small")[1]
-
-
-def test_a_crop_of_a_larger_cache_has_more_pixels(flags, resnet, monkeypatch):
-    """The same crop, of a fifth of the image, as the network sees it: enlarged from 14 px, or from 28 px."""
-    done("00_prepare.py", *flags, "--size", 64, *PREPARE)
-    crop = Augment(lambda side: [A.RandomResizedCrop((side, side), scale=(0.2, 0.2), ratio=(1, 1))], tta="none")
-    monkeypatch.setitem(AUGMENTATIONS, "crop", crop)
-    rough, fine = [], noise(64)
-    for more in ([], ["--cache-size", 64]):
-        run, seen = started(flags, *resnet, *more, "--augment", "crop", "--sampler", "shuffle"), []
-        side = run.images.shape[1]
-        run.images = np.stack([cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA)] * len(run.images))
-        run.classifier.backbone.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given[0]))
-        train.train_epoch(run, run.resume.load(run))
-        images = torch.cat(seen[:3])
-        assert images.shape == (24, 3, 32, 32)
-        rough.append((images.diff(dim=3).abs().mean() / images.std()).item())
-    assert rough[1] > 1.5 * rough[0]
 
 
 # ---------------------------------------------------------------- seeds, tokens, recipes, refusals
@@ -1003,11 +876,9 @@ REFUSED = [
     ("--stop-after 1h --save-minutes 0", "--stop-after has nothing to go on from"),
     ("--lr 1e-5 --min-lr 3e-5", "--lr 1e-05 is below --min-lr 3e-05"),
     ("--weights nowhere.pth", "--weights nowhere.pth is no file"),
-    ("--size 64 --cache-size 32", "--cache-size 32 is below --size 64"),
     ("--seed 1 2 1", "--seed names a seed twice"),
     ("--freeze 1", "--freeze 1 must be below 1"),
     ("--ema 1", "--ema 1 must be below 1"),
-    ("--label-smoothing 1.5 --loss ce", "--label-smoothing 1.5 must be below 1"),
     ("--warmup 1", "--warmup 1 must be below 1"),
     ("--warmup 0.8", "--warmup 0.8: Ranger21's warm-down begins at 0.72"),
     ("--tune probe --ema 0.9 --clip-grad 1", "--tune probe makes no training steps: leave --ema --clip-grad out"),
@@ -1015,12 +886,6 @@ REFUSED = [
     ("--weights none --tune probe", "a probe of --weights none would fit noise"),
     ("--weights none --init probe", "a probe of --weights none would fit noise"),
     ("--tune probe --init other", "leave --init other out"),
-    ("--mixup 1 --batch-size 8", "--mixup makes soft targets, which --loss cce doesn't take: give --loss ce"),
-    ("--cutmix 1 --batch-size 8", "--cutmix makes soft targets, which --loss cce doesn't take"),
-    ("--label-smoothing 0.1", "--label-smoothing makes soft targets, which --loss cce doesn't take"),
-    ("--mixup 1 --loss ce --batch-size 7", "--batch-size 7: --mixup and --cutmix pair"),
-    ("--cutmix 1 --loss ce --batch-size 7", "--batch-size 7: --mixup and --cutmix pair"),
-    ("--mixup -1", "must be at least 0"),
     ("--layer-decay 0", "must be above 0"),
     ("--layer-decay 85", "--layer-decay 85 would make low layers learn faster"),
     ("--clip-grad 0", "must be above 0"),
@@ -1036,9 +901,6 @@ def test_flags_that_contradict_each_other_are_refused_in_one_line(given, words):
 def test_processes_must_be_able_to_share_a_batch(monkeypatch):
     monkeypatch.setattr(flag_checks, "WORLD", 4)
     assert "--batch-size 3 can't be shared by 4" in refused(TRAIN, "--fold", 0, "--print-config", "--batch-size", 3)
-    mixed = "--mixup 1 --loss ce --batch-size".split()
-    assert "--batch-size 12" in refused(TRAIN, "--fold", 0, "--print-config", *mixed, 12)
-    done(TRAIN, "--fold", 0, "--print-config", *mixed, 16)
 
 
 def test_weights_of_another_network_are_refused_also_without_classes(flags, vit, weights):

@@ -16,7 +16,7 @@ PLAIN = dict(PREPARE="--folds 2 --groups none")
 STUB = """#!/bin/bash
 if [[ $1 == -c ]]; then exec {python} "$@"; fi
 echo "${{CUDA_VISIBLE_DEVICES-}}| $*" >>{calls}
-if [[ $* == *--print-config* ]]; then echo '{{"exps": {exps}, "cached_size": 384}}'; fi
+if [[ $* == *--print-config* ]]; then echo '{{"exps": {exps}, "size": 384}}'; fi
 if [[ "$*" == *"--fold {failing}"* ]]; then exit 75; fi
 """
 

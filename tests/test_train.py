@@ -224,11 +224,12 @@ def small_run(classifier, batches, **config):
     """The namespace that 01's train_epoch takes, with these batches in place of a draw."""
     config = dict(batch_size=4, accumulate=1, augment="none", epochs=1, init="weights", clip_grad=None) | config
     return SimpleNamespace(
+        prepared=dict(classes=["0", "1"]),
         classifier=classifier, model=classifier, config=config, images=None, train_rows=np.arange(0),
         valid_rows=np.arange(0), targets=np.arange(0), fold=0, workers=0, device=CPU, amp="none", metric="auc",
         criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, told=True,
         scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, {}, 0), name="bar",
-        batches=batches, ema=None, kept_model=classifier, mix=lambda images, targets: (images, targets),
+        batches=batches, ema=None, kept_model=classifier,
     )  # fmt: skip
 
 
@@ -244,7 +245,7 @@ def test_accumulated_batches_equal_one_large_batch(monkeypatch):
     for size, accumulate in ((8, 1), (4, 2)):
         torch.manual_seed(1)
         backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
-        classifier = models.Classifier(backbone, torch.nn.Identity(), "features", 16, (0.5,) * 3, (0.5,) * 3)
+        classifier = models.Classifier(backbone, torch.nn.Identity(), "features", (0.5,) * 3, (0.5,) * 3)
         batches = [(images[i : i + size], targets[i : i + size]) for i in range(0, 16, size)]
         train_small(small_run(classifier, batches, batch_size=size, accumulate=accumulate), monkeypatch)
         weights.append(backbone[1].weight.detach().clone())
@@ -260,7 +261,7 @@ def test_running_scores_look_back_on_a_bounded_window(monkeypatch):
     plain_scores = watch.scores
     for module in (watch, train):
         monkeypatch.setattr(module, "scores", lambda run, x, y: sizes.append(len(x)) or plain_scores(run, x, y))
-    classifier = models.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", 4, (0.5,) * 3, (0.5,) * 3)
+    classifier = models.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", (0.5,) * 3, (0.5,) * 3)
     batches = [(torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))] * 10
     train_small(small_run(classifier, batches), monkeypatch)
     assert sizes == [4] + [8] * 9 + [40], "each refresh looks at 8 images, the epoch's end at all"
@@ -270,7 +271,9 @@ def test_training_auc_is_of_probabilities():
     logits = np.array([[5.0, 4.0], [-5.0, -3.0], [9.0, 5.0], [-9.0, -8.0]])
     targets = np.array([0, 1, 0, 1])
     assert METRICS["auc"].score(targets, logits, None) == 0.0, "raw second logits order these rows the other way round"
-    assert watch.scores(SimpleNamespace(criterion=cross_entropy, metric="auc"), logits, targets)["auc"] == 1.0
+    assert (
+        watch.scores(SimpleNamespace(criterion=cross_entropy, metric="auc", prepared={}), logits, targets)["auc"] == 1.0
+    )
 
 
 def test_losses_that_are_no_numbers_are_skipped_by_the_scaler_and_counted(monkeypatch, capsys):

@@ -18,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import softmax
-from kit.metrics import METRICS, bootstrap_weights, scored
+from kit.bootstrap import bootstrap_weights, scored
+from kit.metrics import METRICS
 
 
 def measure(key, images, classes, draws):

@@ -37,11 +37,12 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import replacing, softmax  # noqa: E402
+from kit.bootstrap import bootstrap_weights, scored  # noqa: E402
 from kit.device import pick_device  # noqa: E402
 from kit.folds import deal  # noqa: E402
 from kit.forecast import leaderboard  # noqa: E402
 from kit.images import decode, resize  # noqa: E402
-from kit.metrics import METRICS, bootstrap_weights, scored  # noqa: E402
+from kit.metrics import METRICS  # noqa: E402
 from kit.model import build_features, predict  # noqa: E402
 
 FOOD = "Oatghurt", "Sour-Cream", "Sour-Milk", "Soyghurt", "Yoghurt"

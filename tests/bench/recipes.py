@@ -34,13 +34,13 @@ from kit.metrics import METRICS
 
 COMPETITIONS = [("drink", seed) for seed in range(4)] + [("cloth", 0)]
 SEEDS = 777, 778, 779
-TRAIN, TEST, SIZE, CACHE = 500, 300, 160, 224
+TRAIN, TEST, SIZE, LARGER = 500, 300, 160, 224
 SMALL = f"--model {NETWORK} --size {SIZE}"  # in place of what the recipes are written for
 CPU = "@recipes/cpu.args"  # half.args for this network
 RECIPES = {
     "thesis": f"@recipes/thesis.args {SMALL} --lr 1e-3 --min-lr 3e-4",
     "probe": f"@recipes/probe.args {SMALL}",
-    "probe at 224 px": f"@recipes/probe.args --model {NETWORK} --size {CACHE}",
+    "probe at 224 px": f"@recipes/probe.args --model {NETWORK} --size {LARGER}",
     "gentle": f"@recipes/gentle.args {SMALL} --lr 1e-3 --layer-decay 0.9",
     "half": CPU,
 }
@@ -54,14 +54,8 @@ ABLATIONS = {
     "--warmup 0": f"{CPU} --warmup 0",
     "--schedule ranger21": f"{CPU} --schedule ranger21",
     "--optimizer ranger21": f"{CPU} --optimizer ranger21",
-    "--label-smoothing 0.1": f"{CPU} --label-smoothing 0.1",
     "--augment none": f"{CPU} --augment none",
     "--augment light": f"{CPU} --augment light",
-    "--augment degrade": f"{CPU} --augment degrade --tta flip",
-    "--augment strong": f"{CPU} --augment strong",
-    "--augment strong --cache-size 224": f"{CPU} --augment strong --cache-size {CACHE}",
-    "--mixup 0.4": f"{CPU} --mixup 0.4",
-    "--cutmix 1": f"{CPU} --cutmix 1",
 }
 
 
@@ -72,7 +66,7 @@ def prepare(args, kind, seed):
         table = split(photos(args.photos, kind), kind, seed, 0)
         make_competition(folder / "input", pd.concat([table[~table.test].head(TRAIN), table[table.test].head(TEST)]))
         run("00_prepare.py", folder / "input", folder / "new", "--size", SIZE)
-        run("00_prepare.py", folder / "input", folder / "new", "--size", CACHE)
+        run("00_prepare.py", folder / "input", folder / "new", "--size", LARGER)
         (folder / "new").rename(folder / "output")
     return folder
 

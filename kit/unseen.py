@@ -1,0 +1,162 @@
+"""Test images that 00_prepare.py has never seen: a code competition's hidden ones, or a second test set.
+
+The folds' files are all that is needed: no prepared data, no training images. Images are decoded as they are needed, so
+memory doesn't grow with their number.
+"""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from common import STARTED, UserError, cpu_count, experiment_folder, listing, progress, read_table, say, warn
+from kit import tables, tasks, thresholds
+from kit.blend import blend
+from kit.cache import decode
+from kit.experiment import KINDS, read_fold
+from kit.images import ImageSource, resize
+from kit.metrics import METRICS
+from kit.model import TTAS, load_fold, predict
+from kit.submission import per_unit, read_sample
+
+CHUNK, FIRST = 256, 32  # images that are decoded at a time; in the first chunk, which says how long the others take
+SPARE = 0.9  # of the time that is left, what a plan may take
+
+
+def read_experiment(args, exp, device):
+    """→ a namespace: exp, models (of its folds, in eval mode), saved (what the first foldK.pt says beside the weights),
+    folder, folds (their numbers). Raises UserError where there is no fold, or folds differ."""
+    folder = experiment_folder(args, exp)
+    folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.pt") if path.stem[4:].isdecimal())
+    if not folds:
+        raise UserError(f"{folder} has no foldK.pt: copy the folds' files there, or train them")
+    saved, models = zip(*(load_fold(folder / f"fold{k}.pt", device) for k in folds), strict=True)
+    for fold, one in zip(folds, saved, strict=True):
+        if any(one[key] != saved[0][key] for key in ("config", "classes", "submission")):
+            raise UserError(f"{folder}/fold{fold}.pt has other settings or classes than fold {folds[0]}: remove one")
+    return SimpleNamespace(exp=exp, models=models, saved=saved[0], folder=folder, folds=folds)
+
+
+def read_tests(args, saved):
+    """→ (the source of the test images, the Sample that they are asked for in). saved: as read_experiment gives it."""
+    reading = dict(submit_header="auto", image_column=None, target_column=None, bands=None, channels=None)
+    reading = SimpleNamespace(**(reading | saved.get("reading", {})))
+    source = ImageSource(args.test_images, reading.bands, args.output / "unpacked", reading.channels)
+    tests = tables.read_table(args.test_csv, "see --test-csv") if args.test_csv else None
+    classes = SimpleNamespace(classes=saved["classes"], task=saved.get("task", "classes"))
+    sample = read_sample(reading, args.sample_submit, source, classes, tests, saved["submission"])
+    if sample.form != saved["submission"]:
+        what = "has another header or other columns than the sample that 00_prepare.py read"
+        raise UserError(f"{args.sample_submit} {what}: name another")
+    return source, sample
+
+
+def predict_unseen(args, experiments, device, amp, workers, mix):
+    """→ (predictions float64 [units, K], the layout of the sample). mix: a function (a list of predictions [M, K], one
+    of each experiment) → [M, K]."""
+    source, sample = read_tests(args, experiments[0].saved)
+    lost = [name for name in sample.images if source.find(name) is None]
+    if lost:
+        warn(f"{len(lost)} images of {args.sample_submit} are missing: {listing(lost)}; they are predicted as grey")
+    plan, parts, done = Plan(args, experiments, len(sample.images)), [[] for _ in experiments], 0
+    with progress(len(sample.images), "test images") as bar, ThreadPoolExecutor(cpu_count()) as pool:
+        while done < len(sample.images):
+            names = sample.images[done : done + (CHUNK if done else FIRST)]
+            began = time.monotonic()
+            decoded = [*pool.map(lambda name: read(source, name), names)]
+            plan.decoding += time.monotonic() - began
+            for exp, found in zip(experiments, parts, strict=True):
+                images = np.stack([resize(image, exp.saved["config"]["size"]) for image in decoded])
+                tta, folds = plan.choose(exp, done)
+                began, total = time.monotonic(), 0
+                for classifier in exp.models[:folds]:
+                    rows = np.arange(len(images))
+                    logits = predict(TTAS[tta](classifier), images, rows, args.batch_size, device, amp, workers)
+                    total = total + tasks.predictions(exp.saved, logits)
+                plan.passes += len(images) * folds * plan.views(exp, tta)
+                plan.predicting += time.monotonic() - began
+                found.append(total / folds)
+            done += len(names)
+            bar.update(len(names))
+    mixed = mix([np.concatenate(found) for found in parts])
+    if not np.isfinite(mixed).all():
+        raise UserError("the predictions are no numbers: predict with --amp none, or train the folds anew")
+    return per_unit(mixed, sample.units, experiments[0].saved.get("per_id", "mean")), sample.layout
+
+
+def read(source, name):
+    """→ the image, uint8 [H, W, 3]: of one that can't be read, what is left of it, else grey."""
+    return decode(source, name, 64)[0] if source.find(name) is not None else np.full((64, 64, 3), 128, np.uint8)
+
+
+class Plan:
+    """How many views and folds there is time for. Before each chunk it takes the most that fits: all views of all
+    folds; one view; then fewer folds."""
+
+    def __init__(self, args, experiments, count):
+        self.args, self.experiments, self.count = args, experiments, count
+        self.decoding = self.predicting = 0.0  # seconds
+        self.passes, self.level = 0, 0  # images times folds times views, so far; how much is left out
+        self.ends = None if args.within is None else STARTED + args.within
+
+    def views(self, exp, tta):
+        return len(getattr(TTAS[tta](exp.models[0]), "transforms", None) or [0])
+
+    def at(self, exp, level):
+        """→ (the views, the number of folds) of an experiment at a level: 0 all, 1 one view, then a fold less each."""
+        tta = self.args.tta or exp.saved["config"]["tta"]
+        return (tta if level == 0 else "none"), max(1, len(exp.models) - max(0, level - 1))
+
+    def choose(self, exp, done):
+        """→ (views, folds) for the next chunk."""
+        if self.ends is not None and done:
+            most = max(len(other.models) for other in self.experiments)
+            while self.level < most and self.seconds(self.level, done) > SPARE * (self.ends - time.monotonic()):
+                self.level += 1
+                tta, folds = self.at(exp, self.level)
+                left_out = f"--within is too short for all, so from here on {tta} views, {folds} folds"
+                say(f"image {done + 1} of {self.count}: {left_out}")
+        return self.at(exp, self.level)
+
+    def seconds(self, level, done):
+        """→ what the images that are left would take at a level, by the pace so far."""
+        passes = sum(self.views(exp, tta) * folds for exp in self.experiments for tta, folds in [self.at(exp, level)])
+        return (self.count - done) * (self.decoding / done + passes * self.predicting / max(1, self.passes))
+
+
+def thresholds_of(experiments, mix):
+    """→ where the metric reads sets of labels, the thresholds float [K] that suit the out-of-fold predictions in the
+    folds' foldK.csv; else None."""
+    saved = experiments[0].saved
+    if not METRICS[saved["metric"]].of_sets:
+        return None
+    shared = sorted(set.intersection(*(set(exp.folds) for exp in experiments)))
+    parts, targets = [], []
+    for exp in experiments:
+        found = []
+        for fold in shared:
+            table = read_table(exp.folder / f"fold{fold}.csv", "copy it there beside foldK.pt", dtype=str)
+            found.append(read_fold(exp.folder, fold, saved["classes"], table)[KINDS.index("views")])
+            targets += [tasks.read_targets(saved, table.target)] if exp is experiments[0] else []
+        parts.append(tasks.predictions(saved, np.concatenate(found)))
+    return thresholds.fit(saved["metric"], np.concatenate(targets), mix(parts))
+
+
+def submit_unseen(args, device, amp, workers):
+    """→ (predictions [units, K] as the submission wants them, the layout, what stands for prepared.json)."""
+    experiments = [read_experiment(args, exp, device) for exp in args.exps]
+    saved = experiments[0].saved
+    for exp in experiments[1:]:
+        if exp.saved["classes"] != saved["classes"]:
+            raise UserError(f"{exp.exp} has other classes than {experiments[0].exp}: they can't be blended")
+    weights = args.weights if args.weights and not isinstance(args.weights[0], str) else None
+
+    def mix(parts):
+        return blend(parts, args.blend, weights, saved.get("task", "classes"))
+
+    with torch.inference_mode():
+        predictions, layout = predict_unseen(args, experiments, device, amp, workers, mix)
+    cut = thresholds_of(experiments, mix)
+    return predictions if cut is None else thresholds.apply(predictions, cut), layout, saved

@@ -1,0 +1,649 @@
+"""Where images may come from: several folders and archives, packed and in parts; and what their bytes may be."""
+
+import io
+import os
+import shutil
+import struct
+import sys
+import tarfile
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from conftest import png, write_zip
+from PIL import Image
+
+from common import UserError
+from kit import archives
+from kit.formats import decode
+from kit.images import ImageSource
+
+RNG = np.random.default_rng(0)
+PICTURES = [RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8) for _ in range(4)]
+FILES = {f"train/{i:04}.png": png(picture) for i, picture in enumerate(PICTURES)}
+
+
+def write_folder(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def write_7z(path, files, **options):
+    with pytest.importorskip("py7zr").SevenZipFile(path, "w", **options) as archive:
+        for name, content in files.items():
+            archive.writestr(content, name)
+    return path
+
+
+def holds_all(source):
+    for i, picture in enumerate(PICTURES):
+        assert (source.decoded(f"{i:04}") == picture).all()
+    assert {*source.files} == {*FILES}
+
+
+def saved(image, kind, **options):
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+# ---------------------------------------------------------------- names, and several places
+
+
+def test_one_path_has_the_fingerprint_that_it_had(tmp_path):
+    files = {"train/a.png": b"12", "train/b.txt": b"3"}
+    write_zip(tmp_path / "a.zip", files)
+    assert ImageSource(tmp_path / "a.zip").fingerprint.startswith("aef0cfef")
+    write_folder(tmp_path / "b", files)
+    assert ImageSource(tmp_path / "b").fingerprint.startswith("2742d8cd")
+    assert ImageSource([tmp_path / "b"]).fingerprint.startswith("2742d8cd")
+
+
+def test_several_places_are_one_source(tmp_path):
+    names = [*FILES]
+    write_zip(tmp_path / "a.zip", {name: FILES[name] for name in names[:2]})
+    write_folder(tmp_path / "b", {name: FILES[name] for name in names[1:3]})
+    write_tar(tmp_path / "c.tar", {name: FILES[name] for name in names[3:]})
+    paths = [tmp_path / name for name in ("a.zip", "b", "c.tar")]
+    source = ImageSource(paths)
+    holds_all(source)
+    assert "a.zip" in source.path
+    assert source.fingerprint == ImageSource(paths[::-1]).fingerprint
+    assert source.fingerprint not in {ImageSource(path).fingerprint for path in paths}
+
+
+def test_one_name_with_two_contents_is_refused(tmp_path):
+    write_folder(tmp_path / "a", {"x.npy": b"12"})
+    write_folder(tmp_path / "b", {"x.npy": b"12"})
+    assert [*ImageSource([tmp_path / "a", tmp_path / "b"]).files] == ["x.npy"]
+    (tmp_path / "b" / "x.npy").write_bytes(b"13")
+    with pytest.raises(UserError, match=r"two different files named x\.npy"):
+        ImageSource([tmp_path / "a", tmp_path / "b"])
+    write_zip(tmp_path / "c.zip", {"x.npy": b"13"})
+    with pytest.raises(UserError, match=r"two different files named x\.npy"):
+        ImageSource([tmp_path / "a", tmp_path / "c.zip"])
+
+
+def test_bare_names_are_found_at_any_depth(tmp_path):
+    names = "t/0/1/2/abc.jpg", "t/0/x.png", "t/1/x.png", "t/1/deep/top.png", "top.png", "t/y.png", "t/d/e/y.png"
+    source = ImageSource(write_folder(tmp_path / "a", dict.fromkeys(names, b"")))
+    for name in ("abc", "abc.jpg", "0/1/2/abc", "t/0/1/2/abc.jpg"):
+        assert source.find(name) == "t/0/1/2/abc.jpg"
+    assert source.find("x") is None
+    assert source.find("0/x") == "t/0/x.png"
+    assert source.find("top") == source.find("top.png") == "top.png", "an earlier rule goes before the bare name"
+    assert source.find("y") == "t/y.png", "without the top folder it means one file"
+    assert source.find("1/2/abc") is None
+
+
+def test_the_case_of_an_ending_does_not_matter_where_one_file_is_meant(tmp_path):
+    source = ImageSource(write_folder(tmp_path / "a", dict.fromkeys(("t/a.JPG", "t/b.png", "t/c.PNG", "t/c.png"), b"")))
+    assert source.find("a.jpg") == source.find("t/a.Jpg") == "t/a.JPG"
+    assert source.find("b.PNG") == "t/b.png"
+    assert (source.find("c.png"), source.find("c.PNG"), source.find("c.Png")) == ("t/c.png", "t/c.PNG", None)
+    assert source.find("A.JPG") is None
+    assert source.find("a.png") is None
+
+
+# ---------------------------------------------------------------- archives
+
+
+def test_a_tar_is_read_in_place(tmp_path):
+    write_tar(tmp_path / "train.tar", {f"./{name}": content for name, content in FILES.items()})
+    with tarfile.open(tmp_path / "train.tar", "a") as tar:
+        link = tarfile.TarInfo("train/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    holds_all(ImageSource(tmp_path / "train.tar"))
+    assert [path.name for path in tmp_path.iterdir()] == ["train.tar"]
+    (tmp_path / "train.tar").write_bytes(b"<html>" * 200)
+    with pytest.raises(UserError, match=r"train\.tar is no tar archive.*download it again"):
+        ImageSource(tmp_path / "train.tar")
+
+
+PACKERS = {
+    "train.tar.gz": lambda path: write_tar(path, FILES, "w:gz"),
+    "train.TGZ": lambda path: write_tar(path, FILES, "w:gz"),
+    "train.tar.bz2": lambda path: write_tar(path, FILES, "w:bz2"),
+    "train.tar.xz": lambda path: write_tar(path, FILES, "w:xz"),
+    "train.7z": lambda path: write_7z(path, FILES),
+    "train.tar.7z": lambda path: write_7z(path, {"train.tar": packed_bytes(path, "w")}),
+}
+
+
+def packed_bytes(path, mode):
+    inner = write_tar(path.with_name("inner"), FILES, mode)
+    data = inner.read_bytes()
+    inner.unlink()
+    return data
+
+
+@pytest.mark.parametrize("name", PACKERS)
+def test_packed_archives_are_unpacked_once(tmp_path, name):
+    path, unpacked = tmp_path / name, tmp_path / "unpacked"
+    PACKERS[name](path)
+    with pytest.raises(UserError, match="can't be read in place: unpack it"):
+        ImageSource(path)
+    source = ImageSource(path, unpacked=unpacked)
+    holds_all(source)
+    (made,) = [folder for folder in unpacked.iterdir() if folder.is_dir()]
+    before = made.stat().st_ino
+    assert ImageSource(path, unpacked=unpacked).fingerprint == source.fingerprint
+    assert made.stat().st_ino == before, "nothing was unpacked again"
+    os.utime(path, (1, 1))
+    holds_all(ImageSource(path, unpacked=unpacked))
+    assert made.stat().st_ino != before, "another archive"
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(UserError, match=r"train\..* is no .*download it again"):
+        ImageSource(path, unpacked=unpacked)
+    assert [folder for folder in unpacked.iterdir() if folder.is_dir()] == [made], "nothing half unpacked is left"
+
+
+def test_two_archives_of_one_name_are_kept_apart(tmp_path):
+    for part, name in (("train", "train/0000.png"), ("test", "train/0001.png")):
+        (tmp_path / part).mkdir()
+        write_tar(tmp_path / part / "images.tgz", {name: FILES[name]}, "w:gz")
+    places = [ImageSource(tmp_path / part / "images.tgz", unpacked=tmp_path / "u") for part in ("train", "test")]
+    assert [[*source.files] for source in places] == [["train/0000.png"], ["train/0001.png"]]
+
+
+@pytest.mark.parametrize("kind", ["tgz", "7z"])
+def test_nothing_is_unpacked_outside(tmp_path, kind):
+    files, path = {"../../../evil.png": b"x", "a.png": b"y"}, tmp_path / f"a.{kind}"
+    if kind == "tgz":
+        write_tar(path, files, "w:gz")
+    else:
+        write_7z(path, {"aaaaaaaaaaaaaa.png": b"x"} | {"a.png": b"y"}, header_encryption=False)
+        data = path.read_bytes()
+        name = "aaaaaaaaaaaaaa.png".encode("utf-16-le")
+        if name not in data:
+            write_7z_raw(path)
+            data = path.read_bytes()
+        evil = data.replace(name, "../../../evil1.png".encode("utf-16-le"))
+        assert evil != data
+        path.write_bytes(mended_7z(evil))
+    with pytest.raises(UserError, match=rf"a\.{kind} is"):
+        ImageSource(path, unpacked=tmp_path / "u" / "v")
+    assert not [*tmp_path.rglob("evil*")]
+
+
+def write_7z_raw(path):
+    """A 7z whose list of names isn't packed."""
+    with pytest.importorskip("py7zr").SevenZipFile(path, "w") as archive:
+        archive.set_encoded_header_mode(False)
+        archive.writestr(b"x", "aaaaaaaaaaaaaa.png")
+        archive.writestr(b"y", "a.png")
+
+
+def mended_7z(data):
+    """A changed 7z with the checksums that its header then needs."""
+    offset, size, _ = struct.unpack("<QQI", data[12:32])
+    start = struct.pack("<QQI", offset, size, zlib.crc32(data[32 + offset : 32 + offset + size]))
+    return data[:8] + struct.pack("<I", zlib.crc32(start)) + start + data[32:]
+
+
+def test_links_in_packed_archives_are_left_out(tmp_path):
+    path = write_tar(tmp_path / "a.tgz", FILES, "w:gz")
+    with tarfile.open(path, "w:gz") as tar:
+        for kind, name in ((tarfile.SYMTYPE, "s.png"), (tarfile.LNKTYPE, "h.png")):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "/etc/passwd"
+            tar.addfile(link)
+        entry = tarfile.TarInfo("/absolute.png")
+        entry.size = 1
+        tar.addfile(entry, io.BytesIO(b"x"))
+    assert [*ImageSource(path, unpacked=tmp_path / "u").files] == ["absolute.png"], "within the folder"
+    write_folder(tmp_path / "f", {"a.png": b"x"})
+    (tmp_path / "f" / "s.png").symlink_to("/etc/passwd")
+    with pytest.importorskip("py7zr").SevenZipFile(tmp_path / "a.7z", "w") as archive:
+        archive.writeall(tmp_path / "f", "f")
+    assert [*ImageSource(tmp_path / "a.7z", unpacked=tmp_path / "u").files] == ["f/a.png"]
+
+
+@pytest.mark.parametrize("kind", ["tgz", "7z"])
+def test_what_does_not_fit_is_not_unpacked(tmp_path, kind, monkeypatch):
+    files = {"a.png": bytes(2**20)}
+    path = tmp_path / f"a.{kind}"
+    write_tar(path, files, "w:gz") if kind == "tgz" else write_7z(path, files)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=archives.SPARE + 2**20 - 1))
+    with pytest.raises(UserError, match=r"a\.\w+ unpacks to more than the 0\.0 GiB that are free"):
+        ImageSource(path, unpacked=tmp_path / "u")
+    assert not [file for file in (tmp_path / "u").rglob("*") if not file.name.endswith(".lock")]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=archives.SPARE + 2**20))
+    assert [*ImageSource(path, unpacked=tmp_path / "u").files] == ["a.png"]
+
+
+def test_encrypted_7z_and_missing_py7zr_are_named(tmp_path, monkeypatch):
+    for i, options in enumerate(({}, {"header_encryption": True})):
+        path = write_7z(tmp_path / f"{i}.7z", FILES, password="secret", **options)
+        with pytest.raises(UserError, match=r"\.7z is encrypted: unpack it with its password"):
+            ImageSource(path, unpacked=tmp_path / "u")
+    monkeypatch.setitem(sys.modules, "py7zr", None)
+    with pytest.raises(UserError, match=r"0\.7z needs py7zr: pip install py7zr"):
+        ImageSource(tmp_path / "0.7z", unpacked=tmp_path / "u")
+
+
+def split(path, size):
+    data = path.read_bytes()
+    for i, start in enumerate(range(0, len(data), size), 1):
+        path.with_name(f"{path.name}.{i:03}").write_bytes(data[start : start + size])
+    path.unlink()
+
+
+@pytest.mark.parametrize("given", ["", ".001"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_archives_in_parts(tmp_path, kind, given):
+    path = tmp_path / f"train.{kind}"
+    if kind == "zip":
+        write_zip(path, FILES)
+    else:
+        write_tar(path, FILES, "w:gz" if kind == "tar.gz" else "w")
+    whole = path.read_bytes()
+    split(path, 100)
+    assert len(list(tmp_path.iterdir())) > 3
+    path = path.with_name(path.name + given)
+    with archives.open_parts(path) as file:
+        assert file.read() == whole
+        assert file.seek(-70, 2) == len(whole) - 70
+        assert file.read(60) == whole[-70:-10]
+    holds_all(ImageSource(path, unpacked=tmp_path / "u"))
+    (tmp_path / f"train.{kind}.002").unlink()
+    with pytest.raises(UserError, match=r"002 is missing: download all parts"):
+        ImageSource(path, unpacked=tmp_path / "u")
+
+
+def test_a_zip_with_z01_is_to_be_joined(tmp_path):
+    write_zip(tmp_path / "a.zip", FILES)
+    (tmp_path / "a.z01").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"a\.zip is one of several parts: join them, zip -s 0"):
+        ImageSource(tmp_path / "a.zip")
+
+
+# ---------------------------------------------------------------- three files an image
+
+
+def test_three_files_are_the_channels_of_one_image(tmp_path):
+    greys = {name: RNG.integers(0, 256, (5, 4)).astype(np.uint8) for name in ("red", "green", "blue", "yellow")}
+    files = {f"t/1.5_{name}.png": saved(Image.fromarray(grey), "PNG") for name, grey in greys.items()}
+    blue = np.zeros((5, 4, 3), np.uint8)
+    blue[..., 2] = greys["blue"]
+    files |= {"t/1.5_blue.png": png(blue), "t/lacking_red.png": b"", "t/x_red.png": png(blue)}
+    files |= {"t/x_green.png": png(blue), "t/x_blue.png": png(blue[1:])}
+    folder, channels = write_folder(tmp_path / "a", files), ("_red", "_green", "_blue")
+    source = ImageSource(folder, channels=channels)
+    assert {*source.files} == {"t/1.5.png", "t/x.png"}
+    assert source.find("1.5") == source.find("t/1.5") == "t/1.5.png"
+    assert source.find("lacking") is None
+    expected = np.stack([greys["red"], greys["green"], greys["blue"]], axis=2)
+    assert (source.decoded("1.5") == expected).all()
+    with pytest.raises(ValueError, match="differ in size"):
+        source.decoded("x")
+    with pytest.raises(UserError, match="no image with files for all of _a, _b, _c"):
+        ImageSource(folder, channels=("_a", "_b", "_c"))
+    with pytest.raises(UserError, match="--channels _red: give three"):
+        ImageSource(folder, channels=("_red",))
+
+
+# ---------------------------------------------------------------- TIFF and PNG of more bits, bands and pages
+
+
+def write_tiff(samples, order="<", planar=False, packed=False, predictor=1, tile=None, rows=3, **more):
+    """The bytes of a TIFF of [H, W, C] samples of any type, in strips of `rows` rows or square tiles."""
+    height, width, count = samples.shape
+    samples = samples.astype(samples.dtype.newbyteorder(order))
+    blocks = []
+    for plane in [samples[..., i : i + 1] for i in range(count)] if planar else [samples]:
+        high, wide = (tile, tile) if tile else (rows, width)
+        for top in range(0, height, high):
+            for left in range(0, width, wide):
+                block = plane[top : top + high, left : left + wide]
+                if tile:
+                    block = np.pad(block, ((0, tile - block.shape[0]), (0, tile - block.shape[1]), (0, 0)))
+                blocks.append(predicted(block, predictor, samples.dtype))
+    blocks = [zlib.compress(block) if packed else block for block in blocks]
+    data, places = bytearray(8), []
+    for block in blocks:
+        places.append(len(data))
+        data += block + b"\0" * (len(block) % 2)
+    lengths = [len(block) for block in blocks]
+    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    tags = {256: [width], 257: [height], 258: [samples.itemsize * 8] * count, 259: [8 if packed else 1], 262: [1]}
+    tags |= {277: [count], 284: [2 if planar else 1], 317: [predictor], 339: [kind] * count}
+    tags |= {322: [tile], 323: [tile], 324: places, 325: lengths} if tile else {273: places, 278: [rows], 279: lengths}
+    tags |= {int(tag): value for tag, value in more.pop("tags", {}).items()}
+    outside = {}
+    for tag, values in tags.items():
+        if len(values) > 1:
+            outside[tag] = len(data)
+            data += struct.pack(f"{order}{len(values)}I", *values)
+    start = len(data)
+    data += struct.pack(f"{order}H", len(tags))
+    for tag, values in sorted(tags.items()):
+        data += struct.pack(f"{order}HHII", tag, 4, len(values), outside.get(tag, values[0]))
+    data += bytes(4)
+    data[:8] = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
+    return bytes(data)
+
+
+def predicted(block, predictor, dtype):
+    """A block's bytes as TIFF's predictors store them."""
+    if predictor == 1:
+        return np.ascontiguousarray(block).tobytes()
+    if predictor == 2:
+        numbers = np.ascontiguousarray(block).view(dtype.str.replace("f", "u"))
+        return np.diff(numbers, axis=1, prepend=numbers[:, :1] * 0).astype(numbers.dtype).tobytes()
+    data = np.ascontiguousarray(block.astype(dtype.newbyteorder(">"))).view(np.uint8)
+    data = data.reshape(len(block), -1, dtype.itemsize).swapaxes(1, 2).reshape(len(block), -1, block.shape[2])
+    return np.diff(data, axis=1, prepend=data[:, :1] * 0).astype(np.uint8).tobytes()
+
+
+def stretched(band):
+    low, high = np.percentile(band.astype(np.float64), (2, 98))
+    return np.clip(np.rint((band.astype(np.float64) - low) * (255 / (high - low))), 0, 255).astype(np.uint8)
+
+
+def bands_of(count, dtype, height=11, width=37):
+    if np.dtype(dtype).kind == "f":
+        return RNG.normal(size=(height, width, count)).astype(dtype)
+    info = np.iinfo(dtype)
+    return RNG.integers(info.min, info.max, (height, width, count), dtype=dtype)
+
+
+STORED = [
+    dict(),
+    dict(order=">"),
+    dict(planar=True),
+    dict(packed=True),
+    dict(packed=True, predictor=2),
+    dict(packed=True, predictor=2, order=">", planar=True),
+    dict(tile=16),
+    dict(tile=16, packed=True, predictor=2, planar=True),
+    dict(tile=16, packed=True, predictor=2, order=">"),
+]
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
+def test_bands_of_a_tiff(stored, dtype):
+    samples = bands_of(12, dtype)
+    data = write_tiff(samples, **stored)
+    seen = decode(data, bands=(4, 3, 12))
+    assert (seen == np.stack([stretched(samples[..., i]) for i in (3, 2, 11)], axis=2)).all()
+    assert (decode(data, bands=(5,)) == stretched(samples[..., 4])[..., None]).all()
+    with pytest.raises(ValueError, match=r"^12 bands: say which three with --bands$"):
+        decode(data)
+    with pytest.raises(ValueError, match="no band 13: it has 12"):
+        decode(data, bands=(1, 2, 13))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("tile", [None, 16])
+def test_floats_with_their_predictor(order, tile):
+    samples = bands_of(5, "float32")
+    data = write_tiff(samples, order, packed=True, predictor=3, tile=tile)
+    assert (decode(data, bands=(5, 1, 2)) == np.stack([stretched(samples[..., i]) for i in (4, 0, 1)], 2)).all()
+
+
+def test_tiffs_packed_by_pillow_itself():
+    grey = bands_of(1, "float32")[..., 0]
+    for packing in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"):
+        data = saved(Image.fromarray(grey), "TIFF", compression=packing)
+        assert (decode(data, bands=(1,)) == stretched(grey)[..., None]).all()
+        with pytest.raises(ValueError, match="floating-point values: say which bands"):
+            decode(data)
+    with pytest.raises(ValueError, match="compression 7"):
+        decode(saved(Image.fromarray(PICTURES[0]), "TIFF", compression="jpeg"), bands=(1, 2, 3))
+
+
+def test_missing_values_and_flat_bands():
+    samples = bands_of(5, "float32")
+    samples[0, 0, 0], samples[..., 1] = np.nan, 7
+    seen = decode(write_tiff(samples), bands=(1, 2, 3))
+    assert seen[0, 0, 0] == 0
+    assert len(np.unique(seen[..., 0])) > 100
+    assert (seen[..., 1] == 0).all()
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Tag data")
+def test_16_bit_rgb_is_scaled_by_the_depth_that_it_uses(bits):
+    levels = RNG.integers(0, 2**bits, (20, 30, 3)).astype(np.uint16)
+    levels[0, 0] = 2**bits - 1
+    expected = (levels >> (bits - 8)).astype(np.uint8)
+    encoded = cv2.imencode(".png", levels[..., ::-1])[1].tobytes(), cv2.imencode(".tif", levels[..., ::-1])[1].tobytes()
+    for data in (*encoded, write_tiff(levels, tags={"262": [2]}), write_tiff(levels, ">", tags={"262": [2]})):
+        assert (decode(data) == expected).all()
+        with pytest.raises(ValueError, match=r"."):
+            decode(data[: len(data) // 2])
+    turned = write_tiff(levels, tags={"262": [2], "274": [6]})
+    assert (decode(turned) == np.rot90(expected, -1)).all()
+    alpha = np.dstack([levels, np.zeros((20, 30), np.uint16)])
+    alpha[:5, ..., 3] = 65535
+    for data in (
+        cv2.imencode(".png", alpha[..., [2, 1, 0, 3]])[1].tobytes(),
+        write_tiff(alpha, tags={"262": [2], "338": [2]}),
+    ):
+        seen = decode(data)
+        assert (seen[:5] == expected[:5]).all()
+        assert (seen[5:] == 255).all(), "transparent"
+
+
+def test_bits_that_are_no_bytes_are_refused():
+    with pytest.raises(ValueError, match="bits"):
+        decode(write_tiff(bands_of(5, "uint8"), tags={"258": [12] * 5}), bands=(1, 2, 3))
+    with pytest.raises(ValueError, match=r"truncated|broken|decoder"):
+        decode(write_tiff(bands_of(5, "uint8"), tags={"257": [500], "278": [500]}), bands=(1, 2, 3))
+
+
+def test_bands_are_of_no_use_to_photos(tmp_path):
+    assert (decode(FILES["train/0000.png"], bands=(3, 2, 1)) == PICTURES[0]).all()
+    for bands in ((1, 2), (0, 1, 2)):
+        with pytest.raises(UserError, match=r"--bands \d \d.*: give three, or one"):
+            ImageSource(tmp_path, bands=bands)
+    samples = bands_of(5, "uint16")
+    write_folder(tmp_path / "a", {"x.tif": write_tiff(samples)})
+    seen = ImageSource(tmp_path / "a", bands=(2, 3, 4)).decoded("x")
+    assert (seen == np.stack([stretched(samples[..., i]) for i in (1, 2, 3)], 2)).all()
+
+
+@pytest.fixture(scope="module")
+def slide():
+    """A pyramid: a first page too large for Pillow, a label, two levels."""
+    pages = [Image.new("L", (20000, 10000)), Image.new("L", (4096, 4096), 50), Image.new("L", (5000, 2500), 90)]
+    pages += [Image.new("L", (2500, 1250), 130), Image.new("L", (1250, 625), 170)]
+    return saved(pages[0], "TIFF", compression="tiff_lzw", save_all=True, append_images=pages[1:])
+
+
+def test_a_slide_is_read_by_its_level(slide, tmp_path, monkeypatch):
+    seen = decode(slide)
+    assert seen.shape == (1250, 2500, 3)
+    assert (seen == 130).all()
+    write_folder(tmp_path / "a", {"x.tiff": slide, "x2.png": FILES["train/0000.png"]})
+    monkeypatch.setattr("kit.images.MOST_BYTES", 50)
+    source = ImageSource(tmp_path / "a")
+    assert (source.decoded("x") == 130).all(), "a TIFF that is too large for memory is read from the disk"
+    with pytest.raises(ValueError, match="MiB when unpacked"):
+        source.decoded("x2")
+    (tmp_path / "a" / "x.tiff").rename(tmp_path / "y.tiff")
+    (tmp_path / "a" / "x.tiff").symlink_to(tmp_path / "y.tiff")
+    with pytest.raises(ValueError, match="leads out of the folder"):
+        source.decoded("x")
+
+
+def test_a_slide_without_levels_is_refused():
+    lone = saved(Image.new("1", (20000, 10000)), "TIFF", compression="group4")
+    with pytest.raises(ValueError, match="exceeds limit"):
+        decode(lone)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_jpeg_too_large_for_pillow_is_read_at_an_eighth():
+    large = np.zeros((12000, 16000), np.uint8)
+    large[:, 8000:] = 200
+    data = saved(Image.fromarray(large), "JPEG")
+    seen = decode(data)
+    assert seen.shape == (1500, 2000, 3)
+    assert (seen[:, :999] == 0).all()
+    assert np.abs(seen[:, 1001:].astype(int) - 200).max() < 3
+    with pytest.raises(ValueError, match="truncated"):
+        decode(data[: len(data) // 2])
+    start = data.index(b"\xff\xc0")
+    progressive = data[:start] + b"\xff\xc2" + data[start + 2 :]
+    with pytest.raises(ValueError, match="16000 × 12000 px"):
+        decode(progressive)
+
+
+# ---------------------------------------------------------------- arrays
+
+
+def npy(array, **options):
+    data = io.BytesIO()
+    np.save(data, array, **options)
+    return data.getvalue()
+
+
+def test_arrays():
+    picture = PICTURES[0]
+    assert (decode(npy(picture)) == picture).all()
+    assert (decode(npy(np.moveaxis(picture, 2, 0))) == picture).all()
+    assert (decode(npy(picture[..., 0])) == picture[..., :1]).all()
+    assert (decode(npy(picture[..., :1])) == picture[..., :1]).all()
+    assert (decode(npy(picture[..., 0] > 99)) == (picture[..., :1] > 99) * 255).all()
+    assert (decode(npy(np.asfortranarray(picture))) == picture).all()
+    stack = RNG.normal(size=(6, 9, 8)).astype(np.float16)
+    assert (decode(npy(stack)) == stretched(stack.reshape(54, 8))[..., None]).all()
+    assert (decode(npy(stack), bands=(6, 1, 2)) == np.stack([stretched(stack[i]) for i in (5, 0, 1)], 2)).all()
+    assert (decode(npy(stack[:3])) == np.moveaxis(stretched(stack[:3]), 0, 2)).all()
+    with pytest.raises(ValueError, match="no band 7: it has 6"):
+        decode(npy(stack), bands=(7,))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros(3), np.zeros((2, 2, 2, 2)), np.zeros((0, 4)), np.full((2, 2), "a")], ids=str
+)
+def test_arrays_that_are_no_pictures(array):
+    with pytest.raises(ValueError, match="is no picture"):
+        decode(npy(array))
+
+
+def test_pickles_and_truncated_arrays_are_refused():
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        decode(npy(np.array([[{}]]), allow_pickle=True))
+    data = npy(np.zeros((50, 50)))
+    with pytest.raises(ValueError, match="read"):
+        decode(data[:-9])
+    with pytest.raises(ValueError, match=r"."):
+        decode(data.replace(b"(50, 50)", b"(9**9,9)"))
+
+
+# ---------------------------------------------------------------- DICOM
+
+
+def write_dicom(stored, kind="MONOCHROME2", **tags):
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.Rows, data.Columns = stored.shape[:2]
+    data.BitsAllocated, data.BitsStored, data.HighBit = (
+        stored.itemsize * 8,
+        stored.itemsize * 8,
+        stored.itemsize * 8 - 1,
+    )
+    data.PixelRepresentation, data.PhotometricInterpretation = int(stored.dtype.kind == "i"), kind
+    data.SamplesPerPixel = stored.shape[2] if stored.ndim == 3 else 1
+    if stored.ndim == 3:
+        data.PlanarConfiguration = 0
+    data.PixelData = stored.tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+RAMP = (np.arange(64 * 4, dtype=np.uint16) * 16).reshape(4, 64)  # 0 to 4080
+
+
+def test_dicom_without_window_is_spread_over_its_values():
+    expected = np.rint(RAMP * (255 / 4080)).astype(np.uint8)[..., None]
+    assert (decode(write_dicom(RAMP)) == expected).all()
+    assert (decode(write_dicom(RAMP, RescaleSlope=2, RescaleIntercept=-9)) == expected).all()
+    assert (decode(write_dicom(RAMP, "MONOCHROME1")) == 255 - expected).all()
+    assert (decode(write_dicom(RAMP.astype(np.int16) - 2000)) == expected).all()
+
+
+@pytest.mark.parametrize("center", [1000, 3900], ids=["within", "wider than the image"])
+def test_dicom_is_seen_through_its_window(center):
+    values = RAMP.astype(float) * 2 - 100
+    share = np.clip((values - (center - 0.5)) / (800 - 1) + 0.5, 0, 1)
+    seen = decode(write_dicom(RAMP, WindowCenter=center, WindowWidth=800, RescaleSlope=2, RescaleIntercept=-100))
+    assert np.abs(seen.astype(float) - share[..., None] * 255).max() <= 0.51
+    narrow = decode(write_dicom(RAMP[:1] // 16, WindowCenter=50, WindowWidth=1000))
+    assert 100 < narrow.min() <= narrow.max() < 150, "a window wider than the values isn't spread"
+
+
+def test_dicom_with_a_table_of_grey_values():
+    pydicom = pytest.importorskip("pydicom")
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [256, 0, 8], [*range(255, -1, -1)]
+    table["LUTData"].VR = "US"
+    stored = np.arange(100, 200, dtype=np.uint8).reshape(10, 10)
+    assert (decode(write_dicom(stored, VOILUTSequence=[table])) == (255 - stored)[..., None]).all()
+
+
+def test_dicom_in_colour_of_several_frames_and_damaged(tmp_path):
+    assert (decode(write_dicom(PICTURES[0], "RGB")) == PICTURES[0]).all()
+    frames = np.concatenate([RAMP, RAMP[::-1, ::-1]])
+    data = write_dicom(frames, NumberOfFrames=2, Rows=4)
+    assert (decode(data) == decode(write_dicom(RAMP))).all()
+    for length in range(140, len(data), 97):
+        with pytest.raises(ValueError, match=r"."):
+            decode(data[:length])
+    with pytest.raises(ValueError, match="are too many"):
+        decode(write_dicom(RAMP, Rows=60000, Columns=60000))
+    write_zip(tmp_path / "a.zip", {"t/1.2.840.dcm": write_dicom(PICTURES[1], "RGB")})
+    assert (ImageSource(tmp_path / "a.zip").decoded("1.2.840") == PICTURES[1]).all()
+
+
+def test_missing_pydicom_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(UserError, match="DICOM images need pydicom: pip install pydicom"):
+        decode(bytes(128) + b"DICM")
+    with pytest.raises(ValueError, match="no image"):
+        decode(bytes(128) + b"DICN")
