@@ -25,13 +25,14 @@ import common
 from common import UserError, listing, number, prepared_folder, say
 from kit import copies, forecast, labels, matched, tables, tasks
 from kit.cache import array_in_file, cache, staged
-from kit.folds import fold_table, given_groups, make_folds
+from kit.folds import fold_table, given_groups, make_folds, pattern_groups
 from kit.images import draw_classes
 from kit.locks import locked
 from kit.metrics import METRICS, reason_against
 from kit.pixels import PixelSource
+from kit.sample import positive_class, read_sample
 from kit.sources import check_images, find_images
-from kit.submission import SUBMISSIONS, positive_class, read_sample, write_tests
+from kit.submission import SUBMISSIONS, write_tests
 from kit.tables import refuse
 from kit.tasks import TASKS
 
@@ -54,7 +55,7 @@ def make_parser():
     add("--limit", type=number(int, 1), metavar="N", help="a quick look: about N training and the first N test images")
 
     add = parser.add_argument_group("tables").add_argument
-    add("--train-csv", metavar="NAME", help="the table of images and labels: CSV, TSV or COCO-like JSON, packed in a "
+    add("--train-csv", nargs="+", metavar="NAME", help="tables of images and labels: CSV, TSV or COCO-like JSON, in a "
         "zip or not (default: train.csv or another usual name; where there is none, folders are classes)")  # fmt: skip
     add("--train-header", choices=("auto", "yes", "no"), default="auto", help="whether it has a header; without, "
         "its columns are 1, 2, …")  # fmt: skip
@@ -91,6 +92,8 @@ def make_parser():
     add("--groups", default="auto", help="auto: folds that are as hard as the test set looks, copies together "
         "(kit/matched.py); copies: those of one source together (kit/copies.py); none: as the thesis; a column of the "
         "training table; or a FILE.csv with image_name,group")  # fmt: skip
+    add("--group-pattern", metavar="REGEX", help="in place of --groups: what this finds in an image's name, such as "
+        "^[0-9]+")  # fmt: skip
     add("--embed", metavar="MODEL", help="auto and copies compare the features of this timm model too")
     add("--weights", help="of the --embed model: hub (the default), none, or a .safetensors or .pth file")
     return parser
@@ -98,22 +101,8 @@ def make_parser():
 
 def read_competition(args):
     """Reads and checks all tables, and finds every image. → what is in them, and the settings that decide the folds."""
-    remedy = "put the competition's table there, or name it with --train-csv"
-    path, table = tables.find_table(args.input, args.train_csv, tables.TRAIN), None
-    sample_path = tables.find_table(args.input, args.sample_submit, tables.SAMPLE)
     sources = {part: find_images(args, part) for part in ("train", "test")}
-    if isinstance(sources["train"], PixelSource):
-        table = sources["train"].table
-    elif args.train_csv or path.exists() or not labels.in_paths(args, sources["train"]):
-        table = tables.read_table(path, remedy, args.train_header)
-        if args.join:
-            table = tables.join(table, tables.read_table(args.input / args.join, "see --join"))
-    header = tables.read_rows(sample_path, "put the competition's sample there, or name it with --sample-submit")[0]
-    truth = labels.read_labels(args, table, sources["train"], header)
-    tests = tables.read_table(args.input / args.test_csv, "see --test-csv") if args.test_csv else None
-    if isinstance(sources["test"], PixelSource):
-        tests = sources["test"].table
-    sample = read_sample(args, sample_path, sources["test"], truth, tests)
+    path, table, truth, sample, sample_path = read_tables(args, sources)
     positive = positive_class(args, sample_path, truth, sample.form)
     few = [f"{c} ({n})" for c, n in Counter(truth.cells).items() if n < args.folds] if len(truth.classes) == 2 else []
     refuse(path, few, f"has fewer than {args.folds} images of *: add some, or lower --folds")
@@ -121,9 +110,7 @@ def read_competition(args):
     metric = TASKS[truth.task].metric(len(truth.classes)) if args.metric == "auto" else args.metric
     if reason := reason_against(metric, truth.task, truth.classes):
         raise UserError(f"--metric {metric} doesn't suit the {truth.task} {listing(truth.classes)}: {reason}")
-    single = np.arange(len(truth.names))
-    images = table and tables.image_column(table, sources["train"], args.image_column)
-    groups = single if args.groups in (*SEARCHED, "none") else given_groups(args, truth.names, table, images)
+    groups = groups_of(args, truth.names, table, sources["train"])
     if args.limit:
         rows = some_of_each(truth, args.limit, args.folds, args.seed)
         truth, groups, sample = truth.part(rows), groups[rows], sample.part(args.limit)
@@ -132,16 +119,45 @@ def read_competition(args):
     settings = dict(
         made_from=dict(tables=content) | {f"{part}_images": source.fingerprint for part, source in sources.items()},
         task=truth.task, classes=truth.classes, positive=positive, metric=metric, folds=args.folds, seed=args.seed,
-        groups=args.groups + (f" by {args.embed} {args.weights or 'hub'}" if args.embed else ""),
+        groups=args.group_pattern or args.groups + (f" by {args.embed} {args.weights or 'hub'}" if args.embed else ""),
         submission=sample.form, limit=args.limit)  # fmt: skip
     reading = {key: value for key in READING if (value := getattr(args, key)) not in (None, "auto")}
     settings |= truth.ranges() | (dict(reading=reading) if reading else {})
     settings |= dict(per_id=args.per_id) if len(sample.images) != len({*sample.units}) else {}
     groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(sample.images))])  # a test image is a group
-    check_images(sources["train"], truth.names, path if table else sources["train"].path)
+    check_images(sources["train"], truth.names, path)
     check_images(sources["test"], sample.images, sample_path)
     names = dict(train=truth.names, test=sample.images)
     return SimpleNamespace(names=names, labels=truth, sample=sample, groups=groups, sources=sources, settings=settings)
+
+
+def read_tables(args, sources):
+    """→ (what errors name as the training table's path, the training Table or None, Labels, Sample, its path)."""
+    remedy = "put the competition's table there, or name it with --train-csv"
+    paths, table = tables.find_tables(args.input, args.train_csv, tables.TRAIN), None
+    if isinstance(sources["train"], PixelSource):
+        table = sources["train"].table
+    elif args.train_csv or paths[0].exists() or not labels.in_paths(args, sources["train"]):
+        table = tables.stack([tables.read_table(path, remedy, args.train_header) for path in paths])
+        if args.join:
+            table = tables.join(table, tables.read_table(args.input / args.join, "see --join"))
+    sample_path = tables.find_table(args.input, args.sample_submit, tables.SAMPLE)
+    header = tables.read_rows(sample_path, "put the competition's sample there, or name it with --sample-submit")[0]
+    truth = labels.read_labels(args, table, sources["train"], header)
+    tests = tables.read_table(args.input / args.test_csv, "see --test-csv") if args.test_csv else None
+    if isinstance(sources["test"], PixelSource):
+        tests = sources["test"].table
+    sample = read_sample(args, sample_path, sources["test"], truth, tests)
+    return paths[0] if table else sources["train"].path, table, truth, sample, sample_path
+
+
+def groups_of(args, names, table, source):
+    """→ the group of each training image, int [N], before any image is looked at."""
+    if args.group_pattern:
+        return pattern_groups(args.group_pattern, names)
+    if args.groups in (*SEARCHED, "none"):
+        return np.arange(len(names))
+    return given_groups(args, names, table, table and tables.image_column(table, source, args.image_column))
 
 
 def some_of_each(truth, count, least, seed):
@@ -176,7 +192,7 @@ def earlier_prepared(args, data):
 def prepare(args, data, new, earlier):
     """Makes all files in the folder `new`; after an `earlier` run, only the caches and samples.png. → (prepared.json,
     folds.csv as a table, {part: Counter of the images' (width, height)})."""
-    search = args.groups in SEARCHED and not earlier
+    search = args.groups in SEARCHED and not args.group_pattern and not earlier
     statistics = np.zeros((len(data.groups), forecast.STATISTICS), np.float32)
     with array_in_file(new, copies.RECORD, len(data.groups)) if search else contextlib.nullcontext() as records:
         sizes, unreadable = cache_all(args, data, new, statistics, records)
@@ -280,11 +296,11 @@ def understood(data):
     """→ a sentence on what the tables say, and ask for."""
     settings = data.settings
     form, positive = settings["submission"], settings["positive"]
-    of = (f" of {'each ' + TASKS[settings['task']].noun if form['columns'] else repr(positive)}") * (
-        form["value"] == "probability"
-    )
-    header = f"`{','.join(form['header'])}`"[:60] if form["header"] else "no header"
-    return f"{data.labels.said}; submission: {header}, {form['value']}{of}; metric {METRICS[settings['metric']].name}"
+    header, value, metric = ",".join(form["header"] or []), form["value"], METRICS[settings["metric"]].name
+    header = f"`{header if len(header) <= 60 else header[:60] + '…'}`" if header else "no header"
+    if value == "probability":
+        value += f" of {'each ' + TASKS[settings['task']].noun if form['columns'] else repr(positive)}"
+    return f"{data.labels.said}; submission: {header}, {value}; metric {metric}"
 
 
 def report(args, data, prepared, folds, sizes):

@@ -1,5 +1,6 @@
 """Which images are held out together: groups that the user names, folds, and the table that shows them."""
 
+import re
 import unicodedata
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedKFold
 
-from common import listing, say
+from common import UserError, listing, say
 from kit import tasks
 from kit.tables import check_unique, column, is_blank, read_rows, refuse
 
@@ -33,6 +34,17 @@ def given_groups(args, names, table, images):
         say(f"{blank} images have a blank cell for their group: each is its own group")
     keys = [i if is_blank(cell) else cell.strip() for i, cell in enumerate(cells)]
     return pd.factorize(pd.Series(keys, dtype=object))[0]
+
+
+def pattern_groups(pattern, names):
+    """→ the group of each image, int [N]: those are together in whose names the regular expression finds the same."""
+    try:
+        found = [re.search(pattern, name) for name in names]
+    except re.error as error:
+        raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error})") from None
+    lost = [name for name, match in zip(names, found, strict=True) if not match]
+    refuse("--group-pattern", lost, f"{pattern!r} finds nothing in *")
+    return pd.factorize(pd.Series([match[match.re.groups and 1] for match in found], dtype=object))[0]
 
 
 def make_folds(labels, groups, count, seed):

@@ -65,9 +65,14 @@ class ImageSource:
         self.aliases = aliases(self.files)
 
     def find(self, name):
-        """→ the image's key in `files`, its file's name. None where `name` means none, or several."""
+        """→ the image's key in `files`, its file's name. None where `name` means none, or several. A name may begin
+        with folders that lie above the source: images/0.jpg in the folder images."""
         name = plain(name)
-        return self.aliases.get(name) or self.aliases.get(lowered(name))
+        while (key := self.aliases.get(name) or self.aliases.get(lowered(name))) is None:
+            above, slash, name = name.partition("/")
+            if not slash or ":" in above or above in ("", ".", ".."):
+                return None
+        return key
 
     def decoded(self, name, salvage=False):
         """→ the image that `find` knows, as `decode` gives it. `salvage` accepts a truncated JPEG: the rows that it

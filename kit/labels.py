@@ -92,6 +92,10 @@ def one_column(args, path, columns):
 def class_form(args, path, names, columns):
     """One label in one column."""
     name, cells = one_column(args, path, columns)
+    several = sum(" " in cell for cell in cells) if name == "category_id" else 0
+    if several:
+        say(f"{path.name}: {several} images have several categories, of which the first counts (see --label-form list)")
+        cells = [cell.partition(" ")[0] for cell in cells]
     return of_classes(path, names, cells, f"column {name!r}")
 
 

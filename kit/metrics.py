@@ -240,6 +240,7 @@ METRICS = {
     "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, average="macro"),
     "logloss": mean_metric("log loss", _log_losses, sk.log_loss, larger_is_better=False),
     "f1": label_metric("macro F1", sk.f1_score, average="macro"),
+    "f1-positive": label_metric("F1", partial(sk.f1_score, zero_division=0))._replace(fits=_two),
     "f1-micro": label_metric("micro F1", sk.f1_score, average="micro"),
     "qwk": label_metric("QWK", kappa, expected_grade)._replace(fits=_grades),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),

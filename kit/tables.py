@@ -14,13 +14,8 @@ from common import UserError, listing
 from kit.images import IMAGE_ENDINGS
 
 TRAIN = "train.csv", "train.tsv", "train_labels.csv", "trainLabels.csv", "labels.csv", "train_master.tsv"
-SAMPLE = (
-    "sample_submit.csv",
-    "sample_submission.csv",
-    "sample_submit.tsv",
-    "submission_format.csv",
-    "SampleSubmission.csv",
-)
+SAMPLE = "sample_submit.csv sample_submission.csv sampleSubmission.csv SampleSubmission.csv submission_format.csv"
+SAMPLE = (*SAMPLE.split(), "sample_submit.tsv", "sample.csv")
 COUNTED = 200  # rows that are asked whether a column names images
 
 
@@ -32,6 +27,11 @@ class Table(NamedTuple):
 
     def __len__(self):
         return len(next(iter(self.columns.values())))
+
+
+def find_tables(folder, given, usual):
+    """→ the paths of the tables that a flag gives, or [find_table's]."""
+    return [find_table(folder, name, usual) for name in given or [None]]
 
 
 def find_table(folder, given, usual):
@@ -116,6 +116,13 @@ def read_coco(path, remedy):
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is no JSON of images and annotations ({error!r}): name a table") from None
     return Table(path, columns)
+
+
+def stack(parts):
+    """Puts tables one below the other; a column that one lacks is blank there. → a Table."""
+    names = [*dict.fromkeys(name for part in parts for name in part.columns)]
+    cells = {name: [c for part in parts for c in part.columns.get(name, [""] * len(part))] for name in names}
+    return Table(parts[0].path, cells)
 
 
 def join(table, other):

@@ -19,7 +19,8 @@ from kit.experiment import KINDS, read_fold
 from kit.images import ImageSource, resize
 from kit.metrics import METRICS
 from kit.model import TTAS, load_fold, predict
-from kit.submission import per_unit, read_sample
+from kit.sample import read_sample
+from kit.submission import per_unit
 
 CHUNK, FIRST = 256, 32  # images that are decoded at a time; in the first chunk, which says how long the others take
 SPARE = 0.9  # of the time that is left, what a plan may take

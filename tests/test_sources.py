@@ -105,7 +105,8 @@ def test_bare_names_are_found_at_any_depth(tmp_path):
     assert source.find("0/x") == "t/0/x.png"
     assert source.find("top") == source.find("top.png") == "top.png", "an earlier rule goes before the bare name"
     assert source.find("y") == "t/y.png", "without the top folder it means one file"
-    assert source.find("1/2/abc") is None
+    assert source.find("elsewhere/abc") == "t/0/1/2/abc.jpg", "what lies above the source may be named"
+    assert source.find("../abc") is source.find("/abc") is source.find("C:/abc") is None
 
 
 def test_the_case_of_an_ending_does_not_matter_where_one_file_is_meant(tmp_path):

@@ -30,7 +30,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from common import UserError
-from kit import tables
+from kit import labels, sample, tables
 from kit.images import ImageSource, decode
 
 
@@ -121,27 +121,33 @@ def fuzz_tables(seconds, outcomes):
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
-        options = SimpleNamespace(input=Path(folder), train_csv="train.csv", sample_submit="train.csv", folds=2,
-            image_column="image_name", label_column="label", submit_header="auto", submit_value="auto",
-            positive=None, metric="auto")  # fmt: skip
+        options = SimpleNamespace(image_column=None, label_column=None, label_form="auto", separator=" ",
+            target_column=None, drop_unlabelled=False, submit_header="auto", submit_value="auto", positive=None,
+            metric="auto", label_pattern=None)  # fmt: skip
         source = SimpleNamespace(find={"a.png": "a.png", "b.png": "b.png"}.get)
 
-        def read_format(options, classes):
-            tables.positive_class(options, classes, tables.read_sample_submit(options, source, classes)[1])
+        def read_truth():
+            header = tables.read_rows(path, "")[0]
+            return labels.read_labels(options, tables.read_table(path, ""), source, header)
+
+        def read_format(classes):
+            truth = labels.of_classes(path, ["a.png", "b.png"], classes, "")
+            asked = sample.read_sample(options, path, source, truth, None)
+            sample.positive_class(options, path, truth, asked.form)
 
         @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.one_of(text, st.binary(max_size=60)))
         def read(data):
             path.write_bytes(data)
             readers = (
-                tables.read_labels,
+                read_truth,
                 partial(read_format, classes=["0", "1"]),
                 partial(read_format, classes=["a", "b"]),
             )
             for reader in readers:
                 with in_time(data):
                     try:
-                        reader(options)
+                        reader()
                         outcomes["tables read"] += 1
                     except UserError:
                         outcomes["tables refused"] += 1
