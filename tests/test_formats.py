@@ -119,7 +119,7 @@ FORMS = {
     "zindi-turtle-recall": Form(
         "images.tar train.csv SampleSubmission.csv",
         "--train-images images.tar --test-images images.tar --label-column turtle_id --metric map5",
-        "6 classes in column 'turtle_id'; submission: `image_id,prediction1,prediction2,prediction3,prediction4,pr, "
+        "6 classes in column 'turtle_id'; submission: `image_id,prediction1,prediction2,prediction3,prediction4,pre…`, "
         "top; metric MAP@5",
     ),
     "csiro-biomass": Form(
