@@ -1,4 +1,4 @@
-"""The kit reads a competition's own download with flags only: tiny competitions in the forms of 35 real ones.
+"""The kit reads a competition's own download with flags only: tiny competitions in the forms of 40 real ones.
 
 Names, folders and columns are those of the real ones; the images are small and plain. FORMS says which files there are,
 which flags of 00 they take, and how 00 must understand them.
@@ -228,6 +228,33 @@ FORMS = {
         "--label-form list --submit-value top",
         "4 labels in column 'categories', any number of them an image; submission: `id,categories,osd`, top; metric "
         "mean column AUC",
+    ),
+    "digit-recognizer": Form(
+        "train.csv test.csv sample_submission.csv",
+        "",
+        "4 classes in column 'label'; submission: `ImageId,Label`, label; metric accuracy",
+    ),
+    "fer2013": Form(
+        "train.csv test.csv sample_submission.csv",
+        "--label-column emotion",
+        "3 classes in column 'emotion'; submission: `id,emotion`, label; metric accuracy",
+    ),
+    "diabetic-retinopathy-detection": Form(
+        "train.zip.001 train.zip.002 test.zip trainLabels.csv sampleSubmission.csv",
+        "--metric qwk --group-pattern ^[0-9]+",
+        "5 classes in column 'level'; submission: `image,level`, label; metric QWK",
+    ),
+    "aicrowd-car-rotation": Form(
+        "train.zip val.zip test.zip train.csv val.csv sample_submission.csv",
+        "--train-csv train.csv val.csv --train-images train.zip val.zip --metric f1",
+        "4 classes in column 'label'; submission: `ImageID,label`, label; metric macro F1",
+    ),
+    "alaska2-image-steganalysis": Form(
+        "Cover/ JMiPOD/ JUNIWARD/ UERD/ Test/ sample_submission.csv",
+        "--train-images . --test-images Test --label-pattern ^([CJU][A-Za-z]+)/ --positive JMiPOD JUNIWARD UERD "
+        "--submit-value probability --metric auc --group-pattern [^/]+$",
+        "4 classes in 48 paths that fit the pattern; submission: `Id,Label`, probability of "
+        "['JMiPOD', 'JUNIWARD', 'UERD']; metric AUC",
     ),
 }
 QUICK = "--groups none --size 32 --folds 2".split()  # the form's own flags follow, and --groups may be one of them
@@ -819,6 +846,77 @@ def fathomnet_2023(room):
     return Drawn(train, tests, [header, *([n, " ".join(b), f"0.{i}"] for i, (n, b) in enumerate(best.items()))])
 
 
+def of_pixels(room, targets, header, cells):
+    """A table with a row of grey pixels for each image, 8 × 8, and what `cells` says of its target."""
+    rows = []
+    for target in targets.values():
+        grey = room.colour(target)[:8, :8].mean(axis=2).astype(int).ravel().tolist()
+        rows.append([*cells(target), *(grey if len(header) > 3 else [" ".join(map(str, grey))])])
+    return rows
+
+
+def digit_recognizer(room):
+    train, tests = dealt("{}", ["0", "1", "2", "3"], 24), dealt("{}", ["3", "1", "0"], 6)
+    header = [f"pixel{i}" for i in range(64)]
+    room.table("train.csv", ["label", *header], of_pixels(room, train, header, lambda target: [target]))
+    room.table("test.csv", header, of_pixels(room, tests, header, lambda target: []))
+    train, tests = ({str(i + 1): t for i, t in enumerate(part.values())} for part in (train, tests))
+    room.table("sample_submission.csv", ["ImageId", "Label"], [[name, "0"] for name in tests])
+    return Drawn(train, tests, [["ImageId", "Label"], *map(list, tests.items())])
+
+
+def fer2013(room):
+    train, tests = dealt("{}", ["0", "3", "6"], 24), dealt("{}", ["3", "0"], 6)
+    room.table("train.csv", ["emotion", "pixels"], of_pixels(room, train, ["pixels"], lambda target: [target]))
+    room.table("test.csv", ["pixels"], of_pixels(room, tests, ["pixels"], lambda target: []))
+    train, tests = ({str(i + 1): t for i, t in enumerate(part.values())} for part in (train, tests))
+    room.table("sample_submission.csv", ["id", "emotion"], [[name, "0"] for name in tests])
+    return Drawn(train, tests, [["id", "emotion"], *map(list, tests.items())])
+
+
+def diabetic_retinopathy_detection(room):
+    grades = ["0", "1", "2", "3", "4"]
+    train = {f"{i}_{side}": grades[i % 5] for i in range(10, 25) for side in ("left", "right")}
+    tests = {f"{i}_{side}": grades[i % 3] for i in range(1, 4) for side in ("left", "right")}
+    room.images("train/{}.jpeg", train)
+    room.images("test/{}.jpeg", tests)
+    for part in ("train", "test"):
+        room.packed(f"{part}.zip", write_zip)
+    whole = (room.folder / "train.zip").read_bytes()
+    room.file("train.zip.001", whole[:5000])
+    room.file("train.zip.002", whole[5000:])
+    (room.folder / "train.zip").unlink()
+    room.table("trainLabels.csv", ["image", "level"], train.items())
+    tests = shuffled(tests)
+    room.table("sampleSubmission.csv", ["image", "level"], [[name, "0"] for name in tests])
+    return Drawn(train, tests, [["image", "level"], *map(list, tests.items())])
+
+
+def aicrowd_car_rotation(room):
+    sides = ["front", "back", "left", "right"]
+    parts = dict(train=dealt("{}", sides, 24), val=dealt("9{:03}", sides, 8), test=dealt("7{:03}", sides, 6))
+    for part, targets in parts.items():
+        room.images(part + "/{}.jpg", targets)
+        room.packed(f"{part}.zip", write_zip)
+        if part != "test":
+            room.table(f"{part}.csv", ["ImageID", "label"], targets.items())
+    tests = shuffled(parts["test"])
+    room.table("sample_submission.csv", ["ImageID", "label"], [[name, "front"] for name in tests])
+    return Drawn(parts["train"] | parts["val"], tests, [["ImageID", "label"], *map(list, tests.items())])
+
+
+def alaska2_image_steganalysis(room):
+    kinds = ["Cover", "JMiPOD", "JUNIWARD", "UERD"]
+    train = {f"{kind}/{i:05}.jpg": kind for i in range(1, 13) for kind in kinds}
+    tests = dealt("{:04}.jpg", ["Cover", "UERD", "JMiPOD"], 6)
+    room.images("{}", train)
+    room.images("Test/{}", tests)
+    tests = shuffled(tests)
+    room.table("sample_submission.csv", ["Id", "Label"], [[name, "0"] for name in tests])
+    rows = [[name, str(int(kind != "Cover"))] for name, kind in tests.items()]
+    return Drawn(train, tests, [["Id", "Label"], *rows])
+
+
 # ---------------------------------------------------------------- the tests
 
 
@@ -856,7 +954,7 @@ def prepared_as(drawn, flags, form, folder):
     assert Counter(folds.image_name) == Counter([*drawn.train])
     expected = targets_of(prepared, [drawn.train[image] for image in folds.image_name])
     assert np.array_equal(tasks.read_targets(prepared, folds.target), expected, equal_nan=prepared["task"] == "numbers")
-    assert ("--groups" in form.flags) == (folds.group.nunique() < len(folds)), "two images or more are a group"
+    assert ("--group" in form.flags) == (folds.group.nunique() < len(folds)), "two images or more are a group"
     table, layout = read_tests(folder / "output" / "prepared", "")
     assert Counter(table.image_name) == Counter([*drawn.tests]), "every test image is predicted once"
     truth = targets_of(prepared, [drawn.tests[image] for image in table.image_name])

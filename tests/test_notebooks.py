@@ -100,11 +100,13 @@ def test_kaggle(toy, tmp_path, kit, monkeypatch):
     working.rename(inputs / "earlier")
     working.mkdir()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    out = run_notebook("kaggle.ipynb", tmp_path, flags)
+    there = "/kaggle/input/competition/"
+    hidden = f"--test-images {there}test.zip --sample-submit {there}sample_submit.csv"
+    out = run_notebook("kaggle.ipynb", tmp_path, flags, HIDDEN=hidden)
     assert "fold 0 of base is finished" in out
     assert "fold 0 epoch" not in out
     assert "fold 1 epoch 2/2" in out
-    assert "10 rows, checked" in out
+    assert out.count("10 rows, checked") == 2, "the test set, and once more as a hidden one"
     assert {"fold1.pt", "fold0_test.npy", "report.html"} <= names(working)
     assert (working / "submission.csv").read_text().count("\n") == 10
 
