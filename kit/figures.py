@@ -109,7 +109,7 @@ def draw_roc(curves, path):
     figure, axis = plt.subplots(figsize=SIZE)
     for name, positive, score in curves:
         false_rate, true_rate, _ = roc_curve(positive, score)
-        label = f"{name}: {roc_auc_score(positive, score):.4f}"
+        label = f"{name if len(name) <= 14 else name[:13] + '…'}: {roc_auc_score(positive, score):.4f}"
         axis.plot(false_rate, true_rate, label=label, color=TEXT if name == "pooled" else None, linewidth=1)
     axis.plot([0, 1], [0, 1], **CHANCE)
     axis.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")

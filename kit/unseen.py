@@ -61,15 +61,17 @@ def predict_unseen(args, experiments, device, amp, workers, mix):
     lost = [name for name in sample.images if source.find(name) is None]
     if lost:
         warn(f"{len(lost)} images of {args.sample_submit} are missing: {listing(lost)}; they are predicted as grey")
-    plan, parts, done = Plan(args, experiments, len(sample.images)), [[] for _ in experiments], 0
+    plan, parts, done, damaged = Plan(args, experiments, len(sample.images)), [[] for _ in experiments], 0, []
+    sizes = {exp.saved["config"]["size"] for exp in experiments}
     with progress(len(sample.images), "test images") as bar, ThreadPoolExecutor(cpu_count()) as pool:
         while done < len(sample.images):
             names = sample.images[done : done + (CHUNK if done else FIRST)]
             began = time.monotonic()
-            decoded = [*pool.map(lambda name: read(source, name), names)]
+            decoded = [*pool.map(lambda name: read(source, name, sizes), names)]
+            damaged += [f"{name} ({why})" for name, (_, why) in zip(names, decoded, strict=True) if why]
             plan.decoding += time.monotonic() - began
             for exp, found in zip(experiments, parts, strict=True):
-                images = np.stack([resize(image, exp.saved["config"]["size"]) for image in decoded])
+                images = np.stack([resized[exp.saved["config"]["size"]] for resized, _ in decoded])
                 tta, folds = plan.choose(exp, done)
                 began, total = time.monotonic(), 0
                 for classifier in exp.models[:folds]:
@@ -81,15 +83,21 @@ def predict_unseen(args, experiments, device, amp, workers, mix):
                 found.append(total / folds)
             done += len(names)
             bar.update(len(names))
+    if damaged:
+        warn(f"{len(damaged)} images can't be read: {listing(damaged)}; what they lack is predicted as grey")
     mixed = mix([np.concatenate(found) for found in parts])
     if not np.isfinite(mixed).all():
         raise UserError("the predictions are no numbers: predict with --amp none, or train the folds anew")
     return per_unit(mixed, sample.units, experiments[0].saved.get("per_id", "mean")), sample.layout
 
 
-def read(source, name):
-    """→ the image, uint8 [H, W, 3]: of one that can't be read, what is left of it, else grey."""
-    return decode(source, name, 64)[0] if source.find(name) is not None else np.full((64, 64, 3), 128, np.uint8)
+def read(source, name, sizes):
+    """→ ({size: the image, uint8 [size, size, 3]}, why it can't be read or None). Then what is left of it is used;
+    where nothing is, or no image is there, it is grey. Resized here, so that whole images don't add up in memory."""
+    image, reason = np.full((64, 64, 3), 128, np.uint8), None
+    if source.find(name) is not None:
+        image, reason = decode(source, name, 64)
+    return {size: resize(image, size) for size in sizes}, reason
 
 
 class Plan:
@@ -134,11 +142,15 @@ def thresholds_of(experiments, mix):
     if not METRICS[saved["metric"]].of_sets:
         return None
     shared = sorted(set.intersection(*(set(exp.folds) for exp in experiments)))
-    parts, targets = [], []
+    if not shared:
+        raise UserError("no fold is there of all experiments, to fit thresholds on: copy one of each")
+    parts, targets, names = [], [], {}
     for exp in experiments:
         found = []
         for fold in shared:
             table = read_table(exp.folder / f"fold{fold}.csv", "copy it there beside foldK.pt", dtype=str)
+            if names.setdefault(fold, table.image_name.tolist()) != table.image_name.tolist():
+                raise UserError(f"{exp.folder}/fold{fold}.csv holds other images than {experiments[0].exp}'s: name one")
             found.append(read_fold(exp.folder, fold, saved["classes"], table)[KINDS.index("views")])
             targets += [tasks.read_targets(saved, table.target)] if exp is experiments[0] else []
         parts.append(tasks.predictions(saved, np.concatenate(found)))
@@ -152,12 +164,19 @@ def submit_unseen(args, device, amp, workers):
     for exp in experiments[1:]:
         if exp.saved["classes"] != saved["classes"]:
             raise UserError(f"{exp.exp} has other classes than {experiments[0].exp}: they can't be blended")
-    weights = args.weights if args.weights and not isinstance(args.weights[0], str) else None
+    weights = args.weights
+    if weights and not ([*map(type, weights)] == [float] * len(experiments) and sum(weights) > 0):
+        what = f"a number for each of {listing(args.exps)}, not all of them 0"
+        raise UserError(f"--weights {listing(weights)}: --test-images needs {what}, and no file: give its numbers")
 
     def mix(parts):
         return blend(parts, args.blend, weights, saved.get("task", "classes"))
 
+    cut = thresholds_of(experiments, mix)  # its mistakes must not wait for the predictions
+
+    def mix_and_cut(parts):
+        return mix(parts) if cut is None else thresholds.apply(mix(parts), cut)
+
     with torch.inference_mode():
-        predictions, layout = predict_unseen(args, experiments, device, amp, workers, mix)
-    cut = thresholds_of(experiments, mix)
-    return predictions if cut is None else thresholds.apply(predictions, cut), layout, saved
+        predictions, layout = predict_unseen(args, experiments, device, amp, workers, mix_and_cut)
+    return predictions, layout, saved

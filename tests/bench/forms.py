@@ -4,9 +4,10 @@ one-hot columns, as sets of labels, and with a number.
     python tests/bench/forms.py --photos DIR --weights FILE --folder /tmp/forms
 
 DIR and FILE are those of real.py; 500 training and 300 test images. Clothes: the class in a column, in the folders'
-names, in one-hot columns; the three must have one CV and one test score. Cartons (the test set's products are known
-ones): the product and whether it is a drink as a set of labels; 0 or 1 for a drink as a number. Frozen features and a
-linear head (probe.args), all folds, plain folds; 02 and 03 follow. Prints CV and test score of each.
+names, in one-hot columns; the first and the last must agree to the byte, and the folders, whose order makes other
+folds, nearly. Cartons (the test set's products are known ones): the product and whether it is a drink as a set of
+labels; 0 for a drink and 1 for food as a number. Frozen features and a linear head (probe.args), all folds, plain
+folds; 02 and 03 follow. Prints CV and test score of each.
 """
 
 import argparse
