@@ -104,12 +104,11 @@ def read_competition(args):
     sources = {part: find_images(args, part) for part in ("train", "test")}
     path, table, truth, sample, sample_path = read_tables(args, sources)
     positive = positive_class(args, sample_path, truth, sample.form)
-    few = [f"{c} ({n})" for c, n in Counter(truth.cells).items() if n < args.folds] if len(truth.classes) == 2 else []
-    refuse(path, few, f"has fewer than {args.folds} images of *: add some, or lower --folds")
+    if truth.task == "classes" and len(truth.classes) == 2:
+        few = [f"{label} ({count})" for label, count in Counter(truth.cells).items() if count < args.folds]
+        refuse(path, few, f"has fewer than {args.folds} images of *: add some, or lower --folds")
     truth = truth.with_second(positive)  # it comes second, as METRICS expect
-    metric = TASKS[truth.task].metric(len(truth.classes)) if args.metric == "auto" else args.metric
-    if reason := reason_against(metric, truth.task, truth.classes):
-        raise UserError(f"--metric {metric} doesn't suit the {truth.task} {listing(truth.classes)}: {reason}")
+    metric = pick_metric(args, truth, sample.form["value"])
     groups = groups_of(args, truth.names, table, sources["train"])
     if args.limit:
         rows = some_of_each(truth, args.limit, args.folds, args.seed)
@@ -131,13 +130,27 @@ def read_competition(args):
     return SimpleNamespace(names=names, labels=truth, sample=sample, groups=groups, sources=sources, settings=settings)
 
 
+def pick_metric(args, truth, value):
+    """→ the key of the metric: --metric or, by default, that of the task and of what the submission holds. A line says
+    where the submission holds labels, and the metric scores probabilities."""
+    if args.metric == "auto":
+        usual = dict(label="accuracy", set="f1-samples").get(value)
+        return usual or TASKS[truth.task].metric(len(truth.classes))
+    if reason := reason_against(args.metric, truth.task, truth.classes):
+        raise UserError(f"--metric {args.metric} doesn't suit the {truth.task} {listing(truth.classes)}: {reason}")
+    metric = METRICS[args.metric]
+    if value in ("label", "set") and not (metric.of_labels or metric.of_sets):
+        say(f"the submission holds labels, and {metric.name} scores probabilities: the CV is of those")
+    return args.metric
+
+
 def read_tables(args, sources):
     """→ (what errors name as the training table's path, the training Table or None, Labels, Sample, its path)."""
     remedy = "put the competition's table there, or name it with --train-csv"
     paths, table = tables.find_tables(args.input, args.train_csv, tables.TRAIN), None
     if isinstance(sources["train"], PixelSource):
         table = sources["train"].table
-    elif args.train_csv or paths[0].exists() or not labels.in_paths(args, sources["train"]):
+    elif not args.label_pattern and (paths[0].exists() or args.train_csv or not labels.in_folders(sources["train"])):
         table = tables.stack([tables.read_table(path, remedy, args.train_header) for path in paths])
         if args.join:
             table = tables.join(table, tables.read_table(args.input / args.join, "see --join"))
@@ -178,7 +191,8 @@ def earlier_prepared(args, data):
     if args.overwrite or not all((folder / name).exists() for name in ("prepared.json", "folds.csv", "test.csv")):
         return None
     prepared, folds = common.read_prepared(args)
-    changed = [key for key, value in data.settings.items() if prepared.get(key) != value]
+    keys = dict.fromkeys([*data.settings, *(key for key in ("reading", "per_id", "ranges") if key in prepared)])
+    changed = [key for key in keys if prepared.get(key) != data.settings.get(key)]
     remedy = "use another --output, or --overwrite to prepare anew (models of other folds become unusable)"
     refuse(folder, changed, f"was prepared with other *: {remedy}")
     try:

@@ -19,7 +19,7 @@ def given_groups(args, names, table, images):
 
     table: the training Table or None; images: the name of its column of images."""
     if args.groups.endswith(".csv"):
-        path = Path(args.groups)
+        path = Path(args.groups) if Path(args.groups).exists() else args.input / args.groups
         header, *rows = read_rows(path, "name a table with the columns image_name,group with --groups")
         refuse(path, header != ["image_name", "group"] and header, "has the columns *: it needs image_name,group")
         check_unique(path, [row[0] for row in rows])

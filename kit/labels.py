@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
     def part(self, rows):
         """→ the Labels of some images."""
-        names, cells = ([column[i] for i in rows] for column in (self.names, self.cells))
+        names, cells = ([cells[i] for i in rows] for cells in (self.names, self.cells))
         return self._replace(names=names, cells=cells, targets=self.targets[rows])
 
     def with_second(self, label):
@@ -99,9 +99,16 @@ def class_form(args, path, names, columns):
     return of_classes(path, names, cells, f"column {name!r}")
 
 
+def zeros_and_ones(path, columns):
+    """→ float [N, K] of the columns' cells. Raises UserError where one is neither 0 nor 1."""
+    wrong = {cell for cells in columns.values() for cell in cells if not is_number(cell) or float(cell) not in (0, 1)}
+    refuse(path, sorted(wrong), f"has other cells than 0 and 1 in {listing([*columns], 3)}: *")
+    return np.array([*columns.values()]).T.astype(float)
+
+
 def onehot_form(args, path, names, columns):
     """A column for each class, a 1 in one of them."""
-    marks = np.array([*columns.values()]).T.astype(float)
+    marks = zeros_and_ones(path, columns)
     wrong = [name for name, total in zip(names, marks.sum(axis=1), strict=True) if total != 1]
     refuse(path, wrong, "has no single 1 for *: see --label-form binary")
     labels = [[*columns][number] for number in marks.argmax(axis=1)]
@@ -110,8 +117,7 @@ def onehot_form(args, path, names, columns):
 
 def binary_form(args, path, names, columns):
     """A column for each label, 0 or 1."""
-    marks = np.array([*columns.values()]).T.astype(float)
-    labels = [*columns]
+    marks, labels = zeros_and_ones(path, columns), [*columns]
     return of_sets(names, [[labels[k] for k in np.flatnonzero(row)] for row in marks], labels, f"{len(labels)} columns")
 
 
@@ -125,9 +131,12 @@ def split_cell(cell, mark):
 def list_form(args, path, names, columns):
     """The labels of an image in one cell, between --separator; a blank cell has none."""
     name, cells = one_column(args, path, columns)
+    refuse("--separator", not args.separator, "is empty: give what stands between the labels")
     sets = [[*dict.fromkeys(filter(None, split_cell(cell, args.separator)))] for cell in cells]
     classes = in_order([label for labels in sets for label in labels])
     refuse(path, len(classes) < 2, f"has fewer than two labels in column {name!r}: see --separator")
+    odd = [label for label in classes if {*label} & {*",;|\t"}]
+    refuse(path, odd, f"has labels such as * where {args.separator!r} stands between two: see --separator")
     return of_sets(names, sets, classes, f"column {name!r}", args.separator)
 
 
@@ -136,8 +145,9 @@ def number_form(args, path, names, columns):
     bad = [f"{cell!r}" for cells in columns.values() for cell in cells if not (is_blank(cell) or is_number(cell))]
     refuse(path, bad[:5], f"has cells in {listing([*columns])} that are no numbers: *")
     table = np.array([[np.nan if is_blank(cell) else float(cell) for cell in cells] for cells in columns.values()]).T
-    empty = [name for name, column in zip(columns, table.T, strict=True) if not np.isfinite(column).any()]
-    refuse(path, empty, "has no number in column *")
+    spans = [np.ptp(numbers[np.isfinite(numbers)]) if np.isfinite(numbers).any() else 0 for numbers in table.T]
+    empty = [name for name, span in zip(columns, spans, strict=True) if span == 0]
+    refuse(path, empty, "has no two different numbers in column *: there is nothing to learn")
     cells = [" ".join(f"{value:.6g}" for value in row) for row in table]
     what = "a number" if len(columns) == 1 else f"{len(columns)} numbers"
     return Labels(names, "numbers", [*columns], table.astype(np.float32), cells, f"{what} in {listing([*columns], 3)}")
@@ -170,11 +180,13 @@ def pick_form(args, columns):
 
 def label_columns(args, table, names, header):
     """→ the columns that hold the labels: those given, else `label`, category_id, those that the sample's header names,
-    or the only one beside the images' names. header: of the sample, or None."""
+    or the only one beside the images' names. header: the sample's first row."""
     if args.label_column:
         return [column(table, name, "--label-column") for name in args.label_column]
     usual = [name for name in ("label", "category_id") if name in table.columns][:1]
     wanted = [name.strip() for name in header or [] if name.strip() in table.columns and name.strip() != names]
+    if len(wanted) > 1 and wanted[0] == header[0].strip() and len({*table.columns[wanted[0]]}) == len(table):
+        wanted = wanted[1:]  # the ids, where another column names the images
     others = [name for name in table.columns if name != names]
     found = usual or wanted or (others if len(others) == 1 else [])
     return found or [column(table, "label", "--label-column")]
@@ -191,14 +203,15 @@ def pivot(args, table, images):
         targets = table.columns[column(table, args.target_column, "--target-column")]
     wide, kinds = {}, [*dict.fromkeys(targets)]
     for name, target, value in zip(cells, targets, table.columns[values], strict=True):
-        wide.setdefault(name, {}).setdefault(target, value)
+        if wide.setdefault(name, {}).setdefault(target, value) != value:
+            raise UserError(f"{table.path} has two values of {target} for {name}: keep one row of each")
     rows = {kind: [wide[name].get(kind, "") for name in wide] for kind in kinds}
     return Table(table.path, {images: [*wide]} | rows), kinds
 
 
-def in_paths(args, source):
-    """Whether the images' own paths may say their labels, where there is no table."""
-    return args.label_pattern or len({key.rpartition("/")[0] for key in source.files}) > 1
+def in_folders(source):
+    """Whether the images lie in several folders, whose names may be their labels."""
+    return len({key.rpartition("/")[0] for key in source.files}) > 1
 
 
 def from_paths(args, source):
@@ -225,7 +238,7 @@ def from_paths(args, source):
 
 def read_labels(args, table, source, header):
     """→ Labels of the training images. table: the training table, None where there is none; source: where the images
-    are; header: of the sample submission, or None."""
+    are; header: the sample submission's first row."""
     if table is None:
         return from_paths(args, source)
     path = table.path

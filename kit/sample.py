@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from common import UserError, listing
+from common import UserError, listing, say
 from kit.images import IMAGE_ENDINGS
+from kit.labels import split_cell
 from kit.metrics import METRICS
 from kit.submission import RANKED, SUBMISSIONS
 from kit.tables import COUNTED, check_unique, image_column, is_blank, is_number, read_cells, refuse
@@ -38,17 +39,16 @@ def read_sample(args, path, source, labels, tests, form=None):
     headed = is_header(rows, source, labels.classes) if args.submit_header == "auto" else args.submit_header == "yes"
     header, rows = rows[0] if headed else None, rows[headed:]
     refuse(path, not rows, "names no test image: download it again, or see --submit-header")
-    place = id_place(args, rows, source, tests, labels)
+    place = id_place(rows, source, tests)
     ids = [row[place] for row in rows] if place is not None else None
     images, units, unit, target = images_of(args, path, ids, len(rows), source, tests, labels.classes)
-    values = [i for i in range(len(rows[0])) if i != place]
-    if header and len(values) > 1:  # further columns are copied
-        named = [i for i in values if header[i].strip() in labels.classes]
-        own = form.get("values") if form else [i for i in values if header[i].strip() in labels.columns]
-        values = named if {header[i].strip() for i in named} == {*labels.classes} else own or values
-    cells = pd.DataFrame([[cell for cell in row] for row in rows], columns=[f"c{i}" for i in range(len(rows[0]))])
+    values = value_places(labels, header, [i for i in range(len(rows[0])) if i != place], form)
+    cells = pd.DataFrame(rows, columns=[f"c{i}" for i in range(len(rows[0]))])
     layout = pd.concat([pd.DataFrame(dict(unit=unit, target=target)), cells], axis=1)
-    form = form or choose_form(args, path, labels, header, [[row[i] for i in values] for row in rows], max(target) >= 0)
+    if form is None:
+        names = [header[i].strip() for i in values] if header else None
+        filled = [[row[i].strip() for i in values] for row in rows]
+        form = choose_form(args, path, labels, names, filled, max(target) >= 0)
     unusual = dict(place=place, separator=separator, values=values)
     usual = dict(place=0, separator=",", values=[*range(1, len(rows[0]))])
     form = {**form, "header": header} | {key: value for key, value in unusual.items() if value != usual[key]}
@@ -61,12 +61,32 @@ def is_header(rows, source, classes):
     if any(source.find(cell) is not None or cell.lower().endswith(IMAGE_ENDINGS) for cell in rows[0]):
         return False
     cells = first[1:] or first
-    if len(cells) == 1 and cells[0] in classes:  # a class names the column where the rows below hold other values
-        return not all(row[-1].strip() in classes for row in rows[1:])
-    return sorted(cells) == sorted(classes) or not all(c in classes or is_blank(c) or is_number(c) for c in cells)
+    if sorted(cells) == sorted(classes) and len(cells) > 1:
+        return True
+    if {*cells} <= {*classes}:  # classes name columns where the rows below hold other values
+        return not all(cell.strip() in classes for row in rows[1:] for cell in row[1:] or row)
+    return not all(c in classes or is_blank(c) or is_number(c) for c in cells)
 
 
-def id_place(args, rows, source, tests, labels):
+def value_places(labels, header, places, form):
+    """→ the numbers of the columns that are to be filled, of all that are no ids: those that the header gives the names
+    of classes or of the training table's label columns, else all. A line names the others, which stay as they are."""
+    if not header or len(places) < 2:
+        return places
+    if form:
+        return form.get("values", places)
+    named = [i for i in places if header[i].strip() in labels.classes]
+    all_there = {header[i].strip() for i in named} == {*labels.classes}
+    two = labels.task == "classes" and len(labels.classes) == 2
+    one_of_two = two and len(named) == 1 and not is_number(*labels.classes)
+    own = [i for i in places if header[i].strip() in labels.columns]
+    values = named if all_there or one_of_two else own or places
+    if len(values) < len(places):
+        say(f"of the sample, these stay as they are: {listing(header[i].strip() for i in places if i not in values)}")
+    return values
+
+
+def id_place(rows, source, tests):
     """→ the number of the sample's column of ids, by which the test images are found; None where there is none."""
     some = rows[:COUNTED]
     columns = [[row[i] for row in some] for i in range(len(rows[0]))]
@@ -74,13 +94,22 @@ def id_place(args, rows, source, tests, labels):
     known = [different[i] * sum(source.find(cell) is not None for cell in cells) for i, cells in enumerate(columns)]
     if max(known):
         return known.index(max(known))
-    for i in range(len(rows[0])):
-        for cells in tests.columns.values() if tests else ():
-            if len({*cells}) > 1 and {row[i] for row in some} <= {*cells}:
-                return i
+    for i, cells in enumerate(columns):
+        if id_column(tests, cells):
+            return i
     if tests and len(rows) == len(tests) and (len(rows[0]) == 1 or is_number(*some[0])):
         return None
     return 0
+
+
+def id_column(tests, ids, besides=()):
+    """→ the column of the Table of test images that knows most of the ids, and at least half of them; else None."""
+    best, found = None, len({*ids}) / 2
+    for name, cells in tests.columns.items() if tests else ():
+        known = len({*ids} & {*cells})
+        if name not in besides and len({*cells}) > 1 and known >= found and (best is None or known > found):
+            best, found = name, known
+    return best
 
 
 def images_of(args, path, ids, count, source, tests, classes):
@@ -92,29 +121,46 @@ def images_of(args, path, ids, count, source, tests, classes):
     if ids is None:
         images = tests.columns[column]
         return images, np.arange(len(images)), np.arange(count), np.full(count, -1)
+    pixels = hasattr(source, "table") and id_column(tests, ids, besides=[column])  # whose own ids go before row numbers
+    direct = not pixels and any(source.find(cell) is not None for cell in ids[:COUNTED])
+    key = pixels or (None if direct else id_column(tests, ids))
+    if key and args.target_column in tests.columns:
+        return row_a_target(path, ids, tests, key, column, args.target_column, classes)
+    if key:
+        check_unique(path, ids)
+        return several_images(path, ids, tests.columns[key], tests.columns[column])
     targets = np.full(count, -1)
-    if not any(source.find(cell) is not None for cell in ids[:COUNTED]):
-        key = next((name for name, cells in tests.columns.items() if {*ids} <= {*cells}), None) if tests else None
-        if key and args.target_column in tests.columns:  # a row for each image and target
-            rows = {cell: i for i, cell in enumerate(tests.columns[key])}
-            picked = [rows[cell] for cell in ids]
-            targets = [target_number(path, tests.columns[args.target_column][i], classes) for i in picked]
-            ids = [tests.columns[column][i] for i in picked]
-        elif key:  # several images for one id
-            wanted, units = {}, []
-            unit_of = {cell: number for number, cell in enumerate(dict.fromkeys(ids))}
-            for cell, image in zip(tests.columns[key], tests.columns[column], strict=True):
-                if cell in unit_of:
-                    wanted.setdefault(image, unit_of[cell])
-            units = np.array([*wanted.values()])
-            check_unique(path, ids)
-            return [*wanted], units, np.arange(count), targets
-        elif split := split_targets(ids, source, classes):
-            ids, targets = split
-    if min(targets) < 0:
+    if not direct and (split := split_targets(ids, source, classes)):
+        ids, targets = split[0], np.array(split[1])
+    else:
         check_unique(path, ids)
     unit_of = {cell: number for number, cell in enumerate(dict.fromkeys(ids))}
-    return [*unit_of], np.arange(len(unit_of)), np.array([unit_of[cell] for cell in ids]), np.asarray(targets)
+    return [*unit_of], np.arange(len(unit_of)), np.array([unit_of[cell] for cell in ids]), targets
+
+
+def row_a_target(path, ids, tests, key, column, target_column, classes):
+    """images_of, where the table of test images says which image and which target an id asks for."""
+    rows = {cell: i for i, cell in enumerate(tests.columns[key])}
+    lost = [cell for cell in ids if cell not in rows]
+    refuse(path, lost, f"names * and {tests.path} doesn't: name the right --test-csv")
+    asked = [tests.columns[target_column][rows[cell]] for cell in ids]
+    refuse(path, [*({*asked} - {*classes})], "asks for *, which the training table hasn't")
+    images = [tests.columns[column][rows[cell]] for cell in ids]
+    unit_of = {image: number for number, image in enumerate(dict.fromkeys(images))}
+    targets = np.array([classes.index(name) for name in asked])
+    return [*unit_of], np.arange(len(unit_of)), np.array([unit_of[image] for image in images]), targets
+
+
+def several_images(path, ids, keys, images):
+    """images_of, where the table of test images (its columns keys and images) has an image or more for each id. An id
+    that it hasn't is taken for the name of an image."""
+    unit_of, wanted = {cell: number for number, cell in enumerate(ids)}, {}
+    for key, image in zip(keys, images, strict=True):
+        if key in unit_of and wanted.setdefault(image, unit_of[key]) != unit_of[key]:
+            raise UserError(f"{path} asks for two ids that share the image {image}: one prediction can't serve both")
+    for cell in unit_of.keys() - {*keys}:
+        wanted[cell] = unit_of[cell]
+    return [*wanted], np.array([*wanted.values()]), np.arange(len(ids)), np.full(len(ids), -1)
 
 
 def split_targets(ids, source, classes):
@@ -130,63 +176,91 @@ def split_targets(ids, source, classes):
     return (images, targets) if all(source.find(image) is not None for image in images[:COUNTED]) else None
 
 
-def target_number(path, name, classes):
-    refuse(path, name not in classes, f"asks for {name!r}, which the training table hasn't")
-    return classes.index(name)
-
-
-def choose_form(args, path, labels, header, values, long):
-    """→ what prepared.json says of the submission. values: the sample's value cells; long: a row asks for a target."""
+def choose_form(args, path, labels, names, values, long):
+    """→ what prepared.json says of the submission. names: of the value columns, or None; values: the sample's value
+    cells; long: a row asks for one target."""
     classes, task, width = labels.classes, labels.task, len(values[0])
     refuse(path, not width, "has 0 value columns: there must be one at least")
-    value, first = args.submit_value, [cell.strip() for cell in values[0]]
-    usual = dict(classes="probability", labels="probability", numbers="number")[task]
-    if value == "auto":
-        value = usual if long or width > 1 or task == "numbers" else single_form(args, labels, values)
-        value = "top" if width > 1 and task != "numbers" and {*first} <= {*classes} else value
-    refuse(
-        path, task not in SUBMISSIONS[value].tasks, f"can't be filled with --submit-value {value}: the task is {task}"
-    )
+    value = pick_value(args, labels, names, values, long) if args.submit_value == "auto" else args.submit_value
+    unfit = f"can't be filled with --submit-value {value}: the task is {task}"
+    refuse(path, task not in SUBMISSIONS[value].tasks, unfit)
     if value == "top":
-        ranks = int(args.metric[3:]) if args.metric in RANKED else 0
-        return dict(value=value, columns=None, top=max(width, len(first[0].split()), ranks))
+        ranks = int(args.metric[3:]) if args.metric in RANKED and width == 1 else 0
+        mark, brackets = marks_of(values[0][0], classes, " ")
+        top = max(width, len(split_cell(values[0][0], mark)), ranks)
+        refuse(path, width > len(classes), f"has {width} value columns for {len(classes)} classes: see --label-column")
+        return dict(value=value, columns=None, top=top) | between(mark, brackets, " ")
     if value in ("label", "scored", "set"):
-        problem = f"has {width} value columns: --submit-value {value} fills one"
-        refuse(path, width > 1 or long, problem)
-        return dict(value=value, columns=None) | (dict(between=args.separator) if value == "set" else {})
-    if long or (width == 1 and (value == "number" or task == "classes")):
-        lacks = not long and task == "classes" and len(classes) > 2 and not args.positive
+        refuse(path, width > 1 or long, f"has {width} value columns: --submit-value {value} fills one")
+        mark, brackets = marks_of(values[0][0], classes, args.separator)
+        return dict(value=value, columns=None) | (between(mark, brackets, None) if value == "set" else {})
+    if long:
+        return dict(value=value, columns=classes if value == "probability" else None)
+    if width == 1 and (value == "number" or task == "classes"):
+        lacks = task == "classes" and len(classes) > 2 and not args.positive
         refuse(path, lacks, f"has one column for {len(classes)} classes: --submit-value label fills it")
-        refuse(
-            path,
-            not long and task == "numbers" and len(classes) > 1,
-            f"has one value column for {len(classes)} numbers",
-        )
-        return dict(value=value, columns=classes if long and value == "probability" else None)
-    names = [name.strip() for name in header[-width:]] if header and len(header) > width else classes
-    columns = [name.strip() for name in header if name.strip() in classes] if header else classes
-    if sorted(columns) != sorted(classes):
-        by_order = task == "numbers" and width == len(classes)  # its columns may be named otherwise
-        other = [] if by_order else classes
-        problem = f"has {width} value columns ({listing(names)}), and the classes are *"
-        refuse(path, other, f"{problem}: there must be one column, or one for each class")
-        columns = classes
-    return dict(value=value, columns=columns)
+        few = f"has one value column for {len(classes)} numbers, {listing(classes)}: see --label-column"
+        refuse(path, task == "numbers" and len(classes) > 1, few)
+        return dict(value=value, columns=None)
+    return dict(value=value, columns=columns_of(path, labels, names, width))
 
 
-def single_form(args, labels, values):
-    """→ the key of SUBMISSIONS that one value cell asks for."""
-    classes, cells = labels.classes, [row[0].strip() for row in values]
+def columns_of(path, labels, names, width):
+    """→ the class, label or number of each value column: by its name; numbers also by the beginning of the name, or in
+    the training table's order, and then a line says so."""
+    classes = labels.classes
+    if names is None and width == len(classes):
+        return classes
+    if names and sorted(names) == sorted(classes):
+        return names
+    other = classes if labels.task != "numbers" or width != len(classes) else []
+    problem = f"has {width} value columns ({listing(names or [])}), and the classes are *"
+    refuse(path, other, f"{problem}: there must be one column, or one for each class")
+    found = [[c for c in classes if c.startswith(name) or name.startswith(c)] for name in names]
+    alike = [one[0] for one in found if len(one) == 1]
+    columns = alike if len({*alike}) == len(classes) else classes
+    pairs = [f"{name} ← {c}" for name, c in zip(names, columns, strict=True)]
+    how = "" if columns is alike else ", so they are taken in order"
+    say(f"the sample's columns have other names{how}: {listing(pairs)}")
+    return columns
+
+
+def pick_value(args, labels, names, values, long):
+    """→ the key of SUBMISSIONS that the sample's value cells ask for."""
+    classes, first = labels.classes, values[0]
+    if labels.task == "numbers":
+        return "number"
+    if long or len(first) > 1:
+        ranked = args.metric in RANKED or not is_number(*first)
+        of_classes = names is not None and {*names} <= {*classes}
+        return "top" if ranked and not long and {*first} <= {*classes} and not of_classes else "probability"
     if labels.task == "labels":
         return "set"
-    parts = cells[0].split()
-    if args.metric in RANKED or (len(parts) > 1 and cells[0] not in classes and {*parts} <= {*classes}):
+    mark, _ = marks_of(first[0], classes, " ")
+    parts = split_cell(first[0], mark)
+    if args.metric in RANKED or (len(parts) > 1 and first[0] not in classes and {*parts} <= {*classes}):
         return "top"
-    if len(parts) > 1 and parts[-1] not in classes and is_number(parts[-1]) and cells[0].rpartition(" ")[0] in classes:
+    if is_number(first[0].rpartition(" ")[2]) and first[0].rpartition(" ")[0] in classes:
         return "scored"
-    words = not is_number(*classes) and all(cell in classes for cell in cells)
+    words = not is_number(*classes) and all(row[0] in classes for row in values)
     of_labels = args.metric != "auto" and METRICS[args.metric].of_labels
     return "label" if len(classes) > 2 or words or of_labels else "probability"
+
+
+def marks_of(cell, classes, usual):
+    """→ (what stands between the labels in a cell, whether brackets stand around them): what makes classes of all its
+    parts, else the usual mark."""
+    brackets = cell.startswith("[") and cell.endswith("]")
+    for mark in (usual, " ", ", ", ",", "; ", ";", "|"):
+        parts = (cell[1:-1] if brackets else cell).split(mark)
+        if len(parts) > 1 and {part.strip(" '\"") for part in parts} <= {*classes}:
+            return mark, brackets
+    return ", " if brackets else usual, brackets
+
+
+def between(mark, brackets, usual):
+    """→ what prepared.json says of the mark between labels and the brackets around them, as far as it is unusual."""
+    return (dict(between=mark) if mark != usual else {}) | (dict(brackets=True) if brackets else {})
 
 
 def positive_class(args, path, labels, form):
@@ -194,17 +268,23 @@ def positive_class(args, path, labels, form):
     None: by --positive, the sample's header or, of two, the larger number."""
     classes, given = labels.classes, args.positive
     wants_one = form["value"] == "probability" and not form["columns"]
+    task = labels.task
+    refuse("--positive", given and task != "classes", f"names a class, and the task is {task}: leave it out")
     if labels.task != "classes" or (len(classes) > 2 and not given):
         return None
     if given and len(classes) > 2 and wants_one and {*given} < {*classes}:
         return given
     if given and (len(classes) > 2 or len(given) > 1 or given[0] not in classes):
-        raise UserError(f"--positive {' '.join(given)}: give one of two classes, and these are {listing(classes)}")
+        several = ", or some of more beside --submit-value probability" * (len(classes) > 2)
+        raise UserError(f"--positive {' '.join(given)}: give one of two classes{several}; these are {listing(classes)}")
     if given:
         return given[0]
-    named = form["header"][-1].strip() if wants_one and form["header"] else None
+    place = form.get("values", [-1])[0]
+    named = form["header"][place].strip() if wants_one and form["header"] else None
     if named in classes:
         return named
-    unclear = classes if wants_one and not is_number(*classes) else []
-    refuse(path, unclear, "wants the probability of one class (*): name it with --positive")
+    of_metric = args.metric == "f1-positive"
+    unclear = classes if (wants_one or of_metric) and not is_number(*classes) else []
+    wants = "--metric f1-positive scores" if of_metric else f"{path} wants the probability of"
+    refuse(wants, unclear, "one class (*): name it with --positive")
     return classes[1]

@@ -27,6 +27,7 @@ class Form(NamedTuple):
 
 
 def probability_cells(row, columns, prepared):
+    """Probabilities, or numbers in their own units."""
     return [f"{row[c]:.9g}" for c in columns]
 
 
@@ -40,7 +41,7 @@ def top_cells(row, columns, prepared):
     """The k most probable classes, the most probable first, in one cell or in k."""
     submission = prepared["submission"]
     labels = [prepared["classes"][c] for c in np.argsort(-row, kind="stable")[: submission["top"]]]
-    return labels if submission["width"] > 1 else [" ".join(labels)]
+    return labels if submission["width"] > 1 else [joined(labels, submission)]
 
 
 def scored_cells(row, columns, prepared):
@@ -57,11 +58,13 @@ def set_cells(row, columns, prepared):
     """The labels above one half, to which 03 has moved their thresholds; where none is, the most probable."""
     chosen = np.flatnonzero(row > 0.5)
     labels = [prepared["classes"][c] for c in (chosen if len(chosen) else [row.argmax()])]
-    return [prepared["submission"]["between"].join(labels)]
+    return [joined(labels, prepared["submission"])]
 
 
-def number_cells(row, columns, prepared):
-    return [f"{row[c]:.9g}" for c in columns]
+def joined(labels, form):
+    """→ labels in one cell, as the sample writes them."""
+    cell = form.get("between", " ").join(labels)
+    return f"[{cell}]" if form.get("brackets") else cell
 
 
 def in_range(cell, prepared):
@@ -71,6 +74,7 @@ def in_range(cell, prepared):
 
 def known(cell, prepared):
     mark = prepared["submission"].get("between", " ")
+    cell = cell[1:-1] if prepared["submission"].get("brackets") else cell
     return cell in prepared["classes"] or all(label in prepared["classes"] for label in cell.split(mark))
 
 
@@ -80,7 +84,7 @@ SUBMISSIONS = {
     "top": Form(top_cells, known, ("classes", "labels")),
     "scored": Form(scored_cells, scored, ("classes",)),
     "set": Form(set_cells, known, ("labels",)),
-    "number": Form(number_cells, in_range, ("numbers",)),
+    "number": Form(probability_cells, in_range, ("numbers",)),
 }
 
 
@@ -119,7 +123,7 @@ def per_unit(predictions, units, how):
 def submission_rows(layout, predictions, prepared):
     """The submission's rows, header included where the sample has one, from predictions [units, K]."""
     form, classes = prepared["submission"], prepared["classes"]
-    places = form.get("values") or [*range(1, layout.shape[1] - 2)]
+    places = filled_places(form, layout)
     prepared = prepared | dict(submission=form | dict(width=len(places)))
     columns = [classes.index(label) for label in form["columns"] or []]
     cells, rows = SUBMISSIONS[form["value"]].cells, layout[layout.columns[2:]].to_numpy(object).tolist()
@@ -135,6 +139,11 @@ def submission_rows(layout, predictions, prepared):
     return [form["header"], *rows] if form["header"] else rows
 
 
+def filled_places(form, layout):
+    """→ the numbers of the columns that are filled: by default all but the first."""
+    return form.get("values") or [*range(1, layout.shape[1] - 2)]
+
+
 def positives(prepared):
     """→ the numbers of the classes whose probability a single column wants."""
     positive = prepared["positive"]
@@ -147,7 +156,7 @@ def check_submission(path, layout, prepared):
     form, text = prepared["submission"], path.read_bytes().decode()
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=form.get("separator", ",")))
     assert not form["header"] or rows.pop(0) == form["header"], "the header differs from the sample's"
-    places = form.get("values") or [*range(1, layout.shape[1] - 2)]
+    places = filled_places(form, layout)
     kept = [i for i in range(layout.shape[1] - 2) if i not in places]
     expected = layout[[f"c{i}" for i in kept]].to_numpy(object).tolist()
     assert all(len(row) == layout.shape[1] - 2 for row in rows), "a row has another number of columns than the sample's"

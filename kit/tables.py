@@ -67,7 +67,7 @@ def read_cells(path, remedy):
     text = read_text(path, remedy)
     first = next((line for line in text.splitlines() if line.strip()), "")
     try:
-        comma = len(next(csv.reader([first]), [])) > 1
+        comma = len(next(csv.reader([first]), [])) > 1 and ".tsv" not in path.suffixes
         separator = next((mark for mark in "\t;" if mark in first and not comma), ",")
         cells = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
         rows = [row for row in cells if any(cell.strip() for cell in row)]
@@ -126,16 +126,19 @@ def stack(parts):
 
 
 def join(table, other):
-    """Adds the columns of `other` that `table` lacks, by the first column that both have. Rows of `table` without a
-    partner stay, with blank cells."""
+    """Adds the columns of `other` that `table` lacks, by all columns that both have. Rows of `table` without a partner
+    stay, with blank cells. Raises UserError where no column is shared, or no row has a partner."""
     shared = [name for name in table.columns if name in other.columns]
     refuse(other.path, not shared, f"has no column of {table.path}: they can't be joined")
-    key, lacking = shared[0], [name for name in other.columns if name not in table.columns]
+    own, others = (list(zip(*(t.columns[name] for name in shared), strict=True)) for t in (table, other))
+    twice = [", ".join(key) for key, count in Counter(others).items() if count > 1]
+    refuse(other.path, twice, f"names the {listing(shared)} * more than once: keep one row of each")
+    rows = {key: i for i, key in enumerate(others)}
+    picked = [rows.get(key) for key in own]
     refuse(
-        other.path, len(set(other.columns[key])) < len(other), f"names some {key} more than once: keep one row of each"
+        other.path, not rows.keys() & {*own}, f"shares the columns {listing(shared)} with {table.path}, and no row fits"
     )
-    rows = {cell: i for i, cell in enumerate(other.columns[key])}
-    picked = [rows.get(cell) for cell in table.columns[key]]
+    lacking = [name for name in other.columns if name not in table.columns]
     cells = {name: ["" if i is None else other.columns[name][i] for i in picked] for name in lacking}
     return Table(table.path, table.columns | cells)
 

@@ -40,7 +40,7 @@ def read_experiment(args, exp, device):
     return SimpleNamespace(exp=exp, models=models, saved=saved[0], folder=folder, folds=folds)
 
 
-def read_tests(args, saved):
+def sample_of(args, saved):
     """→ (the source of the test images, the Sample that they are asked for in). saved: as read_experiment gives it."""
     reading = dict(submit_header="auto", image_column=None, target_column=None, bands=None, channels=None)
     reading = SimpleNamespace(**(reading | saved.get("reading", {})))
@@ -57,7 +57,7 @@ def read_tests(args, saved):
 def predict_unseen(args, experiments, device, amp, workers, mix):
     """→ (predictions float64 [units, K], the layout of the sample). mix: a function (a list of predictions [M, K], one
     of each experiment) → [M, K]."""
-    source, sample = read_tests(args, experiments[0].saved)
+    source, sample = sample_of(args, experiments[0].saved)
     lost = [name for name in sample.images if source.find(name) is None]
     if lost:
         warn(f"{len(lost)} images of {args.sample_submit} are missing: {listing(lost)}; they are predicted as grey")
@@ -122,8 +122,10 @@ class Plan:
         """→ (views, folds) for the next chunk."""
         if self.ends is not None and done:
             most = max(len(other.models) for other in self.experiments)
+            before = self.level
             while self.level < most and self.seconds(self.level, done) > SPARE * (self.ends - time.monotonic()):
                 self.level += 1
+            if self.level > before:
                 tta, folds = self.at(exp, self.level)
                 left_out = f"--within is too short for all, so from here on {tta} views, {folds} folds"
                 say(f"image {done + 1} of {self.count}: {left_out}")
