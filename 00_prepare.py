@@ -109,6 +109,8 @@ def read_competition(args):
         refuse(path, few, f"has fewer than {args.folds} images of *: add some, or lower --folds")
     truth = truth.with_second(positive)  # it comes second, as METRICS expect
     metric = pick_metric(args, truth, sample.form["value"])
+    if isinstance(positive, list):
+        say(f"the submission adds up the probabilities of {listing(positive)}; the CV scores the classes one by one")
     groups = groups_of(args, truth.names, table, sources["train"])
     if args.limit:
         rows = some_of_each(truth, args.limit, args.folds, args.seed)
@@ -320,7 +322,7 @@ def understood(data):
 def report(args, data, prepared, folds, sizes):
     """Prints what was found: a topic a line, and how the classes lie in the folds."""
     submission, positive, unreadable = (prepared[key] for key in ("submission", "positive", "unreadable"))
-    columns = "each class" if submission["columns"] else repr(positive)
+    columns = f"each {TASKS[prepared['task']].noun}" if submission["columns"] else repr(positive)
     topics = []
     for (part, names), source in zip(data.names.items(), data.sources.values(), strict=True):
         shown = listing([f"{width} × {height} ({count})" for (width, height), count in sizes[part].most_common()], 3)

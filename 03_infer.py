@@ -206,6 +206,8 @@ def report(args, oofs, cv, path, probabilities, solution, count):
             say(f"{oof.exp}: {of_folds(oof)}")
     if prepared["limit"]:
         say(f"a quick look at {count} test images (--limit {prepared['limit']}): not to be submitted")
+    if "per_id" in prepared:
+        say(f"the submission takes the {prepared['per_id']} of an id's images; the CV is of single images")
     honest = ", of weights fitted on the other folds" if from_file(args) else ""
     say(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
 

@@ -82,6 +82,10 @@ class Tar:
                 files = [file for file in tar if file.isreg() and not file.issparse()]
         self.entries = {(file.offset_data, file.size): (file.name.removeprefix("./"), file.size) for file in files}
 
+    def __del__(self):
+        with contextlib.suppress(AttributeError):  # it couldn't be opened
+            self.opened.close()
+
     def read(self, entry):
         """→ its bytes. Raises OSError."""
         with self.lock:  # threads share the place in the file
@@ -94,7 +98,8 @@ def open_zip(path, encodings=("utf-8", "cp932", "cp437")):
     if path.with_suffix(".z01").exists():
         raise UserError(f"{path} is one of several parts: join them, zip -s 0 {path.name} --out joined.zip")
     try:
-        archive = zipfile.ZipFile(open_parts(path), metadata_encoding=encodings[0])
+        whole = path if parts(path) == [path] else open_parts(path)
+        archive = zipfile.ZipFile(whole, metadata_encoding=encodings[0])
     except (zipfile.BadZipFile, NotImplementedError, OSError, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError) and encodings[1:]:
             return open_zip(path, encodings[1:])
@@ -148,8 +153,13 @@ class _Parts(io.RawIOBase):
     """Several files read as one."""
 
     def __init__(self, paths):
-        self.files, self.at = [path.open("rb", buffering=0) for path in paths], 0  # closed when the process ends
+        self.files, self.at = [path.open("rb", buffering=0) for path in paths], 0
         self.starts = [0, *itertools.accumulate(path.stat().st_size for path in paths)]
+
+    def close(self):
+        for file in self.files:
+            file.close()
+        super().close()
 
     def readable(self):
         return True

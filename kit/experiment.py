@@ -139,7 +139,7 @@ def read_fold(folder, fold, classes, expected):
     """→ the logits of foldK.csv, float64 [KINDS, n, K], in the order of `expected`, that fold's rows of folds.csv.
     Raises UserError where they don't fit."""
     path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
-    table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype})
+    table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype, "logits": str})
     columns = [column for kind in KINDS for column in logit_columns(kind, classes)]
     names = ["image_name", "target"]
     beside = [] if columns else ["logits"]

@@ -1,4 +1,4 @@
-"""What is a good prediction? The metrics, their bootstrap intervals and comparisons.
+"""What is a good prediction?
 
 A new metric is one function score(targets, predictions, weights) and one entry in METRICS. scikit-learn computes the
 scores, or the tests compare with it. `draws`, which is optional, scores all bootstrap samples at once: it sorts once

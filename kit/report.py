@@ -165,7 +165,8 @@ def mistakes(oof, picture):
     task = tasks.task_of(oof.prepared)
     if task != "classes":
         unit = [tasks.to_unit(oof.prepared, part) for part in (oof.targets, oof.probabilities)]
-        loss = np.nanmean(np.abs(unit[0] - unit[1]) if task == "numbers" else log_losses(*unit), axis=1)
+        losses = np.abs(unit[0] - unit[1]) if task == "numbers" else log_losses(*unit)
+        loss = np.nansum(losses, axis=1) / np.maximum(1, np.isfinite(losses).sum(axis=1))
         worst = np.argsort(-loss, kind="stable")[:MOST_MISTAKES]
         return paragraphs(
             [f"The {len(worst)} images with the largest errors, hard ones or wrong labels:"]

@@ -51,7 +51,8 @@ def read_sample(args, path, source, labels, tests, form=None):
         form = choose_form(args, path, labels, names, filled, max(target) >= 0)
     unusual = dict(place=place, separator=separator, values=values)
     usual = dict(place=0, separator=",", values=[*range(1, len(rows[0]))])
-    form = {**form, "header": header} | {key: value for key, value in unusual.items() if value != usual[key]}
+    form = {key: value for key, value in form.items() if key not in usual} | dict(header=header)
+    form |= {key: value for key, value in unusual.items() if value != usual[key]}
     return Sample(form, images, units, layout)
 
 

@@ -17,6 +17,7 @@ from kit.blend import blend
 from kit.cache import decode
 from kit.experiment import KINDS, read_fold
 from kit.images import ImageSource, resize
+from kit.keep import OF_TESTS
 from kit.metrics import METRICS
 from kit.model import TTAS, load_fold, predict
 from kit.sample import read_sample
@@ -59,6 +60,8 @@ def predict_unseen(args, experiments, device, amp, workers, mix):
     of each experiment) → [M, K]."""
     source, sample = sample_of(args, experiments[0].saved)
     lost = [name for name in sample.images if source.find(name) is None]
+    if len(lost) == len(sample.images):
+        raise UserError(f"{args.sample_submit} names no image of {source.path}: name the right folder, or a --test-csv")
     if lost:
         warn(f"{len(lost)} images of {args.sample_submit} are missing: {listing(lost)}; they are predicted as grey")
     plan, parts, done, damaged = Plan(args, experiments, len(sample.images)), [[] for _ in experiments], 0, []
@@ -127,7 +130,9 @@ class Plan:
                 self.level += 1
             if self.level > before:
                 tta, folds = self.at(exp, self.level)
-                left_out = f"--within is too short for all, so from here on {tta} views, {folds} folds"
+                left_out = (
+                    f"--within is too short for all, so from here on {tta} views of {folds} fold{'s' * (folds > 1)}"
+                )
                 say(f"image {done + 1} of {self.count}: {left_out}")
         return self.at(exp, self.level)
 
@@ -164,8 +169,8 @@ def submit_unseen(args, device, amp, workers):
     experiments = [read_experiment(args, exp, device) for exp in args.exps]
     saved = experiments[0].saved
     for exp in experiments[1:]:
-        if exp.saved["classes"] != saved["classes"]:
-            raise UserError(f"{exp.exp} has other classes than {experiments[0].exp}: they can't be blended")
+        if any(exp.saved.get(key) != saved.get(key) for key in ("classes", "metric", "submission", *OF_TESTS)):
+            raise UserError(f"{exp.exp} was prepared otherwise than {experiments[0].exp}: they can't be blended")
     weights = args.weights
     if weights and not ([*map(type, weights)] == [float] * len(experiments) and sum(weights) > 0):
         what = f"a number for each of {listing(args.exps)}, not all of them 0"

@@ -11,7 +11,7 @@ from kit.metrics import METRICS, is_better
 from kit.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
-TWO_ONLY = ("pauc",)
+TWO_ONLY = ("pauc", "f1-positive")
 OF_CLASSES = [key for key, metric in METRICS.items() if metric.task == "classes"]
 
 
@@ -51,6 +51,7 @@ def expected(key, targets, p):
         "balanced-accuracy": lambda: sk.balanced_accuracy_score(targets, predicted),
         "logloss": lambda: sk.log_loss(targets, p),
         "f1": lambda: sk.f1_score(targets, predicted, average="macro"),
+        "f1-positive": lambda: sk.f1_score(targets, predicted),
         "f1-micro": lambda: sk.f1_score(targets, predicted, average="micro"),
         "qwk": lambda: sk.cohen_kappa_score(targets, nearest_grades(p), weights="quadratic"),
         "brier": lambda: np.mean((p[:, 1] - targets) ** 2) if two else np.mean(((p - one_hot) ** 2).sum(axis=1)),

@@ -200,8 +200,8 @@ def test_the_folds_table_holds_the_targets_and_each_fold_its_share(kind, worlds)
         thirds = pd.crosstab(tasks.strata("numbers", targets), folds.fold).to_numpy()
         assert thirds.shape == (3, 2)
         assert np.abs(thirds[:, 0] - thirds[:, 1]).max() <= 1
-        means = [np.nanmean(part, axis=0) for part in parts]
-        assert unit_errors(world, means[0], means[1][None]).mean() < 0.1
+        means = [np.nanmean(tasks.to_unit(world.prepared, part)) for part in parts]
+        assert means[0] == pytest.approx(means[1], abs=0.1)
 
 
 def test_labels_are_dealt_evenly_and_groups_stay_whole():
@@ -212,7 +212,9 @@ def test_labels_are_dealt_evenly_and_groups_stay_whole():
         assert (folds[::2] == folds[1::2]).all()
         of_each = np.array([labels[folds == k].sum(axis=0) for k in range(count)])
         assert np.ptp(np.bincount(folds)) <= 4
-        assert (np.ptp(of_each, axis=0) <= 3).all(), of_each
+        seeds = [deal(groups, labels, count, seed) for seed in range(10)]
+        parts = np.array([[labels[f == k].sum(axis=0) for k in range(count)] for f in seeds])
+        assert np.ptp(parts, axis=1).max() <= 2, "rare labels come first, or the common ones couldn't make up for them"
         rare = labels.sum(axis=0) < count
         assert (of_each[:, rare] <= 1).all()
     assert np.array_equal(folds, deal(groups + 7, labels, 5, 777))
@@ -285,7 +287,7 @@ def test_both_losses_learn_numbers_within_the_training_range(copied):
 
 def test_labels_are_learnt(worlds):
     _, targets, logits = oof_of(worlds("labels"))
-    assert [sk.roc_auc_score(targets[:, c], logits[:, c]) for c in range(3)] == pytest.approx([1, 1, 1], abs=0.1)
+    assert min(sk.roc_auc_score(targets[:, c], logits[:, c]) for c in range(3)) > 0.8
 
 
 @BOTH
@@ -516,7 +518,6 @@ def test_a_solution_with_unknown_labels_is_refused(kind, copied):
 def test_many_classes_have_their_logits_beside_the_table(copied, monkeypatch):
     world = copied("classes")  # with classes of one and of two images
     assert "in one fold only, so that its model never sees them: c5" in world.said
-    done("02_oof.py", *world.flags, "--draws", 100)
     done("03_infer.py", *world.flags)
     narrow = submitted(world.base)[1].tolist()
     with monkeypatch.context() as patch:

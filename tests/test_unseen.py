@@ -1,0 +1,412 @@
+"""03_infer.py --test-images: predictions from the folds' files alone, where nothing is prepared."""
+
+import contextlib
+import os
+import re
+import shutil
+import weakref
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, done, kit, png, refused, write_csv, write_zip
+from test_tasks import METRIC, PREPARE, TRAIN, coloured, draw, flags_of, submitted
+
+from common import softmax
+from kit import model as models
+from kit import unseen
+
+INFER = "03_infer.py"
+FLIPS = [*TINY, *"--epochs 2 --lr 1e-2 --augment flip".split()]  # two views
+OTHER = [*FLIPS, "--seed", "5", "--tta", "none"]
+TESTS = 8
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """An experiment's picture takes longer than its training here."""
+    monkeypatch.setattr("kit.images.draw_classes", lambda *_: None)
+
+
+def patients(folder):
+    """Makes three ids of the test images of a competition, the last one with one image, and a table that says so."""
+    names = [f"t{i}.png" for i in range(TESTS)]
+    ids = ["p2"] * 3 + ["p0"] * 4 + ["p1"]
+    write_csv(folder / "test.csv", [("image_name", "patient"), *zip(names, ids, strict=True)])
+    write_csv(folder / "sample_submit.csv", [("patient", "label"), *((name, 0.5) for name in ("p1", "p0", "p2"))])
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory):
+    """A function: kind → a competition with two trained experiments, `base` and `other`, and their submissions, for
+    reading only. "patients" has several test images for one id."""
+    made = {}
+
+    def world(kind):
+        if kind not in made:
+            folder, drawn = tmp_path_factory.mktemp(kind), "binary" if kind == "patients" else kind
+            draw(folder / "input", drawn, test=TESTS)
+            flags, more = flags_of(folder), []
+            if kind == "patients":
+                patients(folder / "input")
+                more = ["--test-csv", "test.csv", "--per-id", "max"]
+            done("00_prepare.py", *flags, *PREPARE, "--metric", METRIC[drawn], *more)
+            done(TRAIN, *flags, *FLIPS, "--fold", "all")
+            done(INFER, *flags)
+            if kind in ("binary", "sets"):
+                done(TRAIN, *flags, *OTHER, "--fold", "all", "--exp", "other")
+            made[kind] = SimpleNamespace(input=folder / "input", output=folder / "output", flags=flags)
+        return made[kind]
+
+    return world
+
+
+@pytest.fixture
+def bare(worlds, tmp_path):
+    """A function: kind → an output folder with copies of the folds' files alone, and the flags that ask for the test
+    images. more: endings of other files that are copied."""
+
+    def copy(kind, more=(), exps=("base",)):
+        world, output = worlds(kind), tmp_path / "bare"
+        for exp in exps:
+            (output / exp).mkdir(parents=True)
+            for path in sorted((world.output / exp).glob("fold?.*")):
+                if path.suffix in (".pt", *more):
+                    shutil.copy(path, output / exp / path.name)
+        asked = ["--test-images", world.input / "test.zip", "--sample-submit", world.input / "sample_submit.csv"]
+        if kind == "patients":
+            asked += ["--test-csv", world.input / "test.csv"]
+        asked += ["--input", tmp_path / "nothing", "--output", output]
+        return SimpleNamespace(world=world, output=output, flags=asked)
+
+    return copy
+
+
+def rows_of(path, header=0):
+    return pd.read_csv(path, dtype=str, keep_default_na=False, header=header).to_numpy()
+
+
+def same_rows(path, expected):
+    """Asserts that a submission has the rows of another one, numbers as far as another batch rounds alike."""
+    assert path.read_text().splitlines()[0] == expected.read_text().splitlines()[0]
+    found, wanted = rows_of(path), rows_of(expected)
+    assert found[:, 0].tolist() == wanted[:, 0].tolist()
+    try:
+        assert found[:, 1:].astype(float) == pytest.approx(wanted[:, 1:].astype(float), abs=1e-5)
+    except ValueError:
+        assert found.tolist() == wanted.tolist()
+
+
+def views_of(world, tta, folds=(0, 1), exp="base"):
+    """→ probabilities [N, K] of the prepared test images, in the sample's order, the mean over the folds."""
+    images = np.load(world.output / "prepared" / "test_32.npy")
+    found = []
+    for fold in folds:
+        _, classifier = models.load_fold(world.output / exp / f"fold{fold}.pt", torch.device("cpu"))
+        network = models.TTAS[tta](classifier)
+        found.append(softmax(models.predict(network, images, np.arange(len(images)), 8, torch.device("cpu"))))
+    return np.mean(found, axis=0)
+
+
+def second(path):
+    return rows_of(path)[:, 1].astype(float)
+
+
+# ---------------------------------------------------------------- the same cells
+
+
+@pytest.mark.parametrize("kind", ["binary", "classes", "numbers", "labels", "sets", "patients"])
+def test_the_folds_files_alone_make_the_ordinary_submission(kind, bare):
+    case = bare(kind, [".csv"] if kind == "sets" else [])
+    out = done(INFER, *case.flags)
+    (path,) = case.output.glob("*.csv")
+    assert path.name == "submission_base.csv"
+    assert out.splitlines()[-1] == f"{len(rows_of(path))} rows, checked → {path}"
+    same_rows(path, submitted(case.world.output / "base")[0])
+    assert "within" not in out
+    assert not (case.output / "prepared").exists()
+
+
+def test_sets_need_the_held_out_predictions_for_their_thresholds(bare, monkeypatch):
+    case = bare("sets")
+    monkeypatch.setattr(unseen, "read", lambda *_: pytest.fail("this must be said before any image is read"))
+    line = refused(INFER, *case.flags)
+    assert "fold0.csv is missing: copy it there beside foldK.pt" in line
+    assert not [*case.output.glob("*.csv")]
+
+
+def test_thresholds_are_fitted_on_the_blend_of_the_same_images(bare):
+    case = bare("sets", [".csv"], ("base", "other"))
+    done(INFER, *case.world.flags, "base", "other")
+    expected, _ = submitted(case.world.output)
+    done(INFER, *case.flags, "base", "other")
+    same_rows(case.output / "submission_base+other.csv", expected)
+    other = case.output / "other" / "fold0.csv"
+    table = pd.read_csv(other, dtype=str, keep_default_na=False)
+    table.iloc[::-1].to_csv(other, index=False)
+    assert "other/fold0.csv holds other images than base's" in refused(INFER, *case.flags, "base", "other")
+    for name in ("base/fold0.pt", "other/fold1.pt"):
+        (case.output / name).unlink()
+    assert "no fold is there of all experiments" in refused(INFER, *case.flags, "base", "other")
+
+
+def test_a_folder_holds_what_the_archive_holds(bare, tmp_path):
+    case = bare("classes")
+    with zipfile.ZipFile(case.world.input / "test.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    done(INFER, *case.flags)
+    case.flags[1] = tmp_path / "unpacked" / "test"
+    done(INFER, *case.flags, "--name", tmp_path / "of_folder.csv")
+    assert (tmp_path / "of_folder.csv").read_bytes() == (case.output / "submission_base.csv").read_bytes()
+
+
+def test_more_images_than_were_prepared_in_other_order(bare, tmp_path):
+    """As in a code competition, whose hidden test set is larger."""
+    case, rng = bare("binary"), np.random.default_rng(2)
+    with zipfile.ZipFile(case.world.input / "test.zip") as archive:
+        known = {name: archive.read(name) for name in archive.namelist()}
+    more = {f"test/new{i}.png": png(coloured(rng, rng.random(3))) for i in range(5)}
+    write_zip(tmp_path / "hidden.zip", known | more)
+    names = [name.removeprefix("test/") for name in sorted(known | more)]
+    write_csv(tmp_path / "hidden.csv", [("image_name", "label"), *((name, 0.5) for name in names)])
+    case.flags[1:4:2] = tmp_path / "hidden.zip", tmp_path / "hidden.csv"
+    done(INFER, *case.flags)
+    rows = rows_of(case.output / "submission_base.csv")
+    assert rows[:, 0].tolist() == names
+    ordinary = dict(rows_of(submitted(case.world.output / "base")[0]).tolist())
+    assert len(ordinary) == TESTS
+    for name, cell in rows:
+        assert name.startswith("new") or float(cell) == pytest.approx(float(ordinary[name]), abs=1e-5)
+
+
+# ---------------------------------------------------------------- images that can't be had
+
+
+def test_unreadable_and_missing_images_become_grey_and_are_said(bare, tmp_path):
+    case = bare("binary")
+    with zipfile.ZipFile(case.world.input / "test.zip") as archive:
+        archive.extractall(tmp_path / "test")
+    folder = tmp_path / "test" / "test"
+    (folder / "t2.png").write_bytes(b"no image")
+    (folder / "t5.png").unlink()
+    case.flags[1] = folder
+    result = kit(INFER, *case.flags)
+    assert result.code == 0, result.err
+    warnings = [line for line in result.err.splitlines() if line.startswith("03_infer.py: warning: ")]
+    assert len(warnings) == 2
+    assert re.search(r"1 images of \S+ are missing: t5.png; they are predicted as grey", warnings[0])
+    assert re.search(r"1 images can't be read: t2.png \(.+\); what they lack is predicted as grey", warnings[1])
+    cells = dict(rows_of(case.output / "submission_base.csv").tolist())
+    ordinary = dict(rows_of(submitted(case.world.output / "base")[0]).tolist())
+    assert cells.keys() == ordinary.keys()
+    assert cells["t2.png"] == cells["t5.png"], "both are grey"
+    grey = np.full((1, 32, 32, 3), 128, np.uint8)
+    each = [models.load_fold(case.output / "base" / f"fold{k}.pt", torch.device("cpu"))[1] for k in range(2)]
+    each = [models.predict(models.TTAS["flip"](one), grey, np.arange(1), 1, torch.device("cpu")) for one in each]
+    assert float(cells["t2.png"]) == pytest.approx(np.mean([softmax(one) for one in each], axis=0)[0, 1], abs=1e-5)
+    for name in cells.keys() - {"t2.png", "t5.png"}:
+        assert float(cells[name]) == pytest.approx(float(ordinary[name]), abs=1e-5)
+
+
+# ---------------------------------------------------------------- blends
+
+
+def test_two_experiments_are_blended_with_weights(bare):
+    case = bare("binary", exps=("base", "other"))
+    for weights in ([], ["--weights", 0.8, 0.2], ["--blend", "rank"]):
+        done(INFER, *case.world.flags, "base", "other", *weights)
+        expected, _ = submitted(case.world.output)
+        name = re.sub(r"_CV.*", ".csv", expected.name)
+        done(INFER, *case.flags, "base", "other", *weights)
+        same_rows(case.output / name, expected)
+        expected.unlink()
+    cells = [second(case.output / f"submission_base+other{more}.csv") for more in ("", "_0.8_0.2", "_rank")]
+    assert np.abs(cells[0] - cells[1]).max() > 1e-4
+    assert np.abs(cells[0] - cells[2]).max() > 1e-4
+    for weights in ([1], [0, 0], [case.output / "blend.json"]):
+        line = refused(INFER, *case.flags, "base", "other", "--weights", *weights)
+        assert "--test-images needs a number for each of base, other, not all of them 0" in line
+
+
+# ---------------------------------------------------------------- --within
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only predictions move, by a second for each image, fold and view; two images are a chunk."""
+    now, plain = [0.0], unseen.predict
+
+    def predict(model, images, *more):
+        now[0] += len(images) * len(getattr(model, "transforms", None) or [0])
+        return plain(model, images, *more)
+
+    monkeypatch.setattr(unseen, "predict", predict)
+    monkeypatch.setattr(unseen, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(unseen, "STARTED", 0.0)
+    monkeypatch.setattr(unseen, "CHUNK", 2)
+    monkeypatch.setattr(unseen, "FIRST", 2)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("within", "changes", "seconds"),
+    [
+        ("37s", [], 32),  # 8 images in 2 folds of 2 views; 24 of the 29 that are left may be taken
+        ("22s", [(2, "none", 2)], 20),  # 12 of 12.6
+        ("21s", [(2, "none", 1)], 14),  # 12 don't fit into 11.7, but 6
+        ("15s", [(2, "none", 1)], 14),  # 6 of 7
+        ("1s", [(2, "none", 1)], 14),  # too short in any case: at least one view of one fold
+    ],
+)
+def test_views_and_then_folds_are_left_out_where_time_is_short(within, changes, seconds, bare, clock):
+    case = bare("binary")
+    out = done(INFER, *case.flags, "--within", within)
+    said = re.findall(
+        r"image (\d) of 8: --within is too short for all, so from here on (\w+) views of (\d) folds?", out
+    )
+    assert clock[0] == seconds
+    assert [(int(first) - 1, views, int(folds)) for first, views, folds in said] == changes
+    expected = views_of(case.world, "flip")[:, 1]
+    for first, views, folds in changes:
+        expected[first:] = views_of(case.world, views, range(folds))[first:, 1]
+    assert second(case.output / "submission_base.csv") == pytest.approx(expected, abs=1e-5)
+    assert np.abs(views_of(case.world, "flip") - views_of(case.world, "none")).max() > 1e-4, "views of one image differ"
+
+
+def test_a_plan_counts_all_experiments_and_what_decoding_takes(monkeypatch):
+    def experiment(folds, tta):
+        return SimpleNamespace(models=[None] * folds, saved=dict(config=dict(tta=tta)))
+
+    monkeypatch.setattr(unseen, "TTAS", dict(d4=lambda _: SimpleNamespace(transforms=range(8)), none=lambda m: m))
+    args = SimpleNamespace(tta=None, within=1000.0)
+    plan = unseen.Plan(args, [experiment(5, "d4"), experiment(2, "none")], 110)
+    assert [plan.at(plan.experiments[0], level) for level in range(6)] == [
+        ("d4", 5), ("none", 5), ("none", 4), ("none", 3), ("none", 2), ("none", 1)]  # fmt: skip
+    assert [plan.at(plan.experiments[1], level)[1] for level in range(6)] == [2, 2, 1, 1, 1, 1]
+    plan.decoding, plan.predicting, plan.passes = 20.0, 42.0, 10 * 42
+    for level, passes in enumerate((42, 7, 5, 4, 3, 2)):
+        assert plan.seconds(level, 10) == pytest.approx(100 * (2 + 0.1 * passes)), level
+    args.tta = "none"
+    assert plan.at(plan.experiments[0], 0) == ("none", 5)
+    assert unseen.Plan(SimpleNamespace(tta=None, within=None), plan.experiments, 9).choose(plan.experiments[0], 5) == (
+        "d4",
+        5,
+    )
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_images_are_decoded_a_chunk_at_a_time(bare, monkeypatch):
+    case = bare("binary", exps=("base", "other"))
+    plain = {name: getattr(unseen, name) for name in ("read", "predict", "decode")}
+    chunks, alive, most = [], [0], [0]
+    state = dict(reading=False)
+
+    def read(*given):
+        if not state["reading"]:
+            chunks.append(0)
+        state["reading"] = True
+        chunks[-1] += 1
+        return plain["read"](*given)
+
+    def predict(*given):
+        state["reading"] = False
+        assert len(given[1]) == chunks[-1]
+        return plain["predict"](*given)
+
+    def decode(*given):
+        image, reason = plain["decode"](*given)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(image, lambda: alive.__setitem__(0, alive[0] - 1))
+        return image, reason
+
+    for name, function in dict(read=read, predict=predict, decode=decode).items():
+        monkeypatch.setattr(unseen, name, function)
+    monkeypatch.setattr(
+        unseen, "ThreadPoolExecutor", lambda _: contextlib.nullcontext(SimpleNamespace(map=map))
+    )  # one thread
+    monkeypatch.setattr(unseen, "CHUNK", 3)
+    monkeypatch.setattr(unseen, "FIRST", 2)
+    done(INFER, *case.flags, "base", "other")
+    assert chunks == [2, 3, 3], "each image once, for both experiments"
+    assert most[0] <= 2, "whole images don't wait for the others of their chunk"
+    whole = (views_of(case.world, "flip") + views_of(case.world, "none", exp="other"))[:, 1] / 2
+    assert second(case.output / "submission_base+other.csv") == pytest.approx(whole, abs=1e-5)
+
+
+# ---------------------------------------------------------------- what is written, what is refused
+
+
+def test_the_submission_gets_its_name_when_it_is_whole(bare, tmp_path, monkeypatch):
+    case, path = bare("binary"), tmp_path / "made" / "submission.csv"
+    done(INFER, *case.flags, "--name", path)
+    same_rows(path, submitted(case.world.output / "base")[0])
+    assert not [*case.output.glob("*.csv")]
+    before = path.read_bytes()
+    path.write_bytes(b"an earlier one")
+
+    def fails(*_):
+        assert path.read_bytes() == b"an earlier one"
+        raise AssertionError("a fault of the kit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kit.submission.check_submission", fails)
+        with pytest.raises(AssertionError, match="a fault of the kit"):
+            kit(INFER, *case.flags, "--name", path)
+    assert path.read_bytes() == b"an earlier one"
+    assert os.listdir(path.parent) == [path.name]
+    done(INFER, *case.flags, "--name", path)
+    assert path.read_bytes() == before
+
+
+def test_flags_that_need_each_other_are_refused_alone(bare):
+    case = bare("binary")
+    images, sample, rest = case.flags[:2], case.flags[2:4], case.flags[4:]
+    assert "--test-images needs the --sample-submit that lists them" in refused(INFER, *images, *rest)
+    assert "--sample-submit belongs to --test-images" in refused(INFER, *sample, *rest)
+    assert "--test-csv belongs to --test-images" in refused(INFER, "--test-csv", "test.csv", *rest)
+    assert "--within belongs to --test-images" in refused(INFER, "--within", "8h", *rest)
+
+
+@pytest.mark.parametrize(("kind", "old", "new"), [
+    ("binary", "image_name,label", "image_name,score"),
+    ("numbers", "image_name,a,b,c", "image_name,a,c,b"),
+    ("classes", "image_name,label\n", ""),
+])  # fmt: skip
+def test_another_header_is_refused(kind, old, new, bare, tmp_path):
+    case = bare(kind)
+    text = case.flags[3].read_text()
+    assert old in text
+    case.flags[3] = tmp_path / "sample.csv"
+    case.flags[3].write_text(text.replace(old, new))
+    assert f"{case.flags[3]} has another header or other columns than the sample" in refused(INFER, *case.flags)
+
+
+def test_folds_that_are_missing_or_differ_are_refused(bare, worlds):
+    case = bare("binary", exps=("base", "other"))
+    assert "lost has no foldK.pt: copy the folds' files there" in refused(INFER, *case.flags, "lost")
+    shutil.copy(case.output / "other" / "fold1.pt", case.output / "base" / "fold1.pt")
+    line = refused(INFER, *case.flags)
+    assert "base/fold1.pt has other settings or classes than fold 0: remove one" in line
+    (case.output / "base" / "fold1.pt").write_bytes(b"damaged")
+    assert "base/fold1.pt is damaged or not the kit's" in refused(INFER, *case.flags)
+    (case.output / "base" / "fold1.pt").unlink()
+    done(INFER, *case.flags)
+    assert second(case.output / "submission_base.csv") == pytest.approx(
+        views_of(case.world, "flip", [0])[:, 1], abs=1e-5
+    )
+    shutil.copy(worlds("numbers").output / "base" / "fold0.pt", case.output / "base" / "fold0.pt")
+    line = refused(INFER, *case.flags, "other", "base")
+    assert "base was prepared otherwise than other: they can't be blended" in line
+
+
+def test_a_sample_of_other_images_is_refused(bare, tmp_path):
+    case = bare("binary")
+    case.flags[3] = tmp_path / "sample.csv"
+    write_csv(case.flags[3], [("image_name", "label"), ("a.png", 0.5), ("b.png", 0.5)])
+    assert f"{case.flags[3]} names no image of {case.flags[1]}" in refused(INFER, *case.flags)
