@@ -145,7 +145,7 @@ def fuzz_tables(seconds, outcomes):
                 partial(read_format, classes=["a", "b"]),
             )
             for reader in readers:
-                with in_time(data):
+                with in_time(data), contextlib.redirect_stdout(io.StringIO()):
                     try:
                         reader()
                         outcomes["tables read"] += 1
