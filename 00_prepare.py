@@ -59,20 +59,22 @@ def make_parser():
         "zip or not (default: train.csv or another usual name; where there is none, folders are classes)")  # fmt: skip
     add("--train-header", choices=("auto", "yes", "no"), default="auto", help="whether it has a header; without, "
         "its columns are 1, 2, …")  # fmt: skip
-    add("--join", metavar="NAME", help="another table, whose columns are added by the first one that both have")
+    add("--join", metavar="NAME", help="another table, whose columns are added by those that both have")
     add("--image-column", metavar="NAME", help="the column of image names (default: image_name, else the first that "
         "names images)")  # fmt: skip
     add("--label-column", nargs="+", metavar="NAME", help="the column of labels, or several (default: label, else "
         "those that the sample submission's header names)")  # fmt: skip
     add("--label-form", choices=("auto", *labels.LABEL_FORMS), default="auto", help="class: one in a column; onehot: a "
         "column each, a 1 in one; binary: a column each, 1s in any; list: several in a cell; number")  # fmt: skip
-    add("--separator", default=" ", metavar="TEXT", help="what stands between the labels of a list")
+    add("--separator", default=" ", metavar="TEXT", help="what stands between the labels of a list (default: a "
+        "blank)")  # fmt: skip
     add("--label-pattern", metavar="REGEX", help="the class is what this finds in an image's path, such as (cat|dog)")
     add("--target-column", metavar="NAME", help="of a table with a row for each image and target: the targets' names; "
         "END: they follow the last _ of the image's name")  # fmt: skip
     add("--drop-unlabelled", action="store_true", help="leave out rows without a label")
     add("--metric", choices=("auto", *METRICS), default="auto", help="what is scored everywhere; auto: auc for two "
-        "classes, accuracy for more, column-auc for labels, rmse or mcrmse for numbers")  # fmt: skip
+        "classes, accuracy for more and where labels are submitted, column-auc for labels, f1-samples where sets are "
+        "submitted, rmse or mcrmse for numbers")  # fmt: skip
     add("--positive", nargs="+", metavar="LABEL", help="the class whose probability is wanted (default: the larger "
         "number); of more than two classes, several add up")  # fmt: skip
     add("--test-csv", metavar="NAME", help="the table of test images, where the sample's ids aren't image names")

@@ -111,10 +111,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as it stands, and every default but None and False."""
+    """The docstring as it stands, and every default but None, False and a blank."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default in (None, False, " ") else super()._get_help_string(action)
 
 
 def number(kind, minimum=-math.inf, above=-math.inf):
