@@ -156,8 +156,8 @@ def prepared_folder(args):
 
 
 def experiment_folder(args, name):
-    """OUTPUT/EXP. A name is one plain folder name, and not that of the prepared data."""
-    if not name or name != Path(name).name or name in (".", "..", "prepared"):
+    """OUTPUT/EXP. A name is one plain folder name, and not that of the kit's own folders."""
+    if not name or name != Path(name).name or name in (".", "..", "prepared", "unpacked"):
         raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
     if (args.output / name).is_file():
         raise UserError(f"--exp {name}: {args.output / name} is a file: give another name")

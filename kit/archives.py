@@ -15,7 +15,7 @@ import tarfile
 import threading
 import zipfile
 
-from common import UserError
+from common import UserError, say
 from kit.locks import locked
 
 # Of these no single file can be read without all before it.
@@ -196,6 +196,7 @@ def unpack(path, unpacked):
     note, new = folder / "made_from.txt", unpacked / f".new.{folder.name}"
     with locked(unpacked / f".{folder.name}.lock", folder, wait=True):
         if not (note.exists() and note.read_text() == made_from):
+            say(f"unpacking {path} into {folder}, once")
             try:
                 shutil.rmtree(new, ignore_errors=True)  # of a killed run
                 (new / "files").mkdir(parents=True)

@@ -117,6 +117,7 @@ LATER = {
     "unknown choice": (nothing, TRAINER, [*NEW, "--loss", "mse"], "mse"),
     "name of a path": (nothing, TRAINER, [*TRAIN, "--exp", "a/b"], "can't be an experiment's name"),
     "name of the prepared data": (nothing, TRAINER, [*TRAIN, "--exp", "prepared"], "can't be an experiment's name"),
+    "name of the unpacked archives": (nothing, TRAINER, [*TRAIN, "--exp", "unpacked"], "can't be an experiment's name"),
     "diverging": (nothing, TRAINER, [*NEW, "--lr", 1e30, "--optimizer", "sgd"], "lower --lr"),
     "no such experiment": (nothing, OOF, ["nowhere"], "nowhere has no finished fold"),
     "no fold finished": (
