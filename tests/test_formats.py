@@ -948,6 +948,7 @@ def prepared_as(drawn, flags, form, folder):
             path.rename(folder / path.name)
     assert {path.name for path in (folder / "input").iterdir()} == {*form.files.replace("/", "").split()}
     output = done("00_prepare.py", *flags, *QUICK, *shlex.split(form.flags)).splitlines()
+    output = [line for line in output if not line.startswith("unpacking ")]
     assert form.said in output[:2], output[:2]  # a line on rows that are there twice may come first
     prepared = json.loads((folder / "output" / "prepared" / "prepared.json").read_text())
     folds = read_table(folder / "output" / "prepared" / "folds.csv", "", dtype=str)
