@@ -1,4 +1,5 @@
-"""One function and one dict entry add a loss, an augmentation, a sampler, a head, a metric, views, an optimiser."""
+"""One function and one dict entry add a loss, an augmentation, a sampler, a head, a metric, views, an optimiser, a form
+of labels or of submissions."""
 
 import json
 
@@ -11,12 +12,15 @@ import ttach
 from conftest import TINY, done, load, prepare
 from torch import nn
 
+from common import softmax
 from kit.augment import AUGMENTATIONS, Augment
 from kit.batches import SAMPLERS, draw_epoch
+from kit.labels import LABEL_FORMS, of_classes
 from kit.losses import LOSSES
 from kit.metrics import METRICS, Metric
 from kit.model import HEADS, TTAS, Head, load_fold
 from kit.optim import OPTIMIZERS, SCHEDULES
+from kit.submission import SUBMISSIONS, Form
 
 
 def focal(logits, targets):
@@ -96,3 +100,31 @@ def test_a_new_schedule_sets_the_rate_of_each_optimiser(toy, optimizer, monkeypa
     prepare(flags, 32, "--folds", 2)
     done("01_train_fold.py", *flags, *TINY, "--fold", 0, "--schedule", "thirds", "--optimizer", optimizer)
     assert pd.read_csv(flags[3] / "base" / "fold0_epochs.csv").lr.iloc[-1] == pytest.approx(1e-3)
+
+
+def test_a_new_form_of_labels_and_one_of_submissions(toy, monkeypatch):
+    """Labels as bars wide and thin, of which the first letter counts; a submission in per cent."""
+
+    def first_letters(args, path, names, columns):
+        (cells,) = columns.values()
+        return of_classes(path, names, [cell[0] for cell in cells], "first letters")
+
+    percent = Form(
+        lambda row, columns, prepared: [f"{100 * row[1]:.1f}"],
+        lambda cell, prepared: 0 <= float(cell) <= 100,
+        ("classes",),
+    )
+    monkeypatch.setitem(LABEL_FORMS, "letter", first_letters)
+    monkeypatch.setitem(SUBMISSIONS, "percent", percent)
+    flags = toy()
+    path = flags[1] / "train.csv"
+    table = pd.read_csv(path, dtype=str)
+    table.assign(label=table.label.map({"0": "wide", "1": "thin"})).to_csv(path, index=False)
+    prepare(flags, 32, "--folds", 2, "--label-form", "letter", "--submit-value", "percent", "--positive", "w")
+    assert json.loads((flags[3] / "prepared" / "prepared.json").read_text())["classes"] == ["t", "w"]
+    done("01_train_fold.py", *flags, *TINY, "--fold", "all")
+    done("03_infer.py", *flags)
+    (submission,) = flags[3].glob("base/submission_base_CV*.csv")
+    logits = [np.load(flags[3] / "base" / f"fold{k}_test.npy") for k in (0, 1)]
+    expected = 100 * np.mean([softmax(part)[:, 1] for part in logits], axis=0)
+    assert np.loadtxt(submission, delimiter=",", usecols=1) == pytest.approx(expected, abs=0.051)
