@@ -99,21 +99,45 @@ def expected_grade(probabilities):
     return np.floor((probabilities * np.arange(probabilities.shape[1])).sum(axis=1) + 0.5).astype(np.int64)
 
 
-def label_metric(name, scorer, read=most_probable, **options):
+def label_metric(name, scorer, quality=None, read=most_probable, **options):
     """Makes a Metric of scikit-learn's scorer(targets, classes that `read` returns). A class that is missing isn't
-    averaged."""
+    averaged. quality(images of a class read as it, in all, read as it rightly or wrongly), float [K, D] each → [D], is
+    the same for many draws at once."""
 
     def score(targets, predicted, weights):
         present = dict(labels=np.unique(targets)) if options.get("average") == "macro" else {}
         return scorer(targets, predicted, sample_weight=weights, **options, **present)
 
     def draws(targets, probabilities, weights):
-        count = probabilities.shape[1]
-        pairs, rows = np.unique(targets * count + read(probabilities), return_inverse=True)
+        count, predicted = probabilities.shape[1], read(probabilities)
+        if quality:
+            images, found = np.arange(len(targets)), []
+            marks = (targets == predicted), np.ones(len(targets)), np.ones(len(targets))
+            places = zip(marks, (targets, targets, predicted), strict=True)
+            kinds = [csr_array((mark * 1.0, (row, images)), shape=(count, len(images))) for mark, row in places]
+            for start in range(0, len(weights), BLOCK):
+                block = np.asarray(weights[start : start + BLOCK], np.float64).T
+                found.append(quality(*(kind @ block for kind in kinds)))
+            return np.concatenate(found)
+        pairs, rows = np.unique(targets * count + predicted, return_inverse=True)
         totals = (np.bincount(rows, w) for w in weights)  # images that are alike in both classes are one row
         return [score(*np.divmod(pairs[total > 0], count), total[total > 0]) for total in totals]
 
     return Metric(name, lambda t, p, weights: score(t, read(p), weights), draws=draws, of_labels=True, read=read)
+
+
+def share_of_hits(hits, true, read):
+    return hits.sum(axis=0) / true.sum(axis=0)
+
+
+@np.errstate(invalid="ignore")  # 0 / 0 is NaN: a class that is missing
+def mean_recall(hits, true, read):
+    return mean_of_defined(hits / true)
+
+
+@np.errstate(invalid="ignore")
+def mean_f1(hits, true, read):
+    return mean_of_defined(np.where(true > 0, f_beta(hits, read, true), np.nan))
 
 
 def kappa(targets, predicted, sample_weight):
@@ -236,13 +260,13 @@ def _grades(classes):
 METRICS = {
     "auc": Metric("AUC", roc_area, draws=area_draws),
     "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=_two),
-    "accuracy": label_metric("accuracy", sk.accuracy_score),
-    "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, average="macro"),
+    "accuracy": label_metric("accuracy", sk.accuracy_score, share_of_hits),
+    "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, mean_recall, average="macro"),
     "logloss": mean_metric("log loss", _log_losses, sk.log_loss, larger_is_better=False),
-    "f1": label_metric("macro F1", sk.f1_score, average="macro"),
+    "f1": label_metric("macro F1", sk.f1_score, mean_f1, average="macro"),
     "f1-positive": label_metric("F1", partial(sk.f1_score, zero_division=0))._replace(fits=_two),
-    "f1-micro": label_metric("micro F1", sk.f1_score, average="micro"),
-    "qwk": label_metric("QWK", kappa, expected_grade)._replace(fits=_grades),
+    "f1-micro": label_metric("micro F1", sk.f1_score, share_of_hits, average="micro"),
+    "qwk": label_metric("QWK", kappa, read=expected_grade)._replace(fits=_grades),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
     "brier": mean_metric("Brier score", _squared_errors, sk.brier_score_loss, larger_is_better=False),
