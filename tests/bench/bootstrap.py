@@ -46,7 +46,8 @@ def main():
     parser.add_argument("--draws", type=int, default=1000)
     args = parser.parse_args()
     print(f"{args.images} images, {args.draws} draws\nmetric              classes   one score   all draws   peak GiB")
-    for key, classes in [*((key, 2) for key in METRICS), ("auc", args.classes)]:
+    of_classes = [key for key, metric in METRICS.items() if metric.task == "classes"]
+    for key, classes in [*((key, 2) for key in of_classes), ("auc", args.classes)]:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             one, both, peak = pool.apply(measure, (key, args.images, classes, args.draws))
         print(f"{key:<18} {classes:>8} {one:>9.2f} s {both - one:>9.1f} s {peak:>10.2f}", flush=True)
