@@ -59,11 +59,11 @@ def read_sample(args, path, source, labels, tests, form=None):
 def is_header(rows, source, classes):
     """Whether the sample's first row is a header, and no row of a test image, not even of one that is missing."""
     first = [cell.strip() for cell in rows[0]]
+    cells = first[1:] or first
+    if sorted(cells) == sorted(classes) and len(cells) > 1:  # also where classes and images are called 1, 2, …
+        return source.find(rows[0][0]) is None
     if any(source.find(cell) is not None or cell.lower().endswith(IMAGE_ENDINGS) for cell in rows[0]):
         return False
-    cells = first[1:] or first
-    if sorted(cells) == sorted(classes) and len(cells) > 1:
-        return True
     if {*cells} <= {*classes}:  # classes name columns where the rows below hold other values
         return not all(cell.strip() in classes for row in rows[1:] for cell in row[1:] or row)
     return not all(c in classes or is_blank(c) or is_number(c) for c in cells)

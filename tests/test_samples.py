@@ -58,6 +58,14 @@ def test_a_column_for_each_class_is_no_ranking_where_the_header_names_them(tmp_p
     assert (found.form["value"], found.form["top"]) == ("top", 2)
 
 
+def test_classes_that_are_called_like_images_are_a_header(tmp_path):
+    source = source_of("0", "1", "2")
+    found = sample_of(tmp_path, three(tmp_path), [["id", "0", "1", "2"], ["1", "0.3", "0.3", "0.4"]], source=source)
+    assert (found.form["header"], found.images) == (["id", "0", "1", "2"], ["1"])
+    ranked = [["t0", "b", "a", "c"], ["t1", "a", "b", "c"]]
+    assert sample_of(tmp_path, three(tmp_path, "abc"), ranked).form["header"] is None
+
+
 def test_numbers_go_to_the_columns_that_their_names_begin_with(tmp_path, capsys):
     truth = truth_of(
         tmp_path, ["id", "x_mean", "y_mean"], [["1", "10"], ["2", "20"]], label_column=["x_mean", "y_mean"]
