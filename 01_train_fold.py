@@ -35,6 +35,7 @@ from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, earlier_weights, 
 from kit.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
 from kit.probe import probe, start_head
 from kit.resume import ResumeFile, epoch_start
+from kit.track import TRACKERS, Track
 from kit.watch import Watch, note_epoch, scores, seen, warn_if_endless
 
 
@@ -54,6 +55,8 @@ def make_parser():
         "beside the one at its end; 0 writes none")  # fmt: skip
     add("--stop-after", type=duration, metavar="8.5h", help="save and end when this long has passed since the start; "
         "the same command goes on. In s, m or h; exit code 75")  # fmt: skip
+    add("--track", choices=TRACKERS, help="a live view: tensorboard (OUTPUT/tensorboard), mlflow (OUTPUT/mlruns, or "
+        "MLFLOW_TRACKING_URI), wandb (as its WANDB_ variables say)")  # fmt: skip
 
     add = parser.add_argument_group("model (thesis 3.4)").add_argument
     add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", metavar="NAME", help="a timm name")
@@ -205,6 +208,7 @@ def set_up(shared, fold):
         optimizer=optimizer, scheduler=scheduler, ema=ema, kept_model=classifier if ema is None else ema.module,
         scaler=torch.amp.GradScaler(device.type, enabled=shared.amp == "fp16"),
         resume=ResumeFile(path, config, shared.defaults, args.save_minutes, args.stop_after),
+        track=Track(args.track, shared.folder, fold, config),
     )  # fmt: skip
 
 
@@ -257,6 +261,7 @@ def train_and_keep(shared, fold):
             say(f"fold {fold} of {folder.name} is finished (--overwrite trains it again)")
             return
         run = set_up(shared, fold)
+        held.enter_context(run.track)
         if RANK == 0:
             held.enter_context(claimed(folder, config, shared.defaults, {fold, *replaced}))
             records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}

@@ -9,9 +9,10 @@ from kit.augment import AUGMENTATIONS
 from kit.experiment import is_finished, read_record
 from kit.losses import OF_TASKS
 from kit.tasks import TASKS
+from kit.track import check_library
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
-NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after".split()
+NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after track".split()
 SHARES = ("freeze", "ema", "warmup")  # must be below 1
 OF_STEPS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
 
@@ -61,7 +62,8 @@ def init_makers(args, folder, folds):
 
 
 def check_flags(args):
-    """Raises UserError for flags that contradict each other."""
+    """Raises UserError for flags that contradict each other, and for a --track without its library."""
+    check_library(args.track)
     if args.stop_after and not args.save_minutes:
         raise UserError("--stop-after has nothing to go on from with --save-minutes 0: leave one of them out")
     if args.batch_size < WORLD:

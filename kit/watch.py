@@ -82,10 +82,13 @@ class Watch:
                 where = f"at step {step + 2 - len(losses) + i} of {self.steps}, lr {current_lr(self.run.optimizer):.3g}"
                 what = f"{self.run.name}: the loss is {losses[i].item()} {where}"
                 raise UserError(f"{what}: lower --lr, or give --amp bf16 or none")
+        lr, done = current_lr(self.run.optimizer), (self.state["epoch"] - 1) * self.steps + step + 1
+        loss = losses[torch.isfinite(losses)].mean()
+        self.run.track.note(self.state, "step", dict(loss=loss, lr=lr), done)
         if not self.bar.disable:
             window = scores(self.run, *seen(self.state, last=-(-WINDOW // self.batch)))
             shown = {key: f"{value:.4f}" for key, value in window.items()}
-            self.bar.set_postfix(shown | {"lr": f"{current_lr(self.run.optimizer):.2e}"}, refresh=False)
+            self.bar.set_postfix(shown | {"lr": f"{lr:.2e}"}, refresh=False)
 
     def forecast(self, step):
         """Says once a fold what it will take: minutes, and the GPU's memory."""
@@ -122,6 +125,7 @@ def note_epoch(run, state, train, valid, seconds):
     say(f"{run.name}  train {train}  valid {valid}  {times}")
     if RANK == 0 and not is_finished(run.folder, run.fold):  # --overwrite leaves the old files whole until its end
         write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
+    run.track.note(state, "epoch", row, state["epoch"] * state["step"])  # a probe makes no steps
 
 
 def warn_if_endless(run):

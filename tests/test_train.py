@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,7 @@ from kit.losses import complement_cross_entropy, cross_entropy
 from kit.metrics import METRICS
 from kit.ranger21 import learning_rate
 from kit.resume import ResumeFile, epoch_start
+from kit.track import Track
 
 train = load("01_train_fold.py")
 CPU = torch.device("cpu")
@@ -229,7 +231,7 @@ def small_run(classifier, batches, **config):
         valid_rows=np.arange(0), targets=np.arange(0), fold=0, workers=0, device=CPU, amp="none", metric="auc",
         criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, told=True,
         scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, {}, 0), name="bar",
-        batches=batches, ema=None, kept_model=classifier,
+        batches=batches, ema=None, kept_model=classifier, track=Track(None, Path(), 0, config),
     )  # fmt: skip
 
 
