@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
@@ -37,8 +38,15 @@ OPTIMIZERS = "ranger21", "adamw"
 OFTEN = ["--save-minutes", "1e-9"]  # after every step, so that many kills fall into a save
 
 
-def start(script, *arguments):
-    """Starts `python script arguments` in a fork. → its process id."""
+def import_scripts():
+    """Imports all that the scripts import; `main` isn't called."""
+    for script in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"):
+        spec = importlib.util.spec_from_file_location(script[3:-3], ROOT / script)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def start(script, *arguments, error=None):
+    """Starts `python script arguments` in a fork; `error`: the file for its stderr. → its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -46,12 +54,16 @@ def start(script, *arguments):
     sys.argv = [str(ROOT / script), *map(str, arguments)]
     log = os.open(os.devnull, os.O_WRONLY)
     os.dup2(log, 1)
+    if error:
+        os.dup2(os.open(error, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     code = 1
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code if isinstance(code, int) else 1)
 
@@ -170,9 +182,7 @@ def main():
     args = parser.parse_args()
     shutil.rmtree(args.folder, ignore_errors=True)
     flags = ["--input", args.folder / "input", "--output", args.folder / "output"]
-    for script in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"):  # imports; main isn't called
-        spec = importlib.util.spec_from_file_location(script[3:-3], ROOT / script)
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    import_scripts()
     finish(start("input/make_demo.py", "--folder", args.folder / "input", "--products", 40, "--test-products", 12,
         "--copies", 2, "--side", 48))  # fmt: skip
     finish(start("00_prepare.py", *flags, "--size", 32, "--folds", 3))
