@@ -3,12 +3,14 @@
     python 02_oof.py base
     python 02_oof.py base nosampler                        # compares them, and blends them
     python 02_oof.py base --metric logloss                 # shows another metric beside that of 00_prepare.py
+    python 02_oof.py base --overlays                       # where the network looked in its worst mistakes
     python 02_oof.py base --lb-public 0.888 --lb-private 0.905
 
 Reads OUTPUT/EXP, as many folds as are finished. Prints the thesis' table 4.2, and the score at the best epoch, at the
 last one and of what is submitted, each with a 95 % interval from a bootstrap over groups. The last line is the CV: the
-pooled score of what is submitted. Writes oof.csv, report.html, three pictures, and a row of OUTPUT/experiments.csv. Of
-several experiments it fits the weights of a blend, and leaves OUTPUT/blend_A+B.json where they beat equal weights.
+pooled score of what is submitted. Writes oof.csv, suspects.csv (labels that may be wrong), report.html, three pictures,
+and a row of OUTPUT/experiments.csv. Of several experiments it fits the weights of a blend, and leaves
+OUTPUT/blend_A+B.json where they beat equal weights; their reports show the images about which they disagree.
 """
 
 from collections import Counter
@@ -36,6 +38,7 @@ def make_parser():
     add("exps", nargs="*", default=["base"], metavar="EXP", help="one experiment, or several to compare and blend")
     add("--metric", choices=METRICS, help="another metric, shown beside that of 00_prepare.py")
     add("--draws", type=number(int, 100), default=1000, help="bootstrap samples")
+    add("--overlays", action="store_true", help="Grad-CAM of the worst mistakes, by the package grad-cam")
     add = parser.add_argument_group("what the leaderboard said, for experiments.csv").add_argument
     for part in ("public", "private"):
         add(f"--lb-{part}", type=number(float), help=f"the {part} score; of several: of their mean blend")
@@ -256,6 +259,13 @@ def weigh(args, oofs, targets, models, scores):
     return [f"{said}: {shares} → {path}", f"to submit that blend: {command}"]
 
 
+def draw_overlays(args, oof):
+    """→ what kit/overlays.py draws. It loads torch, without which this script starts in a second."""
+    from kit import overlays
+
+    return overlays.overlay_worst(args, oof)
+
+
 def main(args):
     oofs = [read_oof(args, exp) for exp in args.exps]
     shared, rows = shared_folds(oofs)
@@ -273,7 +283,8 @@ def main(args):
     for oof in oofs:
         ledger = note_in_ledger(args, oof.exp, ledger_cells(oof, leaderboard))
     for oof in oofs:
-        report.write(args, oof, ledger, verdicts)
+        oof.overlays = draw_overlays(args, oof) if args.overlays else {}
+        report.write(args, oof, ledger, verdicts, oofs)
 
 
 if __name__ == "__main__":

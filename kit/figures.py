@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 MOST_SQUARE, MOST_SCATTERS = 300, 6  # classes of a confusion matrix; numbers in one picture
+MOST_POINTS = 2000  # of a scatter as SVG; more are pixels in it
 MOST_CURVES = 10  # classes drawn in one picture; more would be a tangle
 MOST_COUNTS, MOST_NAMES = 30, 100  # classes: of more, the confusion matrix has colours without counts, without names
 COLUMNS = 8  # of the contact sheet in matched.png
@@ -121,7 +122,8 @@ def draw_scatter(targets, predictions, classes, path):
     """Predictions by targets, of the first numbers, out of fold."""
     figure, axis = plt.subplots(figsize=SIZE)
     for c, name in enumerate(classes[:MOST_SCATTERS]):
-        axis.scatter(targets[:, c], predictions[:, c], s=6, alpha=0.4, label=name)
+        many = len(targets) > MOST_POINTS
+        axis.scatter(targets[:, c], predictions[:, c], s=6, alpha=0.4, label=name, rasterized=many)
     ends = np.nanmin(targets[:, :MOST_SCATTERS]), np.nanmax(targets[:, :MOST_SCATTERS])
     axis.plot(ends, ends, **CHANCE)
     axis.set(title="out of fold", xlabel="target", ylabel="prediction")
@@ -137,6 +139,18 @@ def draw_residuals(targets, predictions, classes):
         axis.hist(predictions[known, c] - targets[known, c], 40, histtype="step", label=name)
     axis.set(title="residuals", xlabel="prediction - target", ylabel="images")
     figure.legend(*axis.get_legend_handles_labels(), **BELOW)
+    return save_figure(figure)
+
+
+def draw_duel(here, there, names, what):
+    """How good two experiments' predictions are, float [M] each, an image a point. names: the experiments'; what: the
+    values'."""
+    figure, axis = plt.subplots(figsize=SIZE)
+    axis.scatter(there, here, s=8, alpha=0.4, color="tab:blue", linewidths=0, rasterized=len(here) > MOST_POINTS)
+    ends = min(here.min(), there.min()), max(here.max(), there.max())
+    axis.plot(ends, ends, **CHANCE)
+    here, there = (name[:30].replace("$", r"\$") for name in names)
+    axis.set(title=f"out of fold: {what}", xlabel=there, ylabel=here, aspect="equal")
     return save_figure(figure)
 
 

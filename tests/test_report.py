@@ -175,7 +175,14 @@ def test_names_and_labels_are_only_text(tmp_path, browser):
     assert browser.run("return document.querySelector('tr.marked td').textContent") == EXP
     assert browser.run("return document.querySelectorAll('img[src=x], figcaption b, i, u').length") == 0
     captions = browser.run("return [...document.querySelectorAll('figcaption')].map(x => x.textContent)")
-    assert sum(HOSTILE in caption for caption in captions) == 3, "a mistake, a conflict and a duplicate"
+    shown = sum(HOSTILE in caption for caption in captions)
+    assert shown == 5, "a mistake, in the browser, a suspect, a conflict and a duplicate"
+    buttons = browser.run("return [...document.querySelectorAll('.shot')].map(x => x.getAttribute('aria-label'))")
+    assert buttons.count(f"enlarge {HOSTILE}") == 5
+    names = browser.run("return [...document.querySelectorAll('#images figure')].map(x => x.dataset.name)")
+    assert sorted(names) == sorted([HOSTILE, *(f"{i:03}.png" for i in range(23))])
+    kinds = browser.run("return [...document.querySelectorAll('#kind option')].map(x => x.textContent)")
+    assert kinds == ["all", *(f"{label} (12 of 12)" for label in reversed(LABELS))]
     assert any(LABELS[0] in caption for caption in captions)
     body = browser.run("return document.body.textContent")
     assert "groups whose images have different labels: a label is wrong, or the group is: 1" in body

@@ -1,0 +1,511 @@
+"""The images of report.html: by class, enlarged; label suspects, overlays, what experiments disagree about.
+
+The page is driven in a real Chromium by keys, clicks and touches."""
+
+import base64
+import io
+import re
+import shutil
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import done, refused
+from PIL import Image
+from test_oof import QUICK, experiment, noisy
+from test_report import Browser, section
+
+from common import UserError, file_hash, softmax, write_csv, write_json
+from kit import gallery, overlays, suspects
+from kit.model import build_model
+
+ENTER, ESCAPE, LEFT, RIGHT = "\ue007", "\ue00c", "\ue012", "\ue014"
+TASKS = ("classes", "labels", "numbers")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if not (shutil.which("chromedriver") and shutil.which("chromium")):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
+    yield browser
+    browser.close()
+
+
+def made_up(output, task, count=60, size=None, seed=0):
+    """Writes a finished experiment "base" of three folds and three classes, labels or numbers, as 00 and 01 would; with
+    `size`, the images too. → the flags of 02, targets, logits."""
+    rng, classes = np.random.default_rng(seed), ["ant", "bee", "cat"]
+    if task == "classes":
+        targets = np.arange(count) % 3
+        label, target, signal = [classes[c] for c in targets], targets, 2.0 * np.eye(3)[targets]
+    elif task == "labels":
+        targets = (rng.random((count, 3)) < 0.4).astype(np.float32)
+        label = [" ".join(c for c, has in zip(classes, row, strict=True) if has) for row in targets]
+        target, signal = [" ".join(map(str, np.flatnonzero(row))) for row in targets], 4 * targets - 2
+    else:
+        targets = rng.random((count, 3)).astype(np.float32)
+        target = label = [" ".join(f"{value:.9g}" for value in row) for row in targets]
+        signal = 4 * targets - 2
+    logits = signal + rng.normal(size=(count, 3))
+    metric = dict(classes="accuracy", labels="column-auc", numbers="mcrmse")[task]
+    names = [f"{i:06}.png" for i in range(count)]
+    folds = pd.DataFrame(dict(image_name=names, label=label, target=target, group=range(count)))
+    write_csv(output / "prepared" / "folds.csv", folds.assign(fold=np.arange(count) % 3))
+    about = dict(task=task, classes=classes, metric=metric, folds=3, groups="none", limit=None, unreadable=[])
+    about |= dict(folds_hash=file_hash(output / "prepared" / "folds.csv"), relatives=None, shift=None)
+    about |= dict(sizes=[size] if size else [], ranges=[[0, 1]] * 3)
+    write_json(output / "prepared" / "prepared.json", about)
+    if size:
+        np.save(output / "prepared" / f"train_{size}.npy", rng.integers(0, 256, (count, size, size, 3), np.uint8))
+    config = dict(model="made up", keep="best", tta="none", changed={}, folds_hash=about["folds_hash"])
+    for k in range(3):
+        rows, folder = np.arange(count) % 3 == k, output / "base"
+        columns = {f"{kind}_{c}": logits[rows, c] for kind in ("best", "last", "views") for c in range(3)}
+        table = folds.loc[rows, ["image_name", "target"]].reset_index(drop=True)
+        write_csv(folder / f"fold{k}.csv", pd.concat([table, pd.DataFrame(columns)], axis=1))
+        names = ["loss", "accuracy", metric]
+        figures = {f"{part}_{name}": [0.5, 0.6] for part in ("train", "valid") for name in names}
+        write_csv(folder / f"fold{k}_epochs.csv", pd.DataFrame(dict(epoch=[1, 2], **figures, lr=1e-3, seconds=1.5)))
+        write_json(folder / f"fold{k}.json", dict(fold=k, epoch=2, config=config, metric=metric, classes=classes))
+        (folder / f"fold{k}.pt").touch()
+    return ["--input", output / "input", "--output", output, *QUICK], targets, logits
+
+
+# ---------------------------------------------------------------- the browser of images
+
+
+def press(browser, selector, keys):
+    (element,) = browser.call("POST", "/element", using="css selector", value=selector).values()
+    browser.call("POST", f"/element/{element}/value", text=keys)
+
+
+def click(browser, selector):
+    (element,) = browser.call("POST", "/element", using="css selector", value=selector).values()
+    browser.call("POST", f"/element/{element}/click")
+
+
+def choose(browser, menu, value):
+    browser.run(
+        "const menu = document.getElementById(arguments[0]); menu.value = arguments[1];"
+        "menu.dispatchEvent(new Event('change'))", menu, value,
+    )  # fmt: skip
+
+
+def names(browser):
+    return browser.run("return [...document.querySelectorAll('#images figure')].map(figure => figure.dataset.name)")
+
+
+def content(browser, name):
+    return browser.run("return document.getElementById(arguments[0]).textContent", name)
+
+
+def enlarged(browser):
+    """→ the name under the enlarged image, or None while there is none."""
+    return browser.run(
+        "return document.getElementById('viewer').open ? document.querySelector('#legend span').textContent : null"
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A report of 60 drawn images of three classes, the losses by image name, and the labels."""
+    output = tmp_path_factory.mktemp("gallery")
+    flags, targets, logits = made_up(output, "classes", size=48)
+    done("02_oof.py", *flags)
+    loss = -np.log(softmax(logits)[np.arange(60), targets])
+    order = [f"{i:06}.png" for i in np.argsort(-loss)]
+    label = {f"{i:06}.png": "ant bee cat".split()[c] for i, c in enumerate(targets)}
+    return SimpleNamespace(path=output / "base" / "report.html", order=order, label=label)
+
+
+def test_images_are_chosen_sorted_searched_and_turned_over(world, browser):
+    browser.open(world.path)
+    assert names(browser) == world.order[:24], "the largest loss first"
+    assert content(browser, "range") == "1 to 24 of 60"
+    click(browser, "#later")
+    click(browser, "#later")
+    assert names(browser) == world.order[48:]
+    assert content(browser, "range") == "49 to 60 of 60"
+    assert browser.run("return document.getElementById('later').disabled")
+    choose(browser, "kind", "1")
+    bees = [name for name in world.order if world.label[name] == "bee"]
+    assert names(browser) == bees
+    choose(browser, "order", "best")
+    assert names(browser) == bees[::-1]
+    choose(browser, "order", "name")
+    assert names(browser) == sorted(bees)
+    press(browser, "#search", "00003 LABEL")
+    assert names(browser) == [name for name in sorted(bees) if "00003" in name]
+    press(browser, "#search", "nothing")
+    assert names(browser) == []
+    assert content(browser, "range") == "none"
+    kinds = browser.run("return [...document.querySelectorAll('#kind option')].map(option => option.textContent)")
+    assert kinds == ["all", "ant (20 of 20)", "bee (20 of 20)", "cat (20 of 20)"]
+    assert browser.console() == []
+
+
+def test_an_image_is_enlarged_by_key_and_by_click(world, browser):
+    browser.open(world.path)
+    press(browser, "#images figure:nth-child(23) .shot", ENTER)
+    assert enlarged(browser) == world.order[22]
+    assert content(browser, "where") == "23 of 60"
+    press(browser, "#close", RIGHT * 3)
+    assert enlarged(browser) == world.order[25], "beyond the page of 24"
+    press(browser, "#close", LEFT)
+    assert enlarged(browser) == world.order[24]
+    press(browser, "#close", ESCAPE)
+    assert enlarged(browser) is None
+    focused = browser.run("return document.activeElement.closest('figure').dataset.name")
+    assert focused == world.order[24], "the page turned to it"
+    assert content(browser, "range") == "25 to 48 of 60"
+    click(browser, "#mistakes figure:nth-child(2) .shot")
+    count = browser.run("return document.querySelectorAll('#mistakes figure').length")
+    assert content(browser, "where") == f"2 of {count}"
+    click(browser, "#before")
+    click(browser, "#before")
+    assert content(browser, "where") == f"{count} of {count}", "round and round"
+    large = browser.run("const r = document.querySelector('#large img').getBoundingClientRect(); return r.width")
+    small = browser.run("const r = document.querySelector('.shot img').getBoundingClientRect(); return r.width")
+    assert large > 2.5 * small
+    click(browser, "#close")
+    assert enlarged(browser) is None
+    assert browser.console() == []
+
+
+def test_a_finger_enlarges_and_swipes(world, browser):
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    browser.devtools("Emulation.setTouchEmulationEnabled", enabled=True)
+    browser.open(world.path)
+    middle = (
+        "const part = document.querySelector(arguments[0]); part.scrollIntoView({block: 'center'});"
+        "const r = part.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]"
+    )
+
+    def touch(selector, moved=0):
+        x, y = browser.run(middle, selector)
+        browser.devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[dict(x=x, y=y)])
+        if moved:
+            browser.devtools("Input.dispatchTouchEvent", type="touchMove", touchPoints=[dict(x=x + moved, y=y)])
+        browser.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        time.sleep(0.4)
+
+    touch("#images figure:nth-child(3) .shot")
+    assert enlarged(browser) == world.order[2]
+    assert browser.run("return document.getElementById('viewer').getBoundingClientRect().right") <= 390
+    touch("#after")
+    assert enlarged(browser) == world.order[3]
+    touch("#close")
+    assert enlarged(browser) is None
+    touch("#images figure:nth-child(3) .shot")
+    touch("#large", -90)
+    assert enlarged(browser) == world.order[3]
+    touch("#large", 90)
+    assert enlarged(browser) == world.order[2]
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+    browser.devtools("Emulation.setTouchEmulationEnabled", enabled=False)
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
+    assert browser.console() == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_its_images(task, tmp_path, browser):
+    flags, targets, _ = made_up(tmp_path, task, size=32)
+    done("02_oof.py", *flags)
+    browser.open(tmp_path / "base" / "report.html")
+    kinds = browser.run("return [...document.querySelectorAll('#kind option')].map(option => option.textContent)")
+    if task == "labels":
+        counts = [*targets.sum(axis=0).astype(int), int((targets.sum(axis=1) == 0).sum())]
+        wanted = [f"{name} ({n} of {n})" for name, n in zip(["ant", "bee", "cat", "none of them"], counts, strict=True)]
+        assert kinds[1:] == wanted
+        choose(browser, "kind", "3")
+        assert names(browser)
+        assert all("labels none" in text for text in captions(browser, "images"))
+    if task == "numbers":
+        assert kinds[1].startswith("ant from 0.0")
+        choose(browser, "kind", "4")
+        largest = sorted(targets[:, 0])[-len(names(browser)) :]
+        shown = [float(re.search(r"target (\S+)", text)[1]) for text in captions(browser, "images")]
+        assert sorted(shown) == pytest.approx(largest)
+        assert not (tmp_path / "base" / "suspects.csv").exists()
+    assert browser.run("return document.getElementById('suspects') === null") == (task == "numbers")
+    assert browser.run("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert browser.console() == []
+
+
+def captions(browser, part):
+    script = "return [...document.querySelectorAll(`#${arguments[0]} figcaption`)].map(x => x.innerText)"
+    return browser.run(script, part)
+
+
+def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path, browser):
+    """Noise is the worst that a JPEG can meet: the bytes end before the 320 images do."""
+    flags, *_ = made_up(tmp_path, "classes", count=3000, size=192)
+    done("02_oof.py", *flags)
+    path = tmp_path / "base" / "report.html"
+    assert 3_500_000 < path.stat().st_size < 5_000_000
+    browser.open(path)
+    shown = int(re.search(r"(\d+) of 3000 out-of-fold images are in this page", path.read_text())[1])
+    assert 60 < shown < 320
+    assert content(browser, "range") == f"1 to 24 of {shown}"
+    kinds = browser.run("return [...document.querySelectorAll('#kind option')].map(option => option.textContent)")
+    counts = [int(re.search(r"\((\d+) of 1000\)", kind)[1]) for kind in kinds[1:]]
+    assert sum(counts) == shown
+    assert min(counts) > shown / 5, "some of each class"
+    assert browser.console() == []
+
+
+def test_chosen_images_are_the_worst_and_some_of_each_class():
+    loss = np.random.default_rng(0).random(5000)
+    members = [np.arange(4990), *(np.array([row]) for row in range(4990, 5000))]
+    rows = gallery.choose(loss, members)
+    assert len(rows) == len(set(rows)) == 320
+    assert {*np.argsort(-loss)[:150]} <= {*rows}
+    assert {*range(4990, 5000)} <= {*rows[:24]}, "the rare classes come early"
+    assert sorted(gallery.choose(loss[:7], [np.arange(7)])) == list(range(7))
+
+
+# ---------------------------------------------------------------- label suspects
+
+
+def drawn(count, classes, seed=0):
+    """Honest probabilities: the true class is drawn from them. → (true int [N], probabilities [N, K])."""
+    rng = np.random.default_rng(seed)
+    signal = 3.5 + np.log(classes)
+    logits = rng.normal(size=(count, classes)) + signal * np.eye(classes)[rng.integers(classes, size=count)]
+    probabilities = softmax(logits)
+    true = (rng.random((count, 1)) > probabilities.cumsum(axis=1)).sum(axis=1)
+    return np.minimum(true, classes - 1), probabilities
+
+
+def flipped(true, classes, share, seed=1):
+    """→ labels of which a share is another class, and which those are."""
+    rng = np.random.default_rng(seed)
+    wrong = rng.random(len(true)) < share
+    return np.where(wrong, (true + rng.integers(1, classes, len(true))) % classes, true), wrong
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_flipped_labels_are_suspected_and_clean_ones_are_not(classes):
+    true, probabilities = drawn(4000, classes)
+    accuracy = (probabilities.argmax(axis=1) == true).mean()
+    assert 0.92 < accuracy < 0.98
+    clean = (suspects.confident(true, probabilities) != true).sum()
+    assert clean < 0.05 * len(true), "few on clean data"
+    by_chance = suspects.expected(true, probabilities)
+    assert abs(clean - by_chance) < 4 * by_chance**0.5, "as many as it says"
+    labels, wrong = flipped(true, classes, 0.1)
+    suggested = suspects.confident(labels, probabilities)
+    suspected = suggested != labels
+    assert suspected[wrong].mean() > 0.9, "recall"
+    assert wrong[suspected].mean() > 0.63, "precision: the images that are hard by chance are among them"
+    assert (suggested[suspected & wrong] == true[suspected & wrong]).mean() > 0.9
+
+
+def test_confident_learning_by_hand():
+    """Class 1's images have 0.6 on the average, class 0's 0.8; class 2 has no image."""
+    p = np.array([[0.9, 0.1, 0], [0.7, 0.3, 0], [0.3, 0.6, 0.1], [0.05, 0.6, 0.35], [0.81, 0.1, 0.09], [0.0, 0.0, 1]])
+    labels = np.array([0, 0, 1, 1, 1, 1])
+    thresholds = [0.8, (0.6 + 0.6 + 0.1 + 0) / 4]
+    assert thresholds == pytest.approx([0.8, 0.325])
+    assert suspects.confident(labels, p).tolist() == [0, 0, 1, 1, 0, 1], "0.81 reaches 0.8; class 2 has no threshold"
+
+
+def test_suspects_are_written_and_shown(tmp_path, browser):
+    targets = np.arange(300) % 3
+    labels, wrong = flipped(targets, 3, 0.08)
+    logits = 8 * np.eye(3)[targets] + np.random.default_rng(0).normal(size=(300, 3)) / 2
+    flags = experiment(tmp_path, "base", labels, logits, metric="accuracy")
+    done("02_oof.py", *flags)
+    table = pd.read_csv(tmp_path / "base" / "suspects.csv", dtype=dict(image_name=str))
+    assert [*table] == "image_name label suggested probability_label probability_suggested".split()
+    found = table.image_name.str[:6].astype(int).to_numpy()
+    assert wrong[found].all()
+    assert len(found) > 0.9 * wrong.sum()
+    assert table.suggested.tolist() == [f"class {targets[i]}" for i in found]
+    p = softmax(logits)
+    assert table.probability_label.to_numpy() == pytest.approx(p[found, labels[found]])
+    gaps = (table.probability_suggested - table.probability_label).to_numpy()
+    assert (np.diff(gaps) <= 1e-9).all(), "the surest first"
+    browser.open(tmp_path / "base" / "report.html")
+    shown = captions(browser, "suspects")
+    assert len(shown) == min(24, len(found))
+    assert shown[0].splitlines()[:3] == [
+        table.image_name[0], f"label {table.label[0]}: {table.probability_label[0]:.3f}",
+        f"rather {table.suggested[0]}: {table.probability_suggested[0]:.3f}",
+    ]  # fmt: skip
+    page = (tmp_path / "base" / "report.html").read_text()
+    assert f"{len(found)} times, a label may be wrong" in page
+    assert "about 0 would be suspected if all were right" in page
+
+
+def test_a_label_too_many_and_one_that_is_missing(tmp_path):
+    flags, targets, _ = made_up(tmp_path, "labels")
+    folder = tmp_path / "base"
+    for k in range(3):
+        table, rows = pd.read_csv(folder / f"fold{k}.csv", dtype=dict(target=str), keep_default_na=False), targets[k::3]
+        for c in range(3):
+            table[[f"{kind}_{c}" for kind in ("best", "last", "views")]] = (8 * rows[:, [c]] - 4) * np.ones(3)
+        if k == 0:  # image 0's bee and image 3's cat
+            table.loc[0, "views_1"], table.loc[1, "views_2"] = (
+                (-6 if targets[0, 1] else 6),
+                (-5 if targets[3, 2] else 5),
+            )
+        write_csv(folder / f"fold{k}.csv", table)
+    done("02_oof.py", *flags)
+    table = pd.read_csv(folder / "suspects.csv")
+    assert table.image_name.tolist() == ["000000.png", "000003.png"]
+    signs = ["-" if targets[i, c] else "+" for i, c in ((0, 1), (3, 2))]
+    assert table.suggested.tolist() == [f"{signs[0]} bee", f"{signs[1]} cat"]
+    assert table.probability_suggested.to_numpy() == pytest.approx([1 / (1 + np.exp(-6)), 1 / (1 + np.exp(-5))])
+
+
+# ---------------------------------------------------------------- experiments compared
+
+
+def test_experiments_are_compared_image_by_image(tmp_path, browser):
+    targets = np.arange(90) % 2
+    logits = dict(one=noisy(targets, 2, 2, 0), two=noisy(targets, 2, 1, 1))
+    for exp, values in logits.items():
+        flags = experiment(tmp_path, exp, targets, values)
+    done("02_oof.py", "one", "two", *flags)
+    p = {exp: softmax(values)[np.arange(90), targets] for exp, values in logits.items()}
+    page = (tmp_path / "one" / "report.html").read_text()
+    part = section(page, "Experiments")
+    one, two = p["one"] > 0.5, p["two"] > 0.5
+    counts = f"both {(one & two).sum()}, only one {(one & ~two).sum()}, only two {(two & ~one).sum()}"
+    assert f"right about an image, of 90: {counts}, neither {(~one & ~two).sum()}" in part
+    gain = p["one"] - p["two"]
+    shown = re.findall(r"<figcaption><span>(.+?)</span>", part)
+    assert shown[:12] == [f"{i:06}.png" for i in np.argsort(-gain)[:12]]
+    assert shown[12:] == [f"{i:06}.png" for i in np.argsort(gain)[:12]]
+    best = np.argmax(gain)
+    assert f"<span>two → class {1 - targets[best]}: {1 - p['two'][best]:.3f}</span>" in part
+    rows = re.findall(r"<tr><td>(one|two)</td><td>([\d.]+) \(", part)
+    assert [exp for exp, _ in rows] == ["one", "two"]
+    done("02_oof.py", "one", *flags)
+    alone = section((tmp_path / "one" / "report.html").read_text(), "Experiments")
+    assert "right about an image" not in alone
+    browser.open(tmp_path / "two" / "report.html")
+    assert browser.run("return document.querySelectorAll('#experiments svg').length") == 1
+    assert browser.console() == []
+
+
+def test_unfinished_experiments_are_compared_on_what_both_have(tmp_path):
+    targets = np.arange(90) % 2
+    for exp, seed in (("one", 0), ("two", 1)):
+        flags = experiment(tmp_path, exp, targets, noisy(targets, 2, 2, seed))
+    (tmp_path / "two" / "fold1.pt").unlink()
+    done("02_oof.py", "one", "two", *flags)
+    for exp in ("one", "two"):
+        part = section((tmp_path / exp / "report.html").read_text(), "Experiments")
+        assert "right about an image, of 60" in part
+        shown = [int(name[:6]) for name in re.findall(r"<figcaption><span>(.+?)</span>", part)]
+        assert shown
+        assert all(i % 3 != 1 for i in shown)
+
+
+# ---------------------------------------------------------------- overlays
+
+
+def network(name, size, **config):
+    torch.manual_seed(0)
+    config = dict(model=name, model_kwargs={}, head="fresh", size=size, norm="model") | config
+    return build_model(config, 3, "none").eval()
+
+
+def images_of(size, count=2):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def test_grad_cam_of_a_pooled_map_is_its_class_activation_map():
+    """Where a linear head follows the mean over the map, Grad-CAM is the head's weights times the map."""
+    model, images = network("test_resnet", 160), images_of(160)
+    masks = overlays.heat(model, images, [1, 0], "test_resnet")
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) - model.mean) / model.std
+    with torch.no_grad():
+        maps = model.backbone.forward_features(pixels)
+    for mask, maps_of_one, output in zip(masks, maps, (1, 0), strict=True):
+        wanted = torch.einsum("c,chw->hw", model.head.weight[output], maps_of_one).clamp(0)
+        assert wanted.std() > 0
+        wanted = torch.nn.functional.interpolate(wanted[None, None], (160, 160), mode="bilinear")[0, 0].detach().numpy()
+        assert mask.shape == (160, 160)
+        assert np.corrcoef(mask.ravel(), wanted.ravel())[0, 1] > 0.99
+    assert np.corrcoef(*(mask.ravel() for mask in masks))[0, 1] < 0.9, "of another image and class, another"
+
+
+@pytest.mark.parametrize("name", ["test_vit", "eva02_tiny_patch14_224"])
+def test_grad_cam_of_a_vit_sees_where_the_image_changes_the_answer(name):
+    """The patches whose gradient, times themselves, speaks for the class, computed here by autograd."""
+    size, kwargs = (224, dict(depth=2)) if name.startswith("eva") else (160, {})
+    model, images = network(name, size, model_kwargs=kwargs), images_of(size, 1)
+    (mask,) = overlays.heat(model, images, [1], name)
+    tokens = {}
+    block = model.backbone.blocks[-1].norm1
+    hook = block.register_forward_hook(lambda module, _, output: tokens.update(output=output))
+    logits = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 1], tokens["output"])
+    prefix = model.backbone.num_prefix_tokens
+    patches, gradient = tokens["output"][0, prefix:], gradient[0, prefix:]
+    assert gradient.abs().sum() > 0
+    wanted = (patches * gradient.mean(dim=0)).sum(dim=1).clamp(0)
+    side = int(len(wanted) ** 0.5)
+    corner = slice(size // side // 2, None, size // side)
+    assert np.corrcoef(mask[corner, corner].ravel(), wanted.detach().numpy())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_mambaout", "test_vit3"])
+def test_grad_cam_finds_a_map(name):
+    masks = overlays.heat(network(name, 160), images_of(160), [0, 1], name)
+    assert masks.shape == (2, 160, 160)
+    assert masks.max() == pytest.approx(1, abs=1e-3)
+    assert masks.min() >= 0
+
+
+def test_overlays_of_the_worst_mistakes(trained, tmp_path, browser):
+    shutil.copytree(trained.output, tmp_path / "output")
+    flags = ["--input", trained.input, "--output", tmp_path / "output"]
+    done("02_oof.py", *flags, "--overlays")
+    path = tmp_path / "output" / "base" / "report.html"
+    page = section(path.read_text(), "Worst mistakes")
+    figures = re.findall(r'<figure class="pair">.*?</figure>', page)
+    assert 0 < len(figures) <= 24
+    for figure in figures:
+        predicted = re.search(r"<span>predicted (.+?): ", figure)[1]
+        assert f"<span>heat for {predicted}</span>" in figure
+        plain, hot = (
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), float)
+            for data in re.findall(r"base64,([^\"]+)", figure)
+        )
+        assert plain.shape == hot.shape == (32, 32, 3)
+        assert np.abs(plain - hot).mean() > 5
+    browser.open(path)
+    click(browser, "#mistakes .shot")
+    assert browser.run("return document.querySelectorAll('#large img').length") == 2
+    assert browser.console() == []
+
+
+def test_overlays_that_cannot_be_drawn_are_one_line(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained.output, tmp_path / "output")
+    flags, folder = ["--input", trained.input, "--output", tmp_path / "output", "--overlays"], tmp_path / "output"
+    (folder / "base" / "fold1.pt").write_bytes(b"")
+    assert "fold1.pt is damaged" in refused("02_oof.py", *flags)
+    (folder / "prepared" / "train_32.npy").unlink()
+    assert "train_32.npy is missing" in refused("02_oof.py", *flags)
+    for module in [name for name in sys.modules if name.startswith("pytorch_grad_cam")] or ["pytorch_grad_cam"]:
+        monkeypatch.setitem(sys.modules, module, None)
+    assert refused("02_oof.py", *flags).endswith("--overlays needs grad-cam: pip install grad-cam")
+
+
+def test_a_network_without_a_map_is_an_error_that_names_it():
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
+    model.forward = lambda images: model.backbone(images.float())
+    with pytest.raises(UserError, match="--overlays: flat has no map"):
+        overlays.last_map(model, torch.zeros(1, 3, 8, 8), "flat")
