@@ -94,6 +94,13 @@ def make_parser():
     return parser
 
 
+def given(args):
+    """→ the flags that aren't the defaults, for whoever remakes the folds."""
+    usual = vars(make_parser().parse_args([]))
+    folders = ("input", "output", "overwrite")
+    return {key: value for key, value in vars(args).items() if key not in folders and value != usual[key]}
+
+
 def earlier_prepared(args, data):
     """→ (prepared.json, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged.
     Raises UserError where files or settings differ: scores on other folds can't be compared with those so far."""
@@ -140,8 +147,9 @@ def decide_folds(args, data, new, statistics, held_together, sources=None, relat
     common.write_csv(new / "folds.csv", folds)
     write_tests(new, data.sample)
     made = dict(
-        sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, ladder=ladder, shift=shift
-    )
+        sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, ladder=ladder, shift=shift,
+        flags=given(args),
+    )  # fmt: skip
     return data.settings | made | dict(unreadable=[]), folds
 
 
