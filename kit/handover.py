@@ -11,22 +11,16 @@ OUTPUT/handover_EXP.zip; HANDOVER.md in it (kit/handover.md) says what is there 
 import csv
 import importlib.metadata
 import io
-import os
-import platform
 import shlex
-import string
 import subprocess
 import zipfile
 from pathlib import Path
 
-import torch
-
 import common
-from common import Parser, UserError, cpu_count, file_hash, listing, prepared_folder, read_table, replacing, say, warn
-from kit import tasks
+from common import Parser, UserError, file_hash, prepared_folder, replacing, say, warn
+from kit.commands import recipe
+from kit.document import document
 from kit.experiment import of_folds, read_oof
-from kit.keep import makers
-from kit.metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
 # the kit's files where it isn't a git checkout
@@ -138,196 +132,13 @@ def weight_rows(args, oofs):
     return rows
 
 
-# ---------------------------------------------------------------- the commands
-
-
-def flag_words(settings):
-    """→ the words of a command line that give these settings: {'lr': 0.001, 'init': 'probe'} → ['--lr', '0.001', …]"""
-    words = []
-    for key, value in settings.items():
-        flag = f"--{key.replace('_', '-')}"
-        if isinstance(value, dict):
-            value = [f"{name}={part}" for name, part in value.items()]
-        if isinstance(value, str) and value.startswith("-"):
-            words.append(f"{flag}={value}")
-        elif value is not None and value is not False:
-            parts = value if isinstance(value, list) else [value]
-            words += [flag] if value is True else [flag, *map(str, parts)]
-    return words
-
-
-def command(*words):
-    return f"python {shlex.join(map(str, words))}"
-
-
-def recipe(oof):
-    """→ the flags of 01 that aren't the defaults, as words; precision too, where a GPU chose it."""
-    record, settings = oof.records[oof.present[0]], dict(oof.config["changed"])
-    if record["weights"] not in ("hub", "none"):
-        settings["weights"] = "WEIGHTS_FILE"
-    return flag_words(settings | precision(record))
-
-
-def precision(record):
-    run = record.get("run", {})
-    return {} if run.get("device", "cpu") == "cpu" else dict(amp=run["amp"])
-
-
-def prepare_commands(prepared, oofs, *folders):
-    """→ the commands of 00, one for each size of the images, the first as it was given."""
-    flags = prepared.get("flags")
-    if flags is None:  # of an older version of the kit
-        flags = dict(metric=prepared["metric"], folds=prepared["folds"], seed=prepared["seed"])
-        flags |= dict(limit=prepared["limit"], size=prepared["sizes"][0])
-    first = flags.get("size", 448)
-    sizes = dict.fromkeys([first, *sorted({oof.config["size"] for oof in oofs})])
-    return [command("00_prepare.py", *flag_words(flags | dict(size=size)), *folders) for size in sizes]
-
-
-def infer_command(args, oofs, *folders):
-    how = flag_words(precision(oofs[0].records[oofs[0].present[0]]))
-    return command("03_infer.py", *args.exps, *shlex.split(args.infer), *how, *folders)
-
-
-def commands(args, oofs, every, submission):
-    """→ {place in handover.md: the shell commands} that remake the submission in two ways."""
-    prepared, blend = oofs[0].prepared, len(oofs) > 1
-    target = submission.name if blend else f"{oofs[0].exp}/{submission.name}"
-    kept = [*prepare_commands(prepared, oofs), infer_command(args, oofs)]
-    scratch = prepare_commands(prepared, every, "--output", "scratch")
-    for oof in every:
-        train = "01_train_fold.py", "--fold", "all", "--exp", oof.exp, *recipe(oof), "--output", "scratch"
-        scratch.append(command(*train))
-    scratch += [command("02_oof.py", *args.exps, "--output", "scratch")]
-    scratch += [infer_command(args, oofs, "--output", "scratch")]
-    compare = ["cmp", f"submission/{submission.name}"]
-    return dict(
-        from_weights="\n".join([*kept, shlex.join([*compare, f"output/{target}"])]),
-        from_scratch="\n".join([*scratch, shlex.join([*compare, f"scratch/{target}"])]),
-    )
-
-
-# ---------------------------------------------------------------- HANDOVER.md
-
-
-def machine():
-    """→ the processor, its cores, memory and GPUs, as far as the system says."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    threads = f"{torch.get_num_threads()} threads in torch"
-    return f"{name}, {cpu_count()} cores, {threads}, {memory:.0f} GiB of memory, GPU: {listing(gpus) or 'none'}"
+# ---------------------------------------------------------------- the zip
 
 
 def installed():
     """→ ['name==version', …] of all packages that this Python sees."""
     found = {(d.name, d.version) for d in importlib.metadata.distributions()}
     return sorted((f"{name}=={version}" for name, version in found if name), key=str.lower)
-
-
-def result_rows(args, oofs):
-    """→ the rows of the table of scores, from experiments.csv. Of a blend the leaderboard's score is in its own row."""
-    path = args.output / "experiments.csv"
-    ledger = read_table(path, "run python 02_oof.py for each experiment", dtype=str).set_index("experiment")
-    rows = []
-    for name in [oof.exp for oof in oofs] + ["+".join(args.exps)] * (len(oofs) > 1):
-        if name in ledger.index:
-            row = ledger.loc[name].to_dict()
-            cells = [row.get(key) or "" for key in ("cv", "cv_low", "cv_high", "public", "private", "minutes", "folds")]
-            cv, low, high, *others = [cell if cell not in ("", "nan") else "not noted" for cell in cells]
-            rows.append("| " + " | ".join([name, cv, f"{low} to {high}", *others]) + " |")
-    return "\n".join(rows)
-
-
-def about_training(oof):
-    """→ a paragraph on how an experiment was trained."""
-    c, flags = oof.config, shlex.join(recipe(oof)) or "none"
-    ends = "best epoch by the held-out fold" if c["keep"] == "best" else "last epoch"
-    if c["tune"] == "probe":
-        how = "a logistic regression on frozen features"
-    else:
-        how = f"{c['epochs']} epochs, batches of {c['batch_size'] * c['accumulate']}, loss `{c['loss']}`"
-        how += f", optimiser `{c['optimizer']}`, learning rate {c['lr']:g} down to {c['min_lr']:g}"
-        how += f", sampler `{c['sampler']}`, augmentation `{c['augment']}`, the {ends}"
-    return f"- `{oof.exp}`: {how}. Seed {c['seed']}. Settings that aren't the kit's defaults: `{flags}`"
-
-
-def about_model(oof):
-    """→ a sentence on what predicts."""
-    c, count = oof.config, oof.prepared["folds"]
-    views = "" if c["tta"] == "none" else f" in the views `{c['tta']}`"
-    start = "from scratch" if c["weights"] == "none" else "from pretrained weights"
-    return f"- `{oof.exp}`: the mean of {count} models `{c['model']}`, one a fold, {start}, at {c['size']} px{views}."
-
-
-def notes(oofs, prepared):
-    """→ what the reader must know before the commands, as lines."""
-    lines = []
-    if "flags" not in prepared:
-        lines.append("**TO FILL**: `prepared.json` is of an older version of the kit and doesn't hold the flags of 00.")
-    for oof in oofs:
-        kind = oof.records[oof.present[0]]["weights"]
-        if kind not in ("hub", "none"):
-            lines.append(f"`WEIGHTS_FILE` of `{oof.exp}` has the SHA-256 `{kind}`. **TO FILL**: where it is from.")
-        if any(record["code"] != makers("hub")["code"] for record in oof.records.values()):
-            lines.append(f"Folds of `{oof.exp}` were trained by other code than this: from scratch they may differ.")
-            warn(f"folds of {oof.exp} were trained by other code than this: --overwrite trains them again")
-    return "".join(f"\n- {line}" for line in lines) + "\n" * bool(lines)
-
-
-def document(args, oofs, every, submission, code):
-    """→ the text of HANDOVER.md."""
-    prepared = oofs[0].prepared
-    metric, runs = METRICS[prepared["metric"]], [r.get("run", {}) for oof in every for r in oof.records.values()]
-    trained = {f"{r['device']}, precision {r['amp']}, torch {r['torch']}, timm {r['timm']}" for r in runs if r}
-    singles = [f"{oof.exp} fold {k} {score:.4f}" for oof in oofs for k, score in fold_scores(oof).items()]
-    pretrained = {oof.config["model"] for oof in every if oof.records[oof.present[0]]["weights"] == "hub"}
-    needed = f"timm downloads the pretrained weights of `{'`, `'.join(sorted(pretrained))}`." if pretrained else (
-        "no pretrained weights are downloaded.")  # fmt: skip
-    images = f"{len(oofs[0].folds)} training images, {listing(prepared['classes'])}; task: {tasks.task_of(prepared)}"
-    places = dict(
-        name=" + ".join(args.exps), exps=" ".join(map(shlex.quote, args.exps)), code=code, machine=machine(),
-        python=f"Python {platform.python_version()}", metric=metric.name, results=result_rows(args, oofs),
-        software=f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}",
-        trained_with="; ".join(sorted(trained)) or "not recorded", notes=notes(every, prepared),
-        submission=submission.name, submission_hash=file_hash(submission), weights_source=needed,
-        weights_note=" **They are not in this archive**: put them there first (`weights.csv`)." * args.no_weights,
-        summary="\n".join(about_model(oof) for oof in oofs), images=images_paragraph(images, oofs),
-        training="\n".join(about_training(oof) for oof in every), models="`, `".join({o.config["model"] for o in oofs}),
-        single_folds=listing(singles, 30), execution=execution(args, every),
-    )  # fmt: skip
-    text = (Path(__file__).parent / "handover.md").read_text(encoding="utf-8")
-    return string.Template(text).substitute(places | commands(args, oofs, every, submission))
-
-
-def fold_scores(oof):
-    """→ {fold: the score of its held-out images, by the kept weights without views}."""
-    return {fold: record["scores"][oof.prepared["metric"]] for fold, record in oof.records.items()}
-
-
-def images_paragraph(images, oofs):
-    sizes = listing(sorted({oof.config["size"] for oof in oofs}))
-    return (
-        f"{images}. The network sees the pixels alone: no features were made by hand. Images are resized once to "
-        f"{sizes} px; folds keep together what `output/prepared/folds.csv` calls a group."
-    )
-
-
-def execution(args, oofs):
-    """→ the minutes of training of each experiment, from its epochs."""
-    lines = []
-    for oof in oofs:
-        tables = [read_table(oof.folder / f"fold{k}_epochs.csv", "train it again", dtype=None) for k in oof.present]
-        minutes = sum(table.seconds.sum() for table in tables) / 60
-        lines.append(f"- `{oof.exp}`: {minutes:.1f} minutes of training for {len(tables)} folds")
-    return "\n".join([*lines, "- inference on the test set: **TO FILL**"])
-
-
-# ---------------------------------------------------------------- the zip
 
 
 def contents(args, oofs, every, submission):

@@ -1,5 +1,5 @@
 """One function and one dict entry add a loss, an augmentation, a sampler, a head, a metric, views, an optimiser, a form
-of labels or of submissions."""
+of labels or of submissions, a tracker."""
 
 import json
 
@@ -21,6 +21,7 @@ from kit.metrics import METRICS, Metric
 from kit.model import HEADS, TTAS, Head, load_fold
 from kit.optim import OPTIMIZERS, SCHEDULES
 from kit.submission import SUBMISSIONS, Form
+from kit.track import TRACKERS, Opened, Tracker
 
 
 def focal(logits, targets):
@@ -49,6 +50,11 @@ def plain_sgd(module, config, steps):
 
 
 def test_one_function_and_one_entry_each(toy, monkeypatch):
+    seen = {}
+
+    def remember(fold):
+        return Opened("1", lambda values, step: seen.setdefault(fold.name, {}).update(values), lambda finished: None)
+
     new = {
         "focal": (LOSSES, focal),
         "noise": (AUGMENTATIONS, Augment(lambda side: [A.GaussNoise(p=1)], tta="mirror")),
@@ -57,16 +63,18 @@ def test_one_function_and_one_entry_each(toy, monkeypatch):
         "misses": (METRICS, Metric("misses", misses, larger_is_better=False)),
         "mirror": (TTAS, mirror),
         "plain": (OPTIMIZERS, plain_sgd),
+        "memory": (TRACKERS, Tracker("json", remember)),
     }
     for name, (registry, entry) in new.items():
         monkeypatch.setitem(registry, name, entry)
     flags = toy()
     prepare(flags, 32, "--folds", 2, "--metric", "misses")
-    more = "--loss focal --augment noise --sampler half --head mlp --optimizer plain --epochs 3".split()
+    more = "--loss focal --augment noise --sampler half --head mlp --optimizer plain --track memory --epochs 3".split()
     done("01_train_fold.py", *flags, *TINY, "--fold", "all", *more)
     folder = flags[3] / "base"
     epochs = pd.read_csv(folder / "fold0_epochs.csv")
     assert {"train_misses", "valid_misses"} <= set(epochs.columns)
+    assert seen["base/fold0"]["epoch/valid_misses"] == pytest.approx(epochs.valid_misses.iloc[-1])
     assert "valid_auc" not in epochs
     record = json.loads((folder / "fold0.json").read_text())
     assert record["config"]["tta"] == "mirror", "views follow the augmentation"

@@ -213,6 +213,12 @@ def test_a_tracker_that_fails_in_the_middle_is_one_warning(flags, monkeypatch):
         return track.Opened("1", log, closed.append)
 
     monkeypatch.setitem(track.TRACKERS, "fragile", track.Tracker("json", fragile))
+    before = random.getstate()
+    np.random.seed(3)
+    track.Track("fragile", Path("output/new"), 0, {}).note({}, "step", dict(loss=1), 1)
+    assert random.getstate() == before
+    assert np.random.random() == np.random.RandomState(3).random_sample()
+    seen.clear()
     done("01_train_fold.py", *flags, *FOLD)
     untracked = (flags[3] / "new" / "fold0.pt").read_bytes()
     warnings = warned("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--overwrite", "--track", "fragile")

@@ -1,0 +1,69 @@
+"""With which commands are an experiment, and its submission, made again?"""
+
+import shlex
+
+
+def flag_words(settings):
+    """→ the words of a command line that give these settings: {'lr': 0.001, 'init': 'probe'} → ['--lr', '0.001', …]"""
+    words = []
+    for key, value in settings.items():
+        flag = f"--{key.replace('_', '-')}"
+        if isinstance(value, dict):
+            value = [f"{name}={part}" for name, part in value.items()]
+        if isinstance(value, str) and value.startswith("-"):
+            words.append(f"{flag}={value}")
+        elif value is not None and value is not False:
+            parts = value if isinstance(value, list) else [value]
+            words += [flag] if value is True else [flag, *map(str, parts)]
+    return words
+
+
+def command(*words):
+    return f"python {shlex.join(map(str, words))}"
+
+
+def recipe(oof):
+    """→ the flags of 01 that aren't the defaults, as words; precision too, where a GPU chose it."""
+    record, settings = oof.records[oof.present[0]], dict(oof.config["changed"])
+    if record["weights"] not in ("hub", "none"):
+        settings["weights"] = "WEIGHTS_FILE"
+    return flag_words(settings | precision(record))
+
+
+def precision(record):
+    run = record.get("run", {})
+    return {} if run.get("device", "cpu") == "cpu" else dict(amp=run["amp"])
+
+
+def prepare_commands(prepared, oofs, *folders):
+    """→ the commands of 00, one for each size of the images, the first as it was given."""
+    flags = prepared.get("flags")
+    if flags is None:  # of an older version of the kit
+        flags = dict(metric=prepared["metric"], folds=prepared["folds"], seed=prepared["seed"])
+        flags |= dict(limit=prepared["limit"], size=prepared["sizes"][0])
+    first = flags.get("size", 448)
+    sizes = dict.fromkeys([first, *sorted({oof.config["size"] for oof in oofs})])
+    return [command("00_prepare.py", *flag_words(flags | dict(size=size)), *folders) for size in sizes]
+
+
+def infer_command(args, oofs, *folders):
+    how = flag_words(precision(oofs[0].records[oofs[0].present[0]]))
+    return command("03_infer.py", *args.exps, *shlex.split(args.infer), *how, *folders)
+
+
+def remaking(args, oofs, every, submission):
+    """→ {place in handover.md: the shell commands} that remake the submission in two ways."""
+    prepared, blend = oofs[0].prepared, len(oofs) > 1
+    target = submission.name if blend else f"{oofs[0].exp}/{submission.name}"
+    kept = [*prepare_commands(prepared, oofs), infer_command(args, oofs)]
+    scratch = prepare_commands(prepared, every, "--output", "scratch")
+    for oof in every:
+        train = "01_train_fold.py", "--fold", "all", "--exp", oof.exp, *recipe(oof), "--output", "scratch"
+        scratch.append(command(*train))
+    scratch += [command("02_oof.py", *args.exps, "--output", "scratch")]
+    scratch += [infer_command(args, oofs, "--output", "scratch")]
+    compare = ["cmp", f"submission/{submission.name}"]
+    return dict(
+        from_weights="\n".join([*kept, shlex.join([*compare, f"output/{target}"])]),
+        from_scratch="\n".join([*scratch, shlex.join([*compare, f"scratch/{target}"])]),
+    )
