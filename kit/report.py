@@ -121,10 +121,10 @@ def likeness(args, oof):
     ladder, path = oof.prepared.get("ladder"), prepared_folder(args) / "matched.png"
     lines = [*oof.forecast[1:], *matched.report_lines(ladder), *forecast.report_lines(oof.prepared["shift"])]
     said = "".join(f'<p class="interval">{text(line)}</p>' for line in oof.forecast[:1]) + paragraphs(lines)
-    if not ladder or not path.exists():
+    sheet = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if ladder and path.exists() else None
+    if sheet is None:  # also of a damaged picture: 02 is about scores
         return said
-    sheet = jpeg(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), SHEET)
-    picture = f'<div class="sheet"><img alt="" src="{sheet}"></div>'
+    picture = f'<div class="sheet"><img alt="" src="{jpeg(sheet, SHEET)}"></div>'
     return said + picture + rung_table(ladder, METRICS[oof.prepared["metric"]].name)
 
 

@@ -254,6 +254,13 @@ def test_the_report_shows_the_ladder_and_matched_png(tmp_path):
     assert [bool(marked) for marked, *_ in rows] == [False, True, False]
     assert [re.findall("<td>(.+?)</td>", cells)[-1] for *_, cells in rows] == ["0.9500", "0.8000", "0.7000"]
     assert "matched folds, 20 clusters: nearest image seen" in part
+    page = (tmp_path / "base" / "report.html").read_text()
+    headings = re.findall(r"<h2>(.+?)</h2>", page)
+    wanted = ["Scores", "Worst mistakes", "Images", "Label suspects", "Experiments", "Label conflicts"]
+    assert [name for name in headings if name in (heading, *wanted)] == [heading, *wanted], "what matters most is first"
+    (tmp_path / "prepared" / "matched.png").write_bytes(b"no picture")
+    done("02_oof.py", *flags)
+    assert "<img" not in section((tmp_path / "base" / "report.html").read_text(), heading)
 
 
 def test_conflicts_and_copies_are_of_copies_not_of_the_folds_groups(tmp_path):
