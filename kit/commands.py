@@ -48,7 +48,7 @@ def prepare_commands(prepared, oofs, *folders):
 
 def infer_command(args, oofs, *folders):
     how = flag_words(precision(oofs[0].records[oofs[0].present[0]]))
-    return command("03_infer.py", *args.exps, *shlex.split(args.infer), *how, *folders)
+    return command("03_infer.py", *args.exps, *how, *shlex.split(args.infer), *folders)
 
 
 def remaking(args, oofs, every, submission):
