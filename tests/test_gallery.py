@@ -471,8 +471,11 @@ def test_grad_cam_finds_a_map(name):
 def test_overlays_of_the_worst_mistakes(trained, tmp_path, browser):
     shutil.copytree(trained.output, tmp_path / "output")
     flags = ["--input", trained.input, "--output", tmp_path / "output"]
+    (tmp_path / "output" / "base" / "fold0.pt").unlink()  # then row 0 of what is scored is another image's
     done("02_oof.py", *flags, "--overlays")
     path = tmp_path / "output" / "base" / "report.html"
+    images = np.load(tmp_path / "output" / "prepared" / "train_32.npy")
+    names = pd.read_csv(tmp_path / "output" / "prepared" / "folds.csv").image_name.tolist()
     page = section(path.read_text(), "Worst mistakes")
     figures = re.findall(r'<figure class="pair">.*?</figure>', page)
     assert 0 < len(figures) <= 24
@@ -485,6 +488,9 @@ def test_overlays_of_the_worst_mistakes(trained, tmp_path, browser):
         )
         assert plain.shape == hot.shape == (32, 32, 3)
         assert np.abs(plain - hot).mean() > 5
+        image = images[names.index(re.search(r"<figcaption><span>(.+?)</span>", figure)[1])].astype(float)
+        edges = [np.diff(pixels.mean(axis=2)).ravel() for pixels in (image, plain, hot)]
+        assert np.corrcoef(edges)[0, 1:].min() > 0.6, "both are the image of that name; the heat is smooth"
     browser.open(path)
     click(browser, "#mistakes .shot")
     assert browser.run("return document.querySelectorAll('#large img').length") == 2
