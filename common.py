@@ -34,12 +34,12 @@ class UserError(Exception):
     """A mistake that the user can mend. Its message names the file, the row or the flag, and says what to do."""
 
 
-def run(main, parser, argv=None):
-    """Parses the flags and calls `main(args)`. A UserError becomes one line on stderr and exit code 2; any other error
-    keeps its traceback."""
+def run(main, parser=None):
+    """Parses the flags and calls `main(args)`, without a parser `main(words)`. A UserError becomes one line on stderr
+    and exit code 2; any other error keeps its traceback."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        main(parser.parse_args(argv))
+        main(parser.parse_args() if parser else sys.argv[1:])
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python tidies up ends it silently
     except UserError as error:
         sys.exit(fail(error))

@@ -1,78 +1,22 @@
 """run.sh as its users run it: to the end, with Ctrl-C in the middle, on several GPUs, until the time is up."""
 
 import contextlib
-import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import TINY, run_sh
 
+from kit.whole import shares
+
 PLAIN = dict(PREPARE="--folds 2 --groups none")
-# Notes how it was called, and where the GPUs are; answers --print-config as 01 does. `-c` runs the real Python.
-STUB = """#!/bin/bash
-if [[ $1 == -c ]]; then exec {python} "$@"; fi
-echo "${{CUDA_VISIBLE_DEVICES-}}| $*" >>{calls}
-if [[ $* == *--print-config* ]]; then echo '{{"exps": {exps}, "size": 384}}'; fi
-if [[ "$*" == *"--fold {failing}"* ]]; then exit 75; fi
-"""
 
 
-def calls_of(folder, *flags, failing="none", exps=("quick",), **environment):
-    """Runs run.sh with a stub for Python, in a competition of 5 folds. → (exit code, the scripts' command lines)"""
-    stub, calls, prepared = folder / "python", folder / "calls", folder / "out" / "prepared"
-    prepared.mkdir(parents=True)
-    (prepared / "prepared.json").write_text('{"folds": 5}')
-    stub.write_text(STUB.format(python=sys.executable, calls=calls, failing=failing, exps=json.dumps(exps)))
-    stub.chmod(0o755)
-    process = run_sh(*flags, "--output", folder / "out", PYTHON=str(stub), **environment)
-    _, err = process.communicate(timeout=60)
-    assert err == ""
-    return process.returncode, calls.read_text().replace(str(folder), "").splitlines()
-
-
-def test_run_sh_tells_each_script_its_flags(tmp_path):
-    flags = ["--input=in", "@recipes/convnext.args", "--stop-after", "8h"]
-    code, calls = calls_of(tmp_path, *flags, PREPARE="--folds 5", CUDA_VISIBLE_DEVICES="")
-    passed_on = "--input=in @recipes/convnext.args --stop-after 8h --output /out"
-    assert code == 0
-    assert calls == [
-        f"| 01_train_fold.py {passed_on} --fold all --print-config",
-        "| 00_prepare.py --input in --output /out --size 384 --folds 5",
-        f"| 01_train_fold.py {passed_on} --fold all",
-        "| 02_oof.py quick --input in --output /out",
-        "| 03_infer.py quick --input in --output /out --batch-size 64",
-    ]
-
-
-def test_run_sh_hands_the_experiments_of_all_seeds_to_02_and_03(tmp_path):
-    code, calls = calls_of(tmp_path, "--seed", 1, 2, exps=("a_1", "a_2"), INFER="--blend rank", CUDA_VISIBLE_DEVICES="")
-    assert code == 0
-    assert calls[2:] == [
-        "| 01_train_fold.py --seed 1 2 --output /out --fold all",
-        "| 02_oof.py a_1 a_2 --output /out",
-        "| 03_infer.py a_1 a_2 --output /out --blend rank",
-    ]
-
-
-@pytest.mark.parametrize("failing", ["none", "1"])
-def test_parallel_shares_the_folds_between_the_gpus(failing, tmp_path):
-    code, calls = calls_of(tmp_path, "--parallel", failing=failing, CUDA_VISIBLE_DEVICES="3,5")
-    train = sorted(line for line in calls if "01_train" in line and "--print-config" not in line)
-    assert train == [
-        "3| 01_train_fold.py --output /out --fold 0 2 4",
-        "5| 01_train_fold.py --output /out --fold 1 3",
-    ]
-    assert (code, sum("03_infer" in line for line in calls)) == ((0, 1) if failing == "none" else (75, 0))
-
-
-def test_more_gpus_than_folds(tmp_path):
-    _, calls = calls_of(tmp_path, "--parallel", CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
-    train = sorted(line[0] + line[-1] for line in calls if "01_train" in line and "--print-config" not in line)
-    assert train == ["00", "11", "22", "33", "44"]
+def test_the_folds_are_shared_between_the_gpus():
+    assert shares(5, 2) == [[0, 2, 4], [1, 3]]
+    assert shares(2, 3) == [[0], [1]]
 
 
 def test_run_sh_trains_every_fold(tmp_path):
