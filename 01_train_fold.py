@@ -22,11 +22,12 @@ from timm.utils import ModelEmaV3
 import common
 from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
 from kit import distributed, tasks
+from kit.aligned import compile_backbone
 from kit.augment import AUGMENTATIONS, Augmentation
 from kit.batches import SAMPLERS, training_batches
-from kit.device import PRECISIONS, autocast, enough_memory, pick_amp, pick_device, pick_workers
+from kit.device import PRECISIONS, autocast, enough_memory, keep_memory, pick_amp, pick_device, pick_workers
 from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
-from kit.flags import changed, check_flags, fold_numbers, for_task, init_makers, settings
+from kit.flags import changed, check_flags, experiment_names, fold_numbers, for_task, init_makers, settings
 from kit.images import draw_classes
 from kit.keep import makers, save_fold
 from kit.losses import LOSSES
@@ -51,6 +52,7 @@ def make_parser():
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     add("--amp", choices=PRECISIONS, default="auto", help="mixed precision (thesis 3.3.1); auto: fp16 on a GPU, none "
         "on the CPU; native: bf16 where the GPU computes in it")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile: a minute or two at the start, then faster on a GPU")
     add("--save-minutes", type=number(float, 0), default=10, help="minutes between resume files within an epoch, "
         "beside the one at its end; 0 writes none")  # fmt: skip
     add("--stop-after", type=duration, metavar="8.5h", help="save and end when this long has passed since the start; "
@@ -200,6 +202,10 @@ def set_up(shared, fold):
     train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
     updates = -(-(len(train_rows) // config["batch_size"]) // config["accumulate"])
     optimizer, scheduler = OPTIMIZERS[config["optimizer"]](classifier, config, updates * config["epochs"])
+    if args.compile:
+        compile_backbone(classifier.backbone)
+        if config["optimizer"] == "ranger21":
+            optimizer.compile()
     path = shared.folder / f"fold{fold}.resume.pt"
     ema = ModelEmaV3(classifier, decay=config["ema"], use_warmup=True) if config["ema"] else None
     return SimpleNamespace(
@@ -302,7 +308,8 @@ def gather(args, folder, seed, device):
 def main(args):
     check_flags(args)
     device = pick_device(args.device, args.deterministic)
-    exps = [f"{args.exp}_{seed}" for seed in args.seed] if len(args.seed) > 1 else [args.exp]
+    keep_memory()
+    exps = experiment_names(args)
     folders = [experiment_folder(args, exp) for exp in exps]
     if args.print_config:
         config = settings(args, args.seed[0])

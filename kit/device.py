@@ -21,7 +21,6 @@ def pick_device(name, deterministic=False):
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before its first use
     torch.use_deterministic_algorithms(deterministic)
-    keep_memory()
     if WORLD > 1:
         name = distributed.own_device(name)
     if name == "auto":

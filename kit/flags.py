@@ -12,7 +12,9 @@ from kit.tasks import TASKS
 from kit.track import check_library
 
 # flags that don't decide what is learnt, so that they may differ between the folds of an experiment
-NOT_SETTINGS = "fold exp overwrite print_config workers device deterministic amp save_minutes stop_after track".split()
+NOT_SETTINGS = (
+    "fold exp overwrite print_config workers device deterministic amp compile save_minutes stop_after track".split()
+)
 SHARES = ("freeze", "ema", "warmup")  # must be below 1
 OF_STEPS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
 
@@ -24,6 +26,11 @@ def settings(args, seed):
     config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs), seed=seed)
     config["weights"] = "none" if args.weights == "none" else "pretrained"
     return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
+
+
+def experiment_names(args):
+    """→ the names of the experiments that are trained: --exp, or with several seeds EXP_777, EXP_778 …"""
+    return [f"{args.exp}_{seed}" for seed in args.seed] if len(args.seed) > 1 else [args.exp]
 
 
 def for_task(config, task):

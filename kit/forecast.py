@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from kit.images import resize
 from kit.metrics import METRICS
 
 COLOUR_BINS, THUMB = 8, 6  # a channel; px, the thumbnail's side
@@ -24,12 +25,14 @@ MOST_IMAGES = 4000  # more don't change the answer, only the time
 def statistics(image):
     """uint8 [H, W, 3] RGB → float32 [STATISTICS]: log height, width and aspect; brightness, contrast, sharpness (log
     variance of the Laplacian at 256 px); colour histograms; a grey thumbnail."""
-    small = cv2.resize(image, (256, 256), interpolation=cv2.INTER_AREA)
+    small = resize(image, 256)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     histograms = [cv2.calcHist([small], [c], None, [COLOUR_BINS], (0, 256)).ravel() / grey.size for c in range(3)]
-    thumb = cv2.resize(grey, (THUMB, THUMB), interpolation=cv2.INTER_AREA).ravel() / 255
+    thumb = resize(resize(grey, 64), THUMB).ravel() / 255  # in two steps, of which the first is quick: 256 is 4 × 64
+    mean, deviation = (value.item() for value in cv2.meanStdDev(grey))
+    sharpness = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1].item() ** 2
     shape = np.log([*image.shape[:2], image.shape[1] / image.shape[0]])
-    plain = [*shape, grey.mean() / 255, grey.std() / 255, np.log(1 + cv2.Laplacian(grey, cv2.CV_32F).var())]
+    plain = [*shape, mean / 255, deviation / 255, np.log(1 + sharpness)]
     return np.concatenate([plain, *histograms, thumb]).astype(np.float32)
 
 

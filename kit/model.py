@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from common import RANK, WORLD, UserError, progress
 from kit import distributed
+from kit.aligned import align
 from kit.batches import Images
 from kit.device import autocast, ignore_ctrl_c
 from kit.experiment import read_record
@@ -77,6 +78,7 @@ class Classifier(nn.Module):
 
     def features(self, images):
         """→ what the head sees: float [B, D]."""
+        images = images.contiguous(memory_format=torch.channels_last)  # of turned views too: one compiled form
         images = (images - self.mean) / self.std
         if self.behind != "tokens":
             return self.backbone(images)
@@ -100,6 +102,7 @@ def build_model(config, num_classes, weights):
             backbone.set_grad_checkpointing()
         except (AttributeError, AssertionError):  # timm's way of saying that a model hasn't got it
             raise UserError(f"{config['model']} can't do --grad-checkpointing: leave it out") from None
+    align(backbone)
     # its classes or, where it has none, its features
     width = backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
     if head.behind == "tokens":
@@ -244,6 +247,9 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
     logits = [torch.empty(0, device=device)]  # of a process without a row
     with progress(len(share), bar) as progress_bar, autocast(device, amp):
         for batch, _ in loader:
-            logits.append(model(to_device(batch, device)))
-            progress_bar.update(len(batch))
+            count = len(batch)
+            if device.type == "cuda" and count < batch_size:  # another shape would be compiled anew
+                batch = torch.nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+            logits.append(model(to_device(batch, device))[:count])
+            progress_bar.update(count)
     return distributed.gather_rows(torch.cat(logits).cpu().numpy().astype(np.float32))

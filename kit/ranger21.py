@@ -36,17 +36,23 @@ class Ranger21Fast(torch.optim.Optimizer):
     brings its own `min_lr`.
 
     Weight decay and norm loss reach only the last parameter of each group, as in the package, where a loop variable is
-    left over. A step takes the gradients over: p.grad is then a view of their stack, clipped, centralised, normalised.
+    left over. A step uses the gradients up: p.grad is then None.
     """
 
     def __init__(self, params, lr, steps, min_lr=3e-5, weight_decay=1e-4, schedule=learning_rate):
         usual = dict(lr=lr, min_lr=min_lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, current_lr=lr)
         super().__init__(params, usual)
         self.steps, self.schedule, self.stacks, self.stacked = steps, schedule, [], None
+        self.move = move
 
     def __setstate__(self, state):
         super().__setstate__(state)  # load_state_dict ends here: the stacks must be made of the new state
         self.stacks, self.stacked = [], None
+
+    def compile(self):
+        """Has torch.compile make few passes over the memory of many: on a GPU a step is little else."""
+        torch._dynamo.config.recompile_limit = 64  # once for each shape of parameters; 8 by default
+        self.move = torch.compile(move)
 
     @torch.no_grad()
     def step(self):
@@ -55,7 +61,7 @@ class Ranger21Fast(torch.optim.Optimizer):
             return
         if self.stacked != [id(p) for p in used]:
             self._stack()
-        sums = [self._move_variance(stack) for stack in self.stacks]
+        sums = [self._move(stack) for stack in self.stacks]
         deviation = (torch.stack(sums).sum() / sum(p.numel() for p in used)).sqrt()  # stays on the device
         step = self.state[used[-1]]["step"]
         decayed = self.param_groups[-1]["params"][-1]
@@ -90,16 +96,22 @@ class Ranger21Fast(torch.optim.Optimizer):
                 self.stacks.append(stack | dict(params=part, group=self.param_groups[number]))
         self.stacked = [id(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
 
-    def _move_variance(self, stack):
-        """Clips, centralises and normalises the gradients, and moves their variance. → its debiased sum."""
-        params, beta2 = stack["params"], stack["group"]["betas"][1]
-        stack["grads"] = torch.stack([p.grad for p in params])
-        stack["scale"], total = move_variance(stack["grads"], torch.stack(params), stack["variance_ma"], beta2)
-        for grad, p in zip(stack["grads"], params, strict=True):
-            p.grad = grad
+    def _move(self, stack):
+        """Moves the momenta and the variance of a stack, and notes in it what its parameters will move by, before the
+        learning rate. Uses their gradients up. → the sum of the debiased variance."""
+        params, (beta1, beta2) = stack["params"], stack["group"]["betas"]
+        grads = torch.stack([p.grad for p in params])
+        for p in params:
+            p.grad = None
             self.state[p]["step"] += 1
-        stack["step"] = self.state[params[0]]["step"]
-        return total / (1 - beta2 ** stack["step"])
+        step = stack["step"] = self.state[params[0]]["step"]
+        # positive and negative momentum change places at every step (Xie et al. 2021)
+        momenta = [stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1])]
+        stack["update"], total = self.move(
+            grads, torch.stack(params), *momenta, stack["variance_ma"], math.sqrt(1 - beta2**step),
+            beta1, beta2, stack["group"]["eps"],
+        )  # fmt: skip
+        return total / (1 - beta2**step)
 
     def _decay(self, p, group, deviation):
         """Stable weight decay (Xie et al. 2020) and norm loss (Georgiou et al. 2021)."""
@@ -110,15 +122,10 @@ class Ranger21Fast(torch.optim.Optimizer):
         p.mul_(1 - group["current_lr"] * correction.view(correction.shape if p.dim() > 1 else ()))
 
     def _update(self, stack):
-        group, step = stack["group"], stack["step"]
-        beta1, beta2 = group["betas"]
-        # positive and negative momentum change places at every step (Xie et al. 2021)
-        momenta = [stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1])]
-        update = move_momentum(
-            *momenta, stack["variance_ma"], stack.pop("grads"), stack.pop("scale"), math.sqrt(1 - beta2**step),
-            beta1, beta2, group["eps"],
-        )  # fmt: skip
-        torch._foreach_add_(stack["params"], update.unbind(), alpha=-group["current_lr"] / (1 - beta1**step))
+        beta1, beta2 = stack["group"]["betas"]
+        noise = math.sqrt((1 + beta2) ** 2 + beta2**2)
+        rate = stack["group"]["current_lr"] * 2 / noise / (1 - beta1 ** stack["step"])
+        torch._foreach_add_(stack["params"], stack.pop("update").unbind(), alpha=-rate)
 
     def _look_ahead(self, stack):
         """Every fifth step, halfway back to where the parameters were five steps ago (Zhang et al. 2019)."""
@@ -128,10 +135,11 @@ class Ranger21Fast(torch.optim.Optimizer):
             torch._foreach_copy_(slow, stack["params"])
 
 
-def move_variance(grads, weights, variance, beta2):
-    """Clips, centralises and normalises a stack of gradients, and moves its variance, both in place.
+def move(grads, weights, positive, negative, variance, root, beta1, beta2, eps):
+    """Clips, centralises and normalises a stack of gradients; with them moves its positive momentum and its variance.
+    All that is changed is changed in place. root: that of the variance's debiasing.
 
-    → (the factor by which normalising once more would multiply the gradients, the sum of the variance)."""
+    → (what the parameters move by, before the learning rate and constant factors; the sum of the variance)."""
     # adaptive gradient clipping (Brock et al. 2021): of units whose gradient is too long for their weights
     longest = unit_norm(weights).clamp_min(AGC_EPS) * AGC
     grads.mul_((longest / unit_norm(grads).clamp_min(1e-6)).clamp_max(1))
@@ -139,15 +147,9 @@ def move_variance(grads, weights, variance, beta2):
         grads.sub_(grads.mean(dim=tuple(range(2, grads.dim())), keepdim=True))
     scale = normalise(grads)
     variance.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    return scale, variance.sum()
-
-
-def move_momentum(positive, negative, variance, grads, scale, root, beta1, beta2, eps):
-    """Moves the positive momentum of a stack in place. → what the parameters move by, before the learning rate."""
     positive.mul_(beta1**2).addcmul_(grads, scale, value=1 - beta1**2)
-    denominator = F.softplus(variance.sqrt() / root + eps, beta=SOFTPLUS)
-    noise = math.sqrt((1 + beta2) ** 2 + beta2**2)
-    return (positive * (2 / noise) - negative * (1 / noise)) / denominator
+    denominator = F.softplus(variance.sqrt().div_(root).add_(eps), beta=SOFTPLUS)
+    return positive.sub(negative, alpha=0.5).div_(denominator), variance.sum()
 
 
 def unit_norm(stack):

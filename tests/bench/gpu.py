@@ -48,9 +48,10 @@ class Bench:
     def __init__(self, tiny):
         self.device = pick_device("auto")
         self.name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        self.flags, self.steps = f"--fold 0 --weights none --save-minutes 0 {TINY if tiny else ''}", 3 if tiny else 20
+        self.flags = f"--fold 0 --weights none --save-minutes 0 {TINY if tiny else ''}"
+        self.steps = 3 if tiny else 20
         args = self.args()
-        self.size, self.batch, self.amp = args.size, args.batch_size, pick_amp(args.amp, self.device)
+        self.size, self.batch = args.size, args.batch_size
         self.rows = []
 
     def args(self, flags=""):
@@ -96,48 +97,43 @@ class Bench:
         shared = SimpleNamespace(
             args=args, config=settings(args, *args.seed), defaults={}, folder=Path(), metric="auc",
             prepared=dict(classes=["0", "1"]), folds=folds, images=images, targets=folds.target.to_numpy(),
-            device=self.device, amp=self.amp, workers=pick_workers(None, self.device),
+            device=self.device, amp=pick_amp(args.amp, self.device), workers=pick_workers(None, self.device),
         )  # fmt: skip
         return train.set_up(shared, 0)
 
-    def bare(self, batch, compiled=False):
+    def bare(self, flags):
         """Images/s of the model alone: forward, backward and step on one batch that lies on the device."""
-        run = self.fold(f"--batch-size {batch}")
+        self.fresh()
+        run = self.fold(flags)
         run.classifier.train()
-        if compiled:
-            run.classifier.compile()
-        images = torch.randint(0, 255, (batch, 3, self.size, self.size), dtype=torch.uint8, device=self.device)
-        targets = torch.arange(batch, device=self.device) % 2
+        images = torch.randint(0, 255, (self.batch, 3, self.size, self.size), dtype=torch.uint8, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
+        targets = torch.arange(self.batch, device=self.device) % 2
 
         def step():
             train.train_step(run, images, targets, 1, True)
             train.update(run, 1)
 
-        rate = batch / self.seconds(step, max(1, self.steps // 4))
-        if compiled:
-            self.row(f"bare model, compiled, batch {batch}", f"{rate:.1f} images/s, peak {self.peak()}")
-            return rate
-        with FlopCounterMode(display=False) as counter:
-            run.classifier(images[:1]).sum().backward()
+        began = time.perf_counter()
+        step()
+        self.wait()
+        first, rate = time.perf_counter() - began, self.batch / self.seconds(step, max(1, self.steps // 4))
         peak = next((value for key, value in PEAK.items() if key in self.name), None)
-        share = f", {rate * counter.get_total_flops() / peak / 1e12:.0%} of {peak} TFLOP/s" if peak else ""
-        self.row(f"bare model, batch {batch}", f"{rate:.1f} images/s{share}, peak {self.peak()}")
+        share = f", {rate * self.flops / peak / 1e12:.0%} of {peak} TFLOP/s" if peak else ""
+        self.row(f"bare model, {flags}", f"{rate:.1f} images/s{share}, peak {self.peak()}, first step {first:.0f} s")
         return rate
 
-    def largest_batch(self):
-        """Doubles the batch until the memory is full."""
-        fits = self.batch
-        while self.device.type == "cuda" and fits < 1000:
-            self.fresh()
-            try:
-                self.bare(2 * fits)
-            except torch.cuda.OutOfMemoryError:
-                break
-            fits *= 2
-        self.row("largest batch tried that fits", fits)
+    def count_flops(self):
+        """Of a forward and a backward pass of one image."""
+        run = self.fold()
+        images = torch.zeros((1, 3, self.size, self.size), dtype=torch.uint8, device=self.device)
+        with FlopCounterMode(display=False) as counter:
+            run.classifier(images).sum().backward()
+        self.flops = counter.get_total_flops()
 
-    def loop(self, images, flags=""):
+    def loop(self, images, flags):
         """Images/s of the kit's own epoch: memory map, augmentation, workers, scores and all. → (rate, model)"""
+        self.fresh()
         run, rates = self.fold(flags, images), []
         run.resume.parts = dict(optimizer=run.optimizer)
         for epoch in (1, 2):  # the first warms up
@@ -155,11 +151,19 @@ class Bench:
         for p in params:
             p.grad = torch.randn_like(p)
         del run
-        package = lambda: Ranger21(params, 6e-5, num_batches_per_epoch=100, num_epochs=2, warmdown_min_lr=3e-5)  # noqa: E731
-        parts = torch.nn.ParameterList(params)
-        config = settings(args := self.args(), *args.seed)
-        kits = {name: lambda name=name: train.OPTIMIZERS[name](parts, config, 200)[0] for name in ("ranger21", "adamw")}
-        for name, make in ({"the package's Ranger21": package} | kits).items():
+        parts, config = torch.nn.ParameterList(params), settings(args := self.args(), *args.seed)
+
+        def made(name):
+            return train.OPTIMIZERS[name](parts, config, 200)[0]
+
+        def compiled():
+            (optimizer := made("ranger21")).compile()
+            return optimizer
+
+        kinds = {"the package's Ranger21": lambda: Ranger21(params, 6e-5, num_batches_per_epoch=100, num_epochs=2,
+            warmdown_min_lr=3e-5), "ranger21": lambda: made("ranger21"), "ranger21, compiled": compiled,
+            "adamw": lambda: made("adamw")}  # fmt: skip
+        for name, make in kinds.items():
             self.fresh()
             with contextlib.redirect_stdout(io.StringIO()):  # the package talks
                 optimizer = make()
@@ -167,12 +171,13 @@ class Bench:
             self.row(f"step of {name}", f"{1000 * spent:.1f} ms")
             del optimizer
 
-    def inference(self, network, images, views):
+    def inference(self, network, images, views, flags, batch=32):
         rows, workers = np.arange(len(images)), pick_workers(None, self.device)
+        amp = pick_amp(self.args(flags).amp, self.device)
         module = TTAS[views](network.eval())
-        work = lambda: predict(module, images, rows, 32, self.device, self.amp, workers)  # noqa: E731
+        work = lambda: predict(module, images, rows, batch, self.device, amp, workers)  # noqa: E731
         rate = len(images) / self.seconds(work)
-        self.row(f"inference, views {views}, batch 32", f"{rate:.1f} images/s")
+        self.row(f"inference, views {views}, batch {batch}", f"{rate:.1f} images/s")
         return rate
 
 
@@ -181,7 +186,7 @@ def main():
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     bench = Bench(args.tiny)
-    print(f"{bench.name}, torch {torch.__version__}, {EVA} at {bench.size} px, amp {bench.amp}")
+    print(f"{bench.name}, torch {torch.__version__}, {EVA} at {bench.size} px")
     with tempfile.TemporaryDirectory() as folder:
         count = bench.steps * bench.batch
         shape = (count, bench.size, bench.size, 3)
@@ -189,25 +194,22 @@ def main():
         rng = np.random.default_rng(0)
         for image in images:
             image[:] = rng.integers(0, 255, shape[1:], np.uint8)
-        bench.fresh()
-        alone = bench.bare(bench.batch)
-        bench.fresh()
-        if bench.device.type == "cuda":  # on a CPU, compiling takes longer than all the rest
-            bench.bare(bench.batch, compiled=True)
-            bench.fresh()
-        training, network = bench.loop(images)
-        bench.row(f"kit's training loop, batch {bench.batch}", f"{training:.1f} images/s, {training / alone:.3f} of it")
-        eight = bench.inference(network, images, "d4")
-        one = bench.inference(network, images, "none")
+        bench.count_flops()
+        for flags in ("--amp fp16", "--amp native", "--amp native --compile"):
+            if bench.device.type != "cuda" and "compile" in flags:
+                continue  # on a CPU, compiling takes longer than all the rest
+            alone = bench.bare(flags)
+            training, network = bench.loop(images, flags)
+            bench.row(f"kit's training loop, {flags}", f"{training:.1f} images/s, {training / alone:.3f} of it")
+            one = bench.inference(network, images, "none", flags)
+            eight = bench.inference(network, images[: 4 * bench.steps], "d4", flags)
+            job = 5 * (2 * 1741 / training + 2 * 435 / one + 2180 / eight)
+            bench.row("thesis' whole job so (5 folds × 2 epochs, 2180 × 8 views × 5)", f"{job / 60:.1f} minutes")
+            del network
+        rate, network = bench.loop(images[: 2 * bench.batch], FOR_15_GB)
         del network
+        bench.row(FOR_15_GB, f"{rate:.1f} images/s, peak {bench.peak()}")
         bench.optimizers()
-        bench.fresh()
-        rate, network = bench.loop(images, FOR_15_GB)
-        del network
-        bench.row(FOR_15_GB, f"{rate:.1f} images/s, {rate / training:.2f} of batch {bench.batch}, peak {bench.peak()}")
-        bench.largest_batch()
-    job = 5 * (2 * 1741 / training + 2 * 435 / one + 2180 / eight)
-    bench.row("thesis' whole job, extrapolated (5 folds × 2 epochs, 2180 × 8 views × 5)", f"{job / 60:.1f} minutes")
     print(f"\n| {bench.name} | |\n|---|---|")
     for what, value in bench.rows:
         print(f"| {what} | {value} |")
