@@ -43,7 +43,7 @@ class Ranger21Fast(torch.optim.Optimizer):
         usual = dict(lr=lr, min_lr=min_lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, current_lr=lr)
         super().__init__(params, usual)
         self.steps, self.schedule, self.stacks, self.stacked = steps, schedule, [], None
-        self.move = move
+        self.move_variance, self.move_momentum = move_variance, move_momentum
 
     def __setstate__(self, state):
         super().__setstate__(state)  # load_state_dict ends here: the stacks must be made of the new state
@@ -52,7 +52,7 @@ class Ranger21Fast(torch.optim.Optimizer):
     def compile(self):
         """Has torch.compile make few passes over the memory of many: on a GPU a step is little else."""
         torch._dynamo.config.recompile_limit = 64  # once for each shape of parameters; 8 by default
-        self.move = torch.compile(move)
+        self.move_variance, self.move_momentum = (torch.compile(part) for part in (move_variance, move_momentum))
 
     @torch.no_grad()
     def step(self):
@@ -107,10 +107,10 @@ class Ranger21Fast(torch.optim.Optimizer):
         step = stack["step"] = self.state[params[0]]["step"]
         # positive and negative momentum change places at every step (Xie et al. 2021)
         momenta = [stack[name] for name in (STATE[:2] if step % 2 else STATE[1::-1])]
-        stack["update"], total = self.move(
-            grads, torch.stack(params), *momenta, stack["variance_ma"], math.sqrt(1 - beta2**step),
-            beta1, beta2, stack["group"]["eps"],
-        )  # fmt: skip
+        scale, total = self.move_variance(grads, torch.stack(params), stack["variance_ma"], beta2)
+        stack["update"] = self.move_momentum(
+            *momenta, stack["variance_ma"], grads, scale, math.sqrt(1 - beta2**step), beta1, stack["group"]["eps"]
+        )
         return total / (1 - beta2**step)
 
     def _decay(self, p, group, deviation):
@@ -135,11 +135,10 @@ class Ranger21Fast(torch.optim.Optimizer):
             torch._foreach_copy_(slow, stack["params"])
 
 
-def move(grads, weights, positive, negative, variance, root, beta1, beta2, eps):
-    """Clips, centralises and normalises a stack of gradients; with them moves its positive momentum and its variance.
-    All that is changed is changed in place. root: that of the variance's debiasing.
+def move_variance(grads, weights, variance, beta2):
+    """Clips, centralises and normalises a stack of gradients, and moves its variance, both in place.
 
-    → (what the parameters move by, before the learning rate and constant factors; the sum of the variance)."""
+    → (the factor by which normalising once more would multiply the gradients, the sum of the variance)."""
     # adaptive gradient clipping (Brock et al. 2021): of units whose gradient is too long for their weights
     longest = unit_norm(weights).clamp_min(AGC_EPS) * AGC
     grads.mul_((longest / unit_norm(grads).clamp_min(1e-6)).clamp_max(1))
@@ -147,9 +146,15 @@ def move(grads, weights, positive, negative, variance, root, beta1, beta2, eps):
         grads.sub_(grads.mean(dim=tuple(range(2, grads.dim())), keepdim=True))
     scale = normalise(grads)
     variance.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+    return scale, variance.sum()
+
+
+def move_momentum(positive, negative, variance, grads, scale, root, beta1, eps):
+    """Moves the positive momentum of a stack in place. root: that of the variance's debiasing.
+    → what the parameters move by, before the learning rate and constant factors."""
     positive.mul_(beta1**2).addcmul_(grads, scale, value=1 - beta1**2)
     denominator = F.softplus(variance.sqrt().div_(root).add_(eps), beta=SOFTPLUS)
-    return positive.sub(negative, alpha=0.5).div_(denominator), variance.sum()
+    return positive.sub(negative, alpha=0.5).div_(denominator)
 
 
 def unit_norm(stack):
