@@ -78,4 +78,5 @@ def counts(pair, rows):
 def both(oof, other, i, j, pictures):
     """The figure of row i of oof.folds, which is row j of other.folds, with both predictions."""
     lines = [f"{part.exp} → {answers(part, k)[1].removeprefix('predicted ')}" for part, k in ((oof, i), (other, j))]
-    return pictures.figure(i, [f"right: {oof.folds.label[i] or 'none'}", *lines, place(oof, i)])
+    right = f"label {oof.folds.label[i]}" if tasks.task_of(oof.prepared) == "classes" else answers(oof, i)[0]
+    return pictures.figure(i, [right, *lines, place(oof, i)])

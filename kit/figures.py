@@ -146,7 +146,7 @@ def draw_duel(here, there, names, what):
     """How good two experiments' predictions are, float [M] each, an image a point. names: the experiments'; what: the
     values'."""
     figure, axis = plt.subplots(figsize=SIZE)
-    axis.scatter(there, here, s=8, alpha=0.4, color="tab:blue", linewidths=0, rasterized=len(here) > MOST_POINTS)
+    axis.scatter(there, here, s=12, alpha=0.6, color="tab:blue", linewidths=0, rasterized=len(here) > MOST_POINTS)
     ends = min(here.min(), there.min()), max(here.max(), there.max())
     axis.plot(ends, ends, **CHANCE)
     here, there = (name[:30].replace("$", r"\$") for name in names)

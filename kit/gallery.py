@@ -26,7 +26,8 @@ def answers(oof, i):
     classes, p, label = oof.prepared["classes"], oof.probabilities[i], oof.folds.label[i]
     task = tasks.task_of(oof.prepared)
     if task == "numbers":
-        return f"target {label}", f"predicted {' '.join(f'{value:.4g}' for value in p[:5])}"
+        target, predicted = (" ".join(f"{value:.4g}" for value in part[:5]) for part in (oof.targets[i], p))
+        return f"target {target}", f"predicted {predicted}"
     if task == "labels":
         likely = [f"{classes[c]} {p[c]:.2f}" for c in np.argsort(-p)[:3]]
         return f"labels {label or 'none'}", f"predicted {', '.join(likely)}"
