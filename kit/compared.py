@@ -53,12 +53,11 @@ def duel(oof, other, shared, pictures):
         said, what = paragraphs([counts(pair, rows)]), "probability of the image's label"
     drawing = figures.draw_duel(*good, (oof.exp, other.exp), what)
     parts = f'<h3>{text(oof.exp)} against {text(other.exp)}</h3>{said}<div class="duel">{drawing}</div>'
-    for winner, gain in (oof, good[0] - good[1]), (other, good[1] - good[0]):
+    for (winner, loser), gain in (pair, good[0] - good[1]), (pair[::-1], good[1] - good[0]):
         best = [k for k in np.argsort(-gain, kind="stable")[:MOST_IMAGES] if gain[k] > 0]
         shown = [both(oof, other, rows[0][k], rows[1][k], pictures) for k in best]
-        parts += f"<h3>the images that {text(winner.exp)} gets better by most</h3>" + (
-            thumbs(shown) if shown else paragraphs(["none"])
-        )
+        title = text(f"where {winner.exp} is better than {loser.exp}, by most first")
+        parts += f"<h3>{title}</h3>{thumbs(shown) if shown else paragraphs(['nowhere'])}"
     return parts
 
 

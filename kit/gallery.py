@@ -61,7 +61,7 @@ def mistakes(oof, pictures, overlays):
         lines = [f"{wrong} of {len(oof.targets)} images are predicted wrongly."]
         lines += [f"The {len(rows)} most confident mistakes, hard images or wrong labels:"] * bool(len(rows))
     if overlays:
-        lines.append("Beside each: the regions that speak for what the line below names (Grad-CAM), red the most.")
+        lines.append("Beside each image, Grad-CAM: the regions that speak for what its heat is for, red the most.")
     return paragraphs(lines) + thumbs(figures)
 
 

@@ -169,8 +169,11 @@ def test_names_and_labels_are_only_text(tmp_path, browser):
         table = pd.read_csv(oof)
         table.loc[table.image_name == HOSTILE, ["views_0", "views_1"]] = 9.0, -9.0
         table.to_csv(oof, index=False)
-    done("02_oof.py", EXP, *flags)
+    shutil.copytree(folder, folder.with_name(f"{EXP}$2$"))
+    done("02_oof.py", EXP, f"{EXP}$2$", *flags)
     browser.open(folder / "report.html")
+    heading = browser.run("return document.querySelector('#experiments h3').textContent")
+    assert heading == f"{EXP} against {EXP}$2$"
     assert browser.run("return document.title").startswith(f"{EXP}: AUC")
     assert browser.run("return document.querySelector('tr.marked td').textContent") == EXP
     assert browser.run("return document.querySelectorAll('img[src=x], figcaption b, i, u').length") == 0
