@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from kit import model as models
 from kit import watch
+from kit.aligned import AlignedSwiGLU, align
 from kit.augment import Augmentation
 from kit.batches import Images, draw_epoch, training_batches
 from kit.device import pick_amp
@@ -371,6 +372,26 @@ def test_tuning_the_head_leaves_the_rest_alone(toy, head):
 
 
 # ---------------------------------------------------------------- whole folds
+
+
+def test_hidden_units_that_are_filled_up_change_nothing():
+    """170 units become 192. On a CPU the plain forward pass would be taken."""
+    torch.manual_seed(0)
+    small = dict(depth=2, embed_dim=64, num_heads=4, img_size=56, num_classes=3)
+    plain, filled = (timm.create_model("eva02_large_patch14_448", **small) for _ in range(2))
+    filled.load_state_dict(plain.state_dict())
+    align(filled)
+    mlps = [module for module in filled.modules() if type(module) is AlignedSwiGLU]
+    assert [mlp.fc2.in_features for mlp in mlps] == [170, 170]
+    for mlp in mlps:
+        mlp.forward = mlp.filled
+    images = torch.randn(3, 3, 56, 56)
+    logits = [network(images) for network in (plain, filled)]
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-7)
+    for values in logits:
+        values.square().sum().backward()
+    for one, other in zip(plain.parameters(), filled.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-9)
 
 
 def test_fp16_with_a_grad_scaler_and_bf16_run_on_the_cpu(toy):
