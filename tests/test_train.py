@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -392,6 +393,20 @@ def test_hidden_units_that_are_filled_up_change_nothing():
         values.square().sum().backward()
     for one, other in zip(plain.parameters(), filled.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="on a CPU, torch.compile needs a C++ compiler")
+def test_compiled_training_and_prediction_give_the_same_scores(toy):
+    flags = toy()
+    prepare(flags)
+    vit = ["--model", "test_vit", "--model-kwargs", "img_size=32", "--optimizer", "adamw", "--tta", "flip"]
+    for exp, words in (("plain", []), ("compiled", ["--compile"])):
+        done("01_train_fold.py", *flags, "--fold", "all", *TINY, *vit, "--exp", exp, *words)
+        done("02_oof.py", exp, *flags)
+        done("03_infer.py", exp, *flags, *words)
+    plain, compiled = (np.load(flags[3] / exp / "fold1_test.npy") for exp in ("plain", "compiled"))
+    np.testing.assert_allclose(plain, compiled, atol=1e-3)
 
 
 def test_fp16_with_a_grad_scaler_and_bf16_run_on_the_cpu(toy):
