@@ -112,7 +112,7 @@ def eight_bits(samples, colours):
 
 def shown(image):
     """A Pillow image of any mode → uint8 [H, W, 3], upright."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)  # by default it copies what lies upright too
     if image.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
@@ -123,7 +123,7 @@ def shown(image):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def tiff(file, bands):
