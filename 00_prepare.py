@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 import common
-from common import UserError, listing, number, prepared_folder, say
+from common import UserError, conclude, listing, number, prepared_folder, say, wrapped
 from kit import copies, forecast, labels, matched, tasks
 from kit.cache import array_in_file, cache, staged
 from kit.competition import SEARCHED, read_competition, understood
@@ -30,67 +30,64 @@ from kit.locks import locked
 from kit.metrics import METRICS
 from kit.submission import SUBMISSIONS, write_tests
 from kit.tables import refuse
-from kit.tasks import TASKS
+
+PICTURES = "samples.png", "duplicates.png", "matched.png"
 
 
 def make_parser():
-    parser = common.Parser(__doc__)
-    add = parser.add_argument_group("images").add_argument
-    add("--size", type=number(int, 1), default=448, help="side in px of the cached images (thesis 3.1.1)")
-    for part in ("train", "test"):
-        add(f"--{part}-images", nargs="+", metavar="NAME", help=f"folders or archives in --input (default: {part}.zip, "
-            f"else {part}, {part}_images, images)")  # fmt: skip
-    add("--bands", type=number(int, 1), nargs=3, metavar="N", help="of images with more than three: which are red, "
-        "green and blue, counted from 1")  # fmt: skip
-    add("--channels", nargs=3, metavar="END", help="three files an image: what follows its name in that of red, green "
-        "and blue, such as _red _green _blue")  # fmt: skip
-    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="grey: what can't be read becomes grey")
-    add("--limit", type=number(int, 1), metavar="N", help="a quick look: about N training and the first N test images")
-
-    add = parser.add_argument_group("tables").add_argument
-    add("--train-csv", nargs="+", metavar="NAME", help="tables of images and labels: CSV, TSV or COCO-like JSON, in a "
-        "zip or not (default: train.csv or another usual name; where there is none, folders are classes)")  # fmt: skip
-    add("--train-header", choices=("auto", "yes", "no"), default="auto", help="whether it has a header; without, "
-        "its columns are 1, 2, …")  # fmt: skip
-    add("--join", metavar="NAME", help="another table, whose columns are added by those that both have")
-    add("--image-column", metavar="NAME", help="the column of image names (default: image_name, else the first that "
-        "names images)")  # fmt: skip
-    add("--label-column", nargs="+", metavar="NAME", help="the column of labels, or several (default: label, else "
-        "those that the sample submission's header names)")  # fmt: skip
-    add("--label-form", choices=("auto", *labels.LABEL_FORMS), default="auto", help="class: one in a column; onehot: a "
-        "column each, a 1 in one; binary: a column each, 1s in any; list: several in a cell; number")  # fmt: skip
-    add("--separator", default=" ", metavar="TEXT", help="what stands between the labels of a list (default: a "
-        "blank)")  # fmt: skip
-    add("--label-pattern", metavar="REGEX", help="the class is what this finds in an image's path, such as (cat|dog)")
-    add("--target-column", metavar="NAME", help="of a table with a row for each image and target: the targets' names; "
-        "END: they follow the last _ of the image's name")  # fmt: skip
-    add("--drop-unlabelled", action="store_true", help="leave out rows without a label")
-    add("--metric", choices=("auto", *METRICS), default="auto", help="what is scored everywhere; auto: auc for two "
-        "classes, accuracy for more and where labels are submitted, column-auc for labels, f1-samples where sets are "
-        "submitted, rmse or mcrmse for numbers")  # fmt: skip
-    add("--positive", nargs="+", metavar="LABEL", help="the class whose probability is wanted (default: the larger "
-        "number); of more than two classes, several add up")  # fmt: skip
-    add("--test-csv", metavar="NAME", help="the table of test images, where the sample's ids aren't image names")
-    add("--per-id", choices=("mean", "max"), default="mean", help="of several images for one submitted id")
-    add("--sample-submit", metavar="NAME", help="shows the submission's rows and format (default: "
-        "sample_submit.csv or another usual name)")  # fmt: skip
-    add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether the sample has a header")
-    add("--submit-value", choices=("auto", *SUBMISSIONS), default="auto", help="what the value cells hold; auto: "
-        "by the task, the sample and the metric")  # fmt: skip
-
-    add = parser.add_argument_group("folds (thesis 3.1.2)").add_argument
-    add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
-    add("--seed", type=number(int, 0), default=777, help="seed of the random folds")
+    parser = common.Parser(__doc__, wrapped("Metrics: ", ", ".join(METRICS)))
+    add = parser.group("what to prepare")
+    add("--size", type=number(int, 1), default=448, metavar="PX", help="side of the cached images")
+    add("--limit", type=number(int, 1), help="a quick look: about N training and the first N test images")
     add("--overwrite", action="store_true", help="prepare everything anew; models of other folds become unusable")
+    parser.shared(add)
 
-    add = parser.add_argument_group("groups: images that must stay in one fold").add_argument
-    add("--groups", default="auto", help="auto: folds that are as hard as the test set looks, copies together "
-        "(kit/matched.py); copies: those of one source together (kit/copies.py); none: as the thesis; a column of the "
-        "training table; or a FILE.csv with image_name,group")  # fmt: skip
-    add("--group-pattern", metavar="REGEX", help="in place of --groups: what this finds in an image's name, such as "
-        "^[0-9]+")  # fmt: skip
-    add("--embed", metavar="MODEL", help="auto and copies compare the features of this timm model too")
-    add("--weights", help="of the --embed model: hub (the default), none, or a .safetensors or .pth file")
+    add = parser.group("the competition's files, in --input")
+    add("--train-csv", nargs="+", help="tables of images and labels (default: train.csv or another usual name)")
+    for part in ("train", "test"):
+        usual = f"{part}.zip, else {part}, {part}_images, images"
+        add(f"--{part}-images", nargs="+", help=f"folders or archives (default: {usual})")
+    add("--sample-submit", help="rows and format of the submission (default: sample_submit.csv or another usual name)")
+    add("--test-csv", help="the table of test images, where the sample's ids aren't image names")
+    add("--join", help="another table, whose columns are added by those that both have")
+
+    add = parser.group("images and labels in the tables")
+    add("--image-column", help="the images' names (default: image_name, else the first that fits)")
+    add("--label-column", nargs="+", help="the labels (default: label, else those that the sample's header names)")
+    add("--label-form", choices=("auto", *labels.LABEL_FORMS), default="auto", help="what the label columns hold: "
+        "%(choices)s")  # fmt: skip
+    add("--separator", default=" ", metavar="TEXT", help="between the labels of a list (default: a blank)")
+    add("--label-pattern", metavar="REGEX", help="the class is what this finds in an image's path, such as (cat|dog)")
+    add("--target-column", help="of a row for each image and target: the targets' names; END: they end image names")
+    add("--drop-unlabelled", action="store_true", help="leave out rows without a label")
+    add("--train-header", choices=("auto", "yes", "no"), default="auto", help="whether the table has a header: yes or "
+        "no; without, columns are 1, 2, …")  # fmt: skip
+
+    add = parser.group("what is scored and submitted")
+    add("--metric", choices=("auto", *METRICS), default="auto", help="what decides; auto: by the task and the "
+        "sample; all are listed below")  # fmt: skip
+    add("--positive", nargs="+", metavar="LABEL", help="the class whose probability is submitted (default: the larger "
+        "number); several add up")  # fmt: skip
+    add("--submit-header", choices=("auto", "yes", "no"), default="auto", help="whether there is one: %(choices)s")
+    add("--submit-value", choices=("auto", *SUBMISSIONS), default="auto", help="what its cells hold: %(choices)s")
+    add("--per-id", choices=("mean", "max"), default="mean", help="mean or max of an id's several images")
+
+    add = parser.group("folds, and the images that stay in one (thesis 3.1.2)")
+    add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
+    add("--groups", default="auto", metavar="HOW", help="auto: as hard as the test set; copies: those of a source; "
+        "none; a column; a CSV")  # fmt: skip
+    add("--group-pattern", metavar="REGEX", help="the group is what this finds in an image's name, such as ^[0-9]+")
+    add("--embed", metavar="MODEL", help="--groups auto and copies compare the features of this timm model too")
+    add("--weights", metavar="FILE", help="of --embed: hub, none, or a .safetensors or .pth file (default: hub)")
+    add("--seed", type=number(int, 0), default=777, help="decides what is random in the folds")
+
+    add = parser.group("unusual images")
+    add("--bands", type=number(int, 1), nargs=3, metavar=("R", "G", "B"), help="of images with more than three bands: "
+        "which these are, counted from 1")  # fmt: skip
+    add("--channels", nargs=3, metavar=("R", "G", "B"), help="three files an image: the ends of their names, such as "
+        "_red _green _blue")  # fmt: skip
+    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: name them and end; grey: what "
+        "can't be read becomes grey")  # fmt: skip
     return parser
 
 
@@ -227,25 +224,26 @@ def embed(args, folder):
 def report(args, data, prepared, folds, sizes):
     """Prints what was found: a topic a line, and how the classes lie in the folds."""
     submission, positive, unreadable = (prepared[key] for key in ("submission", "positive", "unreadable"))
-    columns = f"each {TASKS[prepared['task']].noun}" if submission["columns"] else repr(positive)
-    topics = []
+    topics, folder = [], prepared_folder(args)
     for (part, names), source in zip(data.names.items(), data.sources.values(), strict=True):
         shown = listing([f"{width} × {height} ({count})" for (width, height), count in sizes[part].most_common()], 3)
-        topics.append((part, f"{len(names)} images, {shown}; {len(source.files) - len(names)} more not used"))
+        more = len(source.files) - len(names)
+        topics.append((part, [f"{len(names)} images, {shown}" + f"; {more} more not used" * (more > 0)]))
+    kept = args.groups == "auto" and "not compared with the test set: too few images, or prepared by an older version"
     topics += [
-        ("limit", args.limit and f"a quick look: the submission ends with test image {len(data.names['test'])}"),
-        ("unreadable", unreadable and f"{len(unreadable)} images, grey where nothing is left: {listing(unreadable)}"),
-        ("metric", METRICS[prepared["metric"]].name + (f", positive class {positive!r}" if positive else "")),
-        ("submission", f"{'with' if submission['header'] else 'no'} header, {submission['value']}"
-            + f" of {columns}" * (submission["value"] == "probability")),
-        ("groups", f"\n{'':12}".join(copies.report_lines(prepared["relatives"]))),
-        ("folds", f"\n{'':12}".join(matched.report_lines(prepared.get("ladder"))) or (args.groups == "auto"
-            and "not compared with the test set: too few images, or prepared by an older version of the kit")),
-        ("shift", f"\n{'':12}".join(forecast.report_lines(prepared["shift"]))),
-    ]  # fmt: skip
-    say("\n".join(f"{topic:<12}{line}" for topic, line in topics if line))
+        ("limit", args.limit and [f"a quick look: the submission ends with test image {len(data.names['test'])}"]),
+        ("unreadable", unreadable and [f"{len(unreadable)} images, grey where nothing is left: {listing(unreadable)}"]),
+        ("positive", positive and (submission["columns"] or submission["value"] != "probability") and [repr(positive)]),
+        ("groups", copies.report_lines(prepared["relatives"])),
+        ("folds", matched.report_lines(prepared.get("ladder")) or (kept and [kept])),
+        ("shift", forecast.report_lines(prepared["shift"])),
+    ]
+    for topic, lines in topics:
+        for k, line in enumerate(lines or []):
+            say(wrapped(f"{'' if k else topic:<12}", line))
     say(f"\n{fold_table(folds, prepared)}\n")
-    say(f"prepared {args.size} px → {prepared_folder(args)} (look at samples.png)")
+    pictures = [name for name in PICTURES if (folder / name).exists()]
+    conclude(f"prepared {args.size} px → {folder}: look at {listing(pictures)}")
 
 
 def main(args):
@@ -261,7 +259,7 @@ def main(args):
     with locked(args.output / ".prepare.lock", folder):
         earlier = earlier_prepared(args, data)
         if earlier and args.size in earlier[0]["sizes"]:
-            return say(f"{folder} is up to date: sizes {listing(earlier[0]['sizes'])} px. Nothing to do.")
+            return conclude(f"{folder} is up to date: sizes {listing(earlier[0]['sizes'])} px. Nothing to do.")
         an_image = args.size**2 * 3 + copies.RECORD.itemsize + 4 * copies.VECTOR  # bytes
         with staged(folder, len(data.groups) * an_image, anew=not earlier) as new:
             result = prepare(args, data, new, earlier)

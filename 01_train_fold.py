@@ -42,67 +42,63 @@ from kit.watch import Watch, note_epoch, scores, seen, warn_if_endless
 
 def make_parser():
     parser = Parser(__doc__)
-    add = parser.add_argument_group("what to run").add_argument
+    add = parser.group("what to run")
     add("--fold", nargs="+", required=True, metavar="K", help="the folds that are held out in turn: 2, 0 2 4, or all")
-    add("--exp", default="base", help="the experiment's name: its folder under --output")
-    add("--overwrite", action="store_true", help="train folds again although they are finished")
+    add("--exp", default="base", metavar="EXP", help="the experiment's name: its folder under --output")
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
-    add("--workers", type=number(int, 0), help="image-loading processes (default: up to 4 beside a GPU, else none)")
+    add("--overwrite", action="store_true", help="train folds again although they are finished")
+    parser.shared(add)
+
+    add = parser.group("model (thesis 3.4)")
+    add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", help="a timm name")
+    add("--size", type=number(int, 1), default=448, metavar="PX", help="side of the images, prepared by 00_prepare.py")
+    add("--weights", default="hub", metavar="FILE", help="hub, none (from scratch), or a .safetensors or .pth file")
+    add("--head", choices=HEADS, default="linear", help="%(choices)s: on outputs, on features, on a ViT's tokens")
+    add("--tune", choices=("all", "head", "probe"), default="all", help="all weights, or the head alone; probe: a "
+        "logistic regression on frozen features")  # fmt: skip
+    add("--init", default="weights", metavar="EXP", help="start from this experiment's folds; probe: a fitted head")
+    add("--freeze", type=number(float, 0), default=0, help="share of the layers that stays as it is, from the "
+        "image on")  # fmt: skip
+    add("--norm", choices=("thesis", "model"), default="thesis", help="thesis: mean and std 0.5; model: the weights' "
+        "own")  # fmt: skip
+    add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="K=V", help="for timm.create_model, such as "
+        "drop_path_rate=0.1")  # fmt: skip
+
+    add = parser.group("training (thesis 3.5, 3.6, 4.1)")
+    add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
+    add("--batch-size", type=number(int, 1), default=17, help="images a batch, over all processes")
+    add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
+    add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end")
+    add("--loss", choices=LOSSES, default="cce", help="%(choices)s: complement, plain, binary cross entropy, squared "
+        "error")  # fmt: skip
+    add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="%(choices)s")
+    add("--weight-decay", type=number(float, 0), default=1e-4, help="pulls the weights to 0")
+    add("--schedule", choices=SCHEDULES, default="ranger21", help="of the learning rate: %(choices)s")
+    add("--warmup", type=number(float, 0), help="share of the steps in which the rate rises (default: ranger21 0.22, "
+        "cosine 0)")  # fmt: skip
+    add("--layer-decay", type=number(float, above=0), help="a layer learns at X times the next one's rate (default: 1)")
+    add("--clip-grad", type=number(float, above=0), help="shorten gradients that are longer than this")
+    add("--ema", type=number(float, 0), default=0, help="keep and validate an average of the weights, such as 0.99")
+    add("--keep", choices=("best", "last"), default="best", help="the epoch: best validation score, or last")
+    add("--seed", type=number(int, 0), nargs="+", default=[777], help="decides all that is random; several train an "
+        "EXP_N each")  # fmt: skip
+
+    add = parser.group("images (thesis 3.1, 3.2)")
+    add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform: %(choices)s")
+    add("--sampler", choices=SAMPLERS, default="imbalanced", help="%(choices)s: each class or each image equally often")
+    add("--tta", choices=("auto", *TTAS), default="auto", help="views averaged: %(choices)s; auto: as --augment")
+
+    add = parser.group("time, memory and machine")
+    add("--track", choices=TRACKERS, help="show the training live in %(choices)s")
+    add("--stop-after", type=duration, metavar="8.5h", help="save and end after this time; the same command goes on")
+    add("--save-minutes", type=number(float, 0), default=10, help="between resume files within an epoch; 0: none")
+    add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
+    add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
+    add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: fp16 on a GPU")
+    add("--compile", action="store_true", help="torch.compile: a minute or two at the start, then faster on a GPU")
+    add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
-    add("--amp", choices=PRECISIONS, default="auto", help="mixed precision (thesis 3.3.1); auto: fp16 on a GPU, none "
-        "on the CPU; native: bf16 where the GPU computes in it")  # fmt: skip
-    add("--compile", action="store_true", help="torch.compile: a minute or two at the start, then faster on a GPU")
-    add("--save-minutes", type=number(float, 0), default=10, help="minutes between resume files within an epoch, "
-        "beside the one at its end; 0 writes none")  # fmt: skip
-    add("--stop-after", type=duration, metavar="8.5h", help="save and end when this long has passed since the start; "
-        "the same command goes on. In s, m or h; exit code 75")  # fmt: skip
-    add("--track", choices=TRACKERS, help="a live view: tensorboard (OUTPUT/tensorboard), mlflow (OUTPUT/mlruns, or "
-        "MLFLOW_TRACKING_URI), wandb (as its WANDB_ variables say)")  # fmt: skip
-
-    add = parser.add_argument_group("model (thesis 3.4)").add_argument
-    add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", metavar="NAME", help="a timm name")
-    add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="KEY=VALUE", help="for timm.create_model")
-    add("--weights", default="hub", help="hub, none (from scratch), or a .safetensors or .pth file")
-    add("--init", default="weights", metavar="EXP", help="an earlier experiment, whose same fold is the start; probe: "
-        "--weights, with a logistic regression as the head")  # fmt: skip
-    add("--head", choices=HEADS, default="linear", help="linear: the model's own outputs kept, and a linear layer "
-        "behind them; fresh: one on its features; tokens: one on a ViT's class token and patch mean")  # fmt: skip
-    add("--tune", choices=("all", "head", "probe"), default="all", help="train every weight (listing) or the head "
-        "(text); probe: fit the head to frozen features by logistic regression")  # fmt: skip
-    add("--freeze", type=number(float, 0), default=0, metavar="SHARE", help="of the layers, the share that stays as it "
-        "was: 0.5 the first half")  # fmt: skip
-    add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
-    add("--norm", choices=("thesis", "model"), default="thesis", help="mean and std 0.5, or those of the weights")
-
-    add = parser.add_argument_group("images and batches (thesis 3.1, 3.2)").add_argument
-    add("--size", type=number(int, 1), default=448, help="side in px, prepared by 00_prepare.py")
-    add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform (kit/augment.py)")
-    add("--tta", choices=("auto", *TTAS), default="auto", help="views that are averaged; auto: those of --augment")
-    add("--sampler", choices=SAMPLERS, default="imbalanced", help="imbalanced: classes drawn equally often, with "
-        "replacement; shuffle: each image once")  # fmt: skip
-    add("--batch-size", type=number(int, 1), default=17, help="images a batch, over all processes")
-    add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
-
-    add = parser.add_argument_group("training (thesis 3.5, 3.6, 4.1)").add_argument
-    add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
-    add("--loss", choices=LOSSES, default="cce", help="complement cross entropy, cross entropy, binary cross entropy "
-        "(labels and numbers), squared error (numbers)")  # fmt: skip
-    add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="Ranger21, or one of timm's")
-    add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
-    add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end of the warm-down")
-    add("--schedule", choices=SCHEDULES, default="ranger21", help="ranger21: up, flat, down; cosine: up, then down")
-    add("--warmup", type=number(float, 0), metavar="SHARE", help="of the steps, in which the learning rate rises "
-        "(default: Ranger21's 22 %%, cosine's 0)")  # fmt: skip
-    add("--layer-decay", type=number(float, above=0), metavar="FACTOR", help="each layer learns at this times the rate "
-        "of the one above (default: all alike)")  # fmt: skip
-    add("--weight-decay", type=number(float, 0), default=1e-4, help="Ranger21's own default")
-    add("--clip-grad", type=number(float, above=0), metavar="NORM", help="shorten gradients that are longer than this")
-    add("--ema", type=number(float, 0), default=0, metavar="DECAY", help="keep and validate an average of the weights, "
-        "such as 0.99; 0: the weights themselves")  # fmt: skip
-    add("--keep", choices=("best", "last"), default="best", help="the kept epoch: best validation score, or last")
-    add("--seed", type=number(int, 0), nargs="+", default=[777], help="decides all that is random; several train an "
-        "experiment each, EXP_777 and so on, to be blended")  # fmt: skip
     return parser
 
 
@@ -224,7 +220,8 @@ def train_fold(run, state):
     "best" is the epoch with the best validation score, the later of equals (listing, `>=`)."""
     config, kept = run.config, state["kept"]
     while state["epoch"] <= config["epochs"]:
-        epoch, run.name = state["epoch"], f"fold {run.fold} epoch {state['epoch']}/{config['epochs']}"
+        epoch, last = state["epoch"], str(config["epochs"])
+        run.name = f"fold {run.fold} epoch {epoch:{len(last)}}/{last}"
         train, began = train_epoch(run, state), time.perf_counter()
         logits = validate(run, run.kept_model, f"{run.name} valid")
         valid = scores(run, logits, run.targets[run.valid_rows])

@@ -6,11 +6,11 @@
     python 02_oof.py base --overlays                       # where the network looked in its worst mistakes
     python 02_oof.py base --lb-public 0.888 --lb-private 0.905
 
-Reads OUTPUT/EXP, as many folds as are finished. Prints the thesis' table 4.2, and the score at the best epoch, at the
-last one and of what is submitted, each with a 95 % interval from a bootstrap over groups. The last line is the CV: the
-pooled score of what is submitted. Writes oof.csv, suspects.csv (labels that may be wrong), report.html, three pictures,
-and a row of OUTPUT/experiments.csv. Of several experiments it fits the weights of a blend, and leaves
-OUTPUT/blend_A+B.json where they beat equal weights; their reports show the images about which they disagree.
+Reads OUTPUT/EXP, as many folds as are finished. Prints the thesis' table 4.2 (of one experiment), and the score at the
+best epoch, at the last one and of what is submitted, each with a 95 % interval from a bootstrap over groups. The last
+line is the CV: the pooled score of what is submitted. Writes oof.csv, suspects.csv (labels that may be wrong),
+report.html, three pictures, and a row of OUTPUT/experiments.csv. Of several experiments it fits the weights of a blend,
+and leaves OUTPUT/blend_A+B.json where they beat equal weights; their reports show the images about which they disagree.
 """
 
 from collections import Counter
@@ -21,27 +21,30 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from common import PREPARE, Parser, UserError, number, prepared_folder, read_table, run, say, write_csv
+import common
+from common import Parser, UserError, conclude, number, prepared_folder, read_table, say, wrapped, write_csv
 from kit import bootstrap, forecast, report, tasks, thresholds
 from kit.blend import BLENDS, blend, climb, held_out_blend, write_weights
 from kit.experiment import MOST_COLUMNS, note_in_ledger, of_folds, read_oof, shared_folds, train_again
 from kit.metrics import METRICS, reason_against
 
 FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
-MOST_EPOCHS, WIDTH = 5, 120  # epochs in the table; characters of the widest line
+MOST_EPOCHS = 5  # epochs in the table
 MOST_CLASSES, MOST_CONFUSIONS = 12, 10  # of more classes, the commonest confusions stand for the matrix
 
 
 def make_parser():
-    parser = Parser(__doc__)
-    add = parser.add_argument
+    parser = Parser(__doc__, wrapped("Metrics: ", ", ".join(METRICS)))
+    add = parser.group("what to score")
     add("exps", nargs="*", default=["base"], metavar="EXP", help="one experiment, or several to compare and blend")
-    add("--metric", choices=METRICS, help="another metric, shown beside that of 00_prepare.py")
-    add("--draws", type=number(int, 100), default=1000, help="bootstrap samples")
+    add("--metric", choices=METRICS, help="show another metric beside that of 00_prepare.py; all are listed below")
     add("--overlays", action="store_true", help="Grad-CAM of the worst mistakes, by the package grad-cam")
-    add = parser.add_argument_group("what the leaderboard said, for experiments.csv").add_argument
+    add("--draws", type=number(int, 100), default=1000, help="bootstrap samples: more, smoother intervals")
+    parser.shared(add)
+    add = parser.group("what the leaderboard said, for experiments.csv")
     for part in ("public", "private"):
-        add(f"--lb-{part}", type=number(float), help=f"the {part} score; of several: of their mean blend")
+        add(f"--lb-{part}", type=number(float), metavar="SCORE", help=f"the {part} score; of several: of their mean "
+            "blend")  # fmt: skip
     return parser
 
 
@@ -74,18 +77,19 @@ def epoch_table(epochs, metric):
     table = epochs[some].pivot(index="fold", columns="epoch", values=columns).astype(float)
     table.loc["mean"] = table.mean()
     table.columns = [f"{column[:5]} {epoch}" for column, epoch in table.columns]
-    return table.rename_axis("fold").to_string(float_format="{:.4f}".format, na_rep="nan")
+    table = table.rename_axis(None).rename_axis("fold", axis=1)
+    return table.to_string(float_format="{:.4f}".format, na_rep="nan")
 
 
 def confusion_text(targets, predicted, classes):
     """The confusion matrix (thesis figure 4.1). Of many classes, the commonest confusions."""
     if len(classes) <= MOST_CLASSES:
         matrix = confusion_matrix(targets, predicted, labels=range(len(classes)))
-        names = [name[: WIDTH // (1 + len(classes)) - 2] for name in classes]
+        names = [name[: common.WIDTH // (1 + len(classes)) - 2] for name in classes]
         table = pd.DataFrame(matrix, index=names, columns=names).to_string()
         return f"images: a row for each label, a column for each prediction\n{table}"
     pairs = sorted(zip(targets[targets != predicted], predicted[targets != predicted], strict=True))
-    names = [name[: WIDTH // 3] for name in classes]
+    names = [name[: common.WIDTH // 3] for name in classes]
     commonest = Counter(pairs).most_common(MOST_CONFUSIONS)
     rows = [f"{names[label]} → {names[guess]}  {count}" for (label, guess), count in commonest]
     return "\n".join(["the commonest confusions: label → prediction  images", *rows])
@@ -130,11 +134,12 @@ def score_one(args, oof):
     write_predictions(oof)
 
     name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups of {len(oof.folds)} images"
-    say(f"experiment {oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n")
-    say(by_class(oof))
+    alone = len(args.exps) == 1
+    if alone:  # the reports of several have these
+        say(f"{oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n\n{by_class(oof)}\n")
     scores, oof.score_table = score_predictions(args, oof)
     oof.fold_table = fold_table(args, oof)
-    say(f"\n{name} and its 95 % interval, by a bootstrap over {groups}\n{oof.score_table.to_string()}")
+    say(f"{oof.exp}: {name} and its 95 % interval, by a bootstrap over {groups}\n{oof.score_table.to_string()}")
     say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
     pooled, (mean, _) = scores[oof.submitted]
     oof.cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
@@ -145,7 +150,7 @@ def score_one(args, oof):
     for line in oof.forecast:
         say(line)
     oof.headline, oof.interval = f"{name} {oof.cv['cv']:.4f}", f"{interval}, by a bootstrap over {groups}"
-    say(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
+    (conclude if alone else say)(f"CV {oof.cv['cv']:.4f} ({name}, pooled, {oof.submitted}{few}), {interval}")
 
 
 def forecast_lines(args, oof, score, draws):
@@ -154,7 +159,7 @@ def forecast_lines(args, oof, score, draws):
     if not ladder or np.isnan(score):
         return []
     perfect = METRICS[oof.prepared["metric"]].score(oof.targets, tasks.perfect(oof.prepared, oof.targets))
-    tests = len(read_table(prepared_folder(args) / "test.csv", f"{PREPARE} --overwrite"))
+    tests = len(read_table(prepared_folder(args) / "test.csv", f"{common.PREPARE} --overwrite"))
     said = forecast.leaderboard(score, draws, perfect, ladder, len(oof.folds), tests)
     return forecast.leaderboard_lines(said, ladder)
 
@@ -232,8 +237,13 @@ def compare(args, oofs, shared, rows):
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {folds} folds\n{table}")
         verdicts += [f"{name}: {bootstrap.compare(base, part, *score, *other, better)}" for part, other in others]
     verdicts += weigh(args, oofs, targets, models, scores)
-    say("\n".join(verdicts))
-    return verdicts, dict(settings="mean blend", folds=folds, metric=metric, **cv_cells(*scores["mean blend"]))
+    parted = [verdict.rpartition("Δ = ") for verdict in verdicts]
+    widest = max(len(said) for said, *_ in parted)
+    say("\n".join(f"{said:<{widest if delta else 0}}{delta}{figures}" for said, delta, figures in parted))
+    cells, few = cv_cells(*scores["mean blend"]), f", {folds} folds" * (len(shared) < oof.prepared["folds"])
+    figures = "CV {cv:.4f} ({name}, pooled, mean blend{few}), 95 % {cv_low:.4f} to {cv_high:.4f}"
+    conclude(figures.format(name=name, few=few, **cells))
+    return verdicts, dict(settings="mean blend", folds=folds, metric=metric, **cells)
 
 
 def weigh(args, oofs, targets, models, scores):
@@ -250,7 +260,7 @@ def weigh(args, oofs, targets, models, scores):
         return ["greedy weights can't be judged: the score is undefined in too many bootstrap samples"]
     said = f"{METRICS[metric].name}: greedy weights gain {gain:+.4f} ({low:+.4f} to {high:+.4f}) on equal ones"
     if low <= 0:
-        return [f"{said}: {'within the noise' if high >= 0 else 'a loss'}, so equal weights are the better bet"]
+        return [f"{said}: {'within the noise' if high >= 0 else 'a loss'}: take equal weights"]
     weights = dict(zip(args.exps, climb(metric, targets, models).tolist(), strict=True))
     write_weights(path, oofs, weights, cv_cells(*greedy))
     folders = f"--input {quote(str(args.input))} --output {quote(str(args.output))}"
@@ -272,7 +282,9 @@ def main(args):
     prepared = oofs[0].prepared
     if args.metric and (reason := reason_against(args.metric, tasks.task_of(prepared), prepared["classes"])):
         raise UserError(f"--metric {args.metric}: {reason}")
-    for oof in oofs:
+    for k, oof in enumerate(oofs):
+        if k:
+            say()
         score_one(args, oof)
     verdicts, leaderboard = [], dict(public=args.lb_public, private=args.lb_private)
     if len(oofs) > 1:
@@ -288,4 +300,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    run(main, make_parser())
+    common.run(main, make_parser())

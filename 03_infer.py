@@ -24,6 +24,7 @@ from common import (
     WORLD,
     Parser,
     UserError,
+    conclude,
     duration,
     file_hash,
     number,
@@ -46,24 +47,30 @@ from kit.unseen import submit_unseen
 
 def make_parser():
     parser = Parser(__doc__)
-    parser.add_argument("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or several to blend")
-    add = parser.add_argument_group("prediction (thesis 3.8)").add_argument
-    add("--tta", choices=TTAS, help="views that are averaged (default: those of the experiment)")
-    add("--blend", choices=BLENDS, default="mean", help="of several experiments: the mean of probabilities or of ranks")
-    add("--weights", nargs="+", type=weight, metavar="W", help="of several: a weight for each, or a file written by 02")
-    add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch (listing)")
-    add("--workers", type=number(int, 0), help="image-loading processes (default: up to 4 beside a GPU, else none)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--amp", choices=PRECISIONS, default="auto", help="mixed precision; auto: fp16 on a GPU, none on the CPU")
-    add("--compile", action="store_true", help="torch.compile: a minute at the start, then faster on a GPU")
-    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
-    add("--name", type=Path, metavar="PATH", help="of the submission, such as submission.csv (default: in OUTPUT)")
+    add = parser.group("what to predict and submit (thesis 3.8)")
+    add("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or several to blend")
+    add("--blend", choices=BLENDS, default="mean", metavar="HOW", help="of several: %(choices)s of the "
+        "probabilities")  # fmt: skip
+    add("--weights", nargs="+", type=weight, metavar="W", help="of several: a weight for each, or the file that 02 "
+        "wrote (default: equal ones)")  # fmt: skip
+    add("--tta", choices=TTAS, metavar="VIEWS", help="views averaged: %(choices)s (default: those of the experiment)")
+    add("--name", type=Path, help="the submission, such as submission.csv (default: in OUTPUT, named by the CV)")
     add("--competition", metavar="ID", help="for the submit command: SIGNATE's number or Kaggle's name")
-    add = parser.add_argument_group("test images that 00_prepare.py hasn't seen").add_argument
-    add("--test-images", nargs="+", metavar="PATH", help="folders or archives; the folds' files are enough then")
+    parser.shared(add)
+
+    add = parser.group("test images that 00_prepare.py hasn't seen")
+    add("--test-images", nargs="+", help="folders or archives; the folds' files are enough then")
     add("--sample-submit", type=Path, metavar="FILE", help="their sample submission")
     add("--test-csv", type=Path, metavar="FILE", help="their table, where the sample's ids aren't image names")
     add("--within", type=duration, metavar="8h", help="leave out views, then folds, to end in this time")
+
+    add = parser.group("memory and machine")
+    add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch")
+    add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: fp16 on a GPU")
+    add("--compile", action="store_true", help="torch.compile: a minute at the start, then faster on a GPU")
+    add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
     return parser
 
 
@@ -213,7 +220,7 @@ def report(args, oofs, cv, path, probabilities, solution, count):
     if "per_id" in prepared:
         say(f"the submission takes the {prepared['per_id']} of an id's images; the CV is of single images")
     honest = ", of weights fitted on the other folds" if from_file(args) else ""
-    say(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
+    conclude(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
 
 
 def submit_line(competition, path, note, header):
@@ -236,7 +243,7 @@ def predict_unseen(args):
         predictions, layout, prepared = submit_unseen(args, *how)
     path = args.name or args.output / f"submission_{name_of(args)}.csv"
     write_submission(path, layout, predictions, prepared)
-    say(f"{len(layout)} rows, checked → {path}")
+    conclude(f"{len(layout)} rows, checked → {path}")
 
 
 def main(args):

@@ -8,8 +8,10 @@ import json
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -26,6 +28,8 @@ RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
 )
 joined = False  # whether the processes have met; until then each finds the same mistakes
 PREPARE = "run python 00_prepare.py"
+WIDTH = 120  # characters of the widest line that is printed
+BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
 LINE_SECONDS = 30  # between the lines of progress in a log
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
@@ -63,14 +67,20 @@ def fail(message):
         # If this one ended first, torchrun would stop the first one before it has said anything.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60)
-    print(f"{Path(sys.argv[0]).name}: error: {shown}", file=sys.stderr)
+    print(f"{styled(f'{Path(sys.argv[0]).name}: error:', RED, sys.stderr)} {shown}", file=sys.stderr)
     return 2
 
 
 def warn(*words):
     """Prints a warning at once, on stderr; under torchrun, the first process alone."""
     if RANK == 0:
-        print(f"{Path(sys.argv[0]).name}: warning:", *words, file=sys.stderr, flush=True)
+        print(styled(f"{Path(sys.argv[0]).name}: warning:", YELLOW, sys.stderr), *words, file=sys.stderr, flush=True)
+
+
+def styled(text, code, stream):
+    """The text in a colour, or bold; as it is where `stream` is no terminal, or NO_COLOR or TERM=dumb forbid it."""
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    return text if plain else f"\033[{code}m{text}\033[0m"
 
 
 def listing(items, most=10):
@@ -92,16 +102,32 @@ sys.excepthook = _one_line_for_ctrl_c
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, @FILE arguments, no abbreviated flags, and --input and --output."""
+    """argparse with one-line errors, @FILE arguments, no abbreviated flags, and a help of one line a flag."""
 
-    def __init__(self, doc):
+    def __init__(self, doc, *more):
         super().__init__(
-            description=doc, formatter_class=_HelpFormatter, allow_abbrev=False, fromfile_prefix_chars="@",
-            epilog="@FILE stands for the flags in FILE, with # comments; a FILE may name another one.",
+            usage=argparse.SUPPRESS, description=doc, add_help=False, formatter_class=_HelpFormatter,
+            allow_abbrev=False, fromfile_prefix_chars="@",
+            epilog="\n".join([*more, "@FILE stands for the flags in FILE, with # comments; it may name another one."]),
         )  # fmt: skip
-        folders = self.add_argument_group("folders").add_argument
-        folders("--input", type=Path, default=Path("input"), help="the competition's files, only read")
-        folders("--output", type=Path, default=Path("output"), help="everything that the kit writes")
+
+    def group(self, title):
+        """→ the add_argument of a new group of flags, with short metavars."""
+        group = self.add_argument_group(title)
+
+        def add(*names, **options):
+            if "action" not in options:
+                kind = getattr(options.get("type"), "__name__", "")
+                options.setdefault("metavar", {"whole number": "N", "number": "X", "Path": "PATH"}.get(kind, "NAME"))
+            group.add_argument(*names, **options)
+
+        return add
+
+    def shared(self, add):
+        """Adds the flags that every script has."""
+        add("--input", type=Path, default=Path("input"), metavar="DIR", help="the competition's files, only read")
+        add("--output", type=Path, default=Path("output"), metavar="DIR", help="everything that the kit writes")
+        add("-h", "--help", action="help", help="show this text and exit")
 
     def convert_arg_line_to_args(self, line):
         return shlex.split(line, comments=True)
@@ -110,11 +136,21 @@ class Parser(argparse.ArgumentParser):
         sys.exit(fail(f"{message} (--help lists the flags)"))
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The docstring as it stands, and every default but None, False and a blank."""
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands, a line for each flag at 120 columns, and every default that says something."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
+
+    def _format_args(self, action, default_metavar):
+        return f"{action.metavar} …" if action.nargs in ("+", "*") else super()._format_args(action, default_metavar)
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False, " ") else super()._get_help_string(action)
+        default = action.default
+        if default is None or isinstance(default, bool) or default in ([], "", " ", argparse.SUPPRESS):
+            return action.help
+        words = " ".join(map(str, default if isinstance(default, list) else [default])).replace("%", "%%")
+        return f"{action.help} (default: {words})"
 
 
 def number(kind, minimum=-math.inf, above=-math.inf):
@@ -279,7 +315,18 @@ def progress(total, description, unit="img"):
     return kind(total=total, desc=description, unit=unit, disable=silent, leave=False, dynamic_ncols=terminal, **pace)
 
 
+def wrapped(title, text):
+    """→ the text behind its title, in lines that fit a screen."""
+    return textwrap.fill(text, WIDTH, initial_indent=title, subsequent_indent=" " * len(title),
+                         break_long_words=False, break_on_hyphens=False)  # fmt: skip
+
+
 def say(*words):
     """Prints at once, also into a pipe or a log file; under torchrun, the first process alone."""
     if RANK == 0:
         print(*words, flush=True)
+
+
+def conclude(text):
+    """Prints what a script came to, in bold: its last line."""
+    say(styled(text, BOLD, sys.stdout))

@@ -35,10 +35,12 @@ STORED = (".pt", ".npy", ".png")  # hardly smaller when compressed
 
 def make_parser():
     parser = Parser(__doc__)
-    parser.add_argument("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or those of a blend")
-    parser.add_argument("--no-weights", action="store_true", help="list the models' hashes and leave them out")
-    parser.add_argument("--infer", default="", metavar="FLAGS", help="the flags that 03_infer.py had, in quotes")
-    parser.add_argument("--submission", type=Path, metavar="FILE", help="the submission (default: that of 03_infer.py)")
+    add = parser.group("what to hand over")
+    add("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or those of a blend")
+    add("--infer", default="", metavar="FLAGS", help="the flags that 03_infer.py had, in quotes")
+    add("--submission", type=Path, metavar="FILE", help="the submission (default: that of 03_infer.py)")
+    add("--no-weights", action="store_true", help="list the models' hashes and leave them out")
+    parser.shared(add)
     return parser
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import timm
 import torch
 
-from common import file_hash, replacing, say, write_csv, write_json
+from common import conclude, file_hash, replacing, write_csv, write_json
 from kit.experiment import write_logits
 from kit.metrics import METRICS
 
@@ -55,4 +55,4 @@ def save_fold(run, kept, logits, epochs):
         write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
     run.resume.path.unlink(missing_ok=True)
     score = f"valid {METRICS[run.metric].name} {chosen['scores'][run.metric]:.4f}"
-    say(f"fold {run.fold} of {run.folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")
+    conclude(f"fold {run.fold} of {run.folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")

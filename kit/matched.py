@@ -243,8 +243,8 @@ def report_lines(rungs):
     figures = "nearest image seen, median similarity: {similarity:.2f} held out, {test_similarity:.2f} test"
     figures = figures.format(**chosen) + f", {plain['similarity']:.2f} in plain folds" * (chosen is not plain)
     if not chosen["matches"]:
-        return [f"no folds match the test set; {chosen['name']} come nearest: {figures} (matched.png)"]
+        return [f"no folds match the test set; {chosen['name']} come nearest (matched.png)", figures]
     if chosen["clusters"] == 0:
-        return [f"{chosen['name']}: these match the test set: {figures} (matched.png)"]
+        return [f"{chosen['name']}: these match the test set (matched.png)", figures]
     scores = f"a ridge regression scores {plain['score']:.3f} in plain folds, {chosen['score']:.3f} in these"
-    return [f"matched folds, {chosen['name']}: {figures} (matched.png)", scores]
+    return [f"matched folds, {chosen['name']} (matched.png)", figures, scores]

@@ -103,13 +103,15 @@ class Watch:
         views = len(getattr(TTAS[run.config["tta"]](run.classifier), "transforms", []))
         steps = run.config["epochs"] * self.steps
         steps += len(run.valid_rows) * (run.config["epochs"] + views) / (3 * self.batch)
-        words = f"fold {run.fold} takes about {steps * pace / 60:.1f} min"
+        seconds = steps * pace
+        time_it_takes = f"{seconds / 60:.1f} min" if seconds > 60 else f"{seconds:.0f} s"
+        words = f"fold {run.fold} takes about {time_it_takes} ({pace:.2f} s a step of {self.batch} images)"
         if run.device.type == "cuda":
             peak, whole = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(run.device).total_memory
             words += f", GPU memory {peak / 2**30:.1f} of {whole / 2**30:.1f} GiB at most so far"
         run.told = True
         write = self.bar.write if sys.stdout.isatty() and RANK == 0 else say  # a bar must be moved out of the way
-        write(f"{words} ({pace:.2f} s a step)")
+        write(words)
 
 
 def note_epoch(run, state, train, valid, seconds):
@@ -121,8 +123,7 @@ def note_epoch(run, state, train, valid, seconds):
     row |= dict(lr=lr, seconds=state["seconds"] + seconds, images_per_second=pace)
     state["rows"].append(row)
     train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
-    times = f"{row['seconds']:.1f} s" + (f"  lr {lr:.2e}  {pace:.1f} images/s" if state["step"] else "")
-    say(f"{run.name}  train {train}  valid {valid}  {times}")
+    say(f"{run.name}  train {train}  valid {valid}  {row['seconds']:.1f} s")
     if RANK == 0 and not is_finished(run.folder, run.fold):  # --overwrite leaves the old files whole until its end
         write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
     run.track.note(state, "epoch", row, state["epoch"] * state["step"])  # a probe makes no steps

@@ -126,7 +126,7 @@ def test_a_gain_within_the_noise_leaves_no_file(tmp_path, least):
     assert low <= 0 <= high
     assert low <= gain <= high
     assert (gain > 0) == (least < 1)
-    assert rest == "within the noise, so equal weights are the better bet"
+    assert rest == "within the noise: take equal weights"
     assert not path.exists(), "whatever the order of the names"
     assert climb("auc", TARGETS, [*p.values()]).max() > 0.34, "weights that fit better than equal ones there are"
     assert not list(tmp_path.glob("blend*"))
@@ -140,7 +140,7 @@ def test_weights_that_mislead_on_the_next_fold_are_a_loss(tmp_path):
     out = done("02_oof.py", *signals, *flags)
     _, gain, low, high, rest = gain_of(out)
     assert low < gain < high < -0.1
-    assert rest == "a loss, so equal weights are the better bet"
+    assert rest == "a loss: take equal weights"
     assert not list(tmp_path.glob("blend*"))
 
 

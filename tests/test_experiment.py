@@ -258,7 +258,7 @@ def test_a_full_gpu_names_the_flags(flags, monkeypatch):
 def test_the_first_steps_say_what_a_fold_takes(flags, monkeypatch):
     monkeypatch.setattr(watch, "LOOK_SECONDS", -1)
     out = done(TRAIN, *flags, *TINY, "--batch-size", 2, "--fold", "all")
-    told = re.findall(r"^fold (\d) takes about (\d+\.\d) min \(\d+\.\d\d s a step\)$", out, re.M)
+    told = re.findall(r"^fold (\d) takes about (\d+\.\d min|\d+ s) \(\d+\.\d\d s a step of 2 images\)$", out, re.M)
     assert [fold for fold, _ in told] == ["0", "1"]
 
 

@@ -336,7 +336,7 @@ def test_a_class_that_is_missing_in_folds_and_draws(tmp_path):
     assert low < pooled < high
     assert mean_low < mean < mean_high
     assert "nan" not in out
-    verdicts = re.findall(r"(\w+) against base: (.+?): Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out)
+    verdicts = re.findall(r"(\w+) against base: (.+?): +Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out)
     (_, worse, *figures), (_, same, *zeros) = verdicts[:2]
     assert worse == "base is better"
     delta, low, high, above = map(float, figures)
@@ -353,7 +353,7 @@ def test_one_class_only_gives_no_cv_and_no_verdict(tmp_path):
         for k in (1, 2):
             (tmp_path / exp / f"fold{k}.pt").unlink()
     out = done("02_oof.py", "base", "other", *flags)
-    assert [match[0] for match in CV.findall(out)] == ["nan", "nan"]
+    assert [match[0] for match in CV.findall(out)] == ["nan"] * 3, "of each, and of their blend"
     assert "can't be compared" in out
     assert "better" not in out
     assert "no evidence" not in out
@@ -380,7 +380,9 @@ def test_experiments_are_compared_and_blended_on_the_rows_that_all_have(tmp_path
         assert printed(with_auc)[name][0] == pytest.approx(roc_auc_score(targets[rows], probabilities[:, 1]), abs=6e-5)
         if name != "rank blend":
             assert printed(with_loss)[name][0] == pytest.approx(log_loss(targets[rows], probabilities), abs=6e-5)
-    verdicts = re.findall(r"(AUC|log loss): b against a: (.+?): Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out)
+    verdicts = re.findall(
+        r"(AUC|log loss): b against a: (.+?): +Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out
+    )
     for (metric, verdict, *figures), sign in zip(verdicts, (-1, 1), strict=True):
         assert verdict == "a is better", metric
         delta, low, high, _ = map(float, figures)
