@@ -27,7 +27,7 @@ import torch
 
 AMPLE, WEIGHTS, PAGE = "64m", "weights.pth", os.sysconf("SC_PAGE_SIZE")
 VARYING = "_epochs.csv", ".lock"  # seconds, process numbers
-SAFETY = ".resume.pt", ".part"  # copies that a later run goes on from
+GROWING = ".resume.pt", ".part", "experiments.csv"  # what a later run goes on from; a row for each experiment
 TRAIN = [*kill.TRAIN[:-2], "--optimizer", "adamw", "--model-kwargs", "drop_rate=0.2", *kill.OFTEN]
 PROBE = [f"@{kill.ROOT / 'recipes' / 'probe.args'}", *kill.TRAIN[:2], *kill.TRAIN[4:6], "--weights", WEIGHTS]
 STEPS = {
@@ -90,7 +90,7 @@ def faults(code, lines, disk, before, good):
     for name, content in left.items():
         if "/.tmp" in f"/{name}" or ".new/" in name:
             problems.append(f"left {name}")
-        elif not name.endswith(SAFETY) and content not in [side[name] for side in (before, good) if name in side]:
+        elif not name.endswith(GROWING) and content not in [side[name] for side in (before, good) if name in side]:
             problems.append(f"{name} is neither the good run's nor the earlier one")
     return problems + [f"lost {name}" for name in before if name not in left]
 
