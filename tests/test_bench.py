@@ -38,3 +38,13 @@ def test_fuzzing_for_a_few_seconds():
     assert result.returncode == 0, result.stderr[-2000:]
     counts = dict(part.split(" ", 1)[::-1] for part in result.stdout.strip().split(", "))
     assert set(counts) == {f"{kind} {end}" for kind in ("images", "archives", "tables") for end in ("read", "refused")}
+
+
+@pytest.mark.slow
+def test_many_classes_at_a_small_size(tmp_path):
+    command = [sys.executable, ROOT / "tests" / "bench" / "large.py", "--folder", tmp_path / "large"]
+    command += ["--train", "500", "--test", "100", "--classes", "110"]  # of more than 100, logits are kept otherwise
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    steps = [line.split(" | ")[0].strip("| ") for line in result.stdout.splitlines()[2:]]
+    assert steps == ["00", "01 head", "02 head", "03 head", "all"]
