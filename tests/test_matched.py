@@ -321,16 +321,16 @@ def test_what_is_said_of_the_ladder():
     plain = dict(name="each image alone", clusters=0, similarity=0.9, test_similarity=0.51, score=0.99)
     plain |= dict(chosen=True, matches=True)
     assert matched.report_lines(None) == matched.report_lines([]) == []
-    (line,) = matched.report_lines([plain])
-    assert line.startswith("each image alone: these match the test set: ")
-    assert "0.90 held out, 0.51 test (matched.png)" in line
-    (line,) = matched.report_lines([plain | dict(matches=False)])
-    assert line.startswith("no folds match the test set; each image alone come nearest")
+    first, figures = matched.report_lines([plain])
+    assert first == "each image alone: these match the test set (matched.png)"
+    assert figures.endswith("0.90 held out, 0.51 test")
+    first, _ = matched.report_lines([plain | dict(matches=False)])
+    assert first == "no folds match the test set; each image alone come nearest (matched.png)"
     chosen = plain | dict(name="20 clusters", clusters=20, similarity=0.5, test_similarity=0.52, score=0.8)
-    first, second = matched.report_lines([plain | dict(chosen=False), chosen])
-    assert first.startswith("matched folds, 20 clusters: ")
-    assert "0.50 held out, 0.52 test, 0.90 in plain folds" in first
-    assert second == "a ridge regression scores 0.990 in plain folds, 0.800 in these"
+    first, figures, scores = matched.report_lines([plain | dict(chosen=False), chosen])
+    assert first == "matched folds, 20 clusters (matched.png)"
+    assert figures.endswith("0.50 held out, 0.52 test, 0.90 in plain folds")
+    assert scores == "a ridge regression scores 0.990 in plain folds, 0.800 in these"
 
 
 def test_a_test_set_unlike_all_folds_matches_none():

@@ -256,7 +256,8 @@ def test_the_report_shows_the_ladder_and_matched_png(tmp_path):
     assert [name for _, name, _ in rows] == ["each image alone", "20 clusters", "14 clusters"], "those that matter"
     assert [bool(marked) for marked, *_ in rows] == [False, True, False]
     assert [re.findall("<td>(.+?)</td>", cells)[-1] for *_, cells in rows] == ["0.9500", "0.8000", "0.7000"]
-    assert "matched folds, 20 clusters: nearest image seen" in part
+    assert "matched folds, 20 clusters (matched.png)" in part
+    assert "nearest image seen" in part
     page = (tmp_path / "base" / "report.html").read_text()
     headings = re.findall(r"<h2>(.+?)</h2>", page)
     wanted = ["Scores", "Worst mistakes", "Images", "Label suspects", "Experiments", "Label conflicts"]
@@ -316,7 +317,7 @@ def test_ledger_holds_the_thesis_tables(trained, tmp_path):
     assert (row["public"], row["private"]) == ("0.888000", "")
     cv, _, interval = last_line(out)
     assert [float(row[key]) for key in ("cv", "cv_low", "cv_high")] == pytest.approx([cv, *interval], abs=6e-5)
-    changed = "model=test_resnet weights=none size=32 batch_size=8 lr=0.003 min_lr=0.0003"
+    changed = "model=test_resnet size=32 weights=none batch_size=8 lr=0.003 min_lr=0.0003"
     assert row["settings"] == changed, "what differs from the default; --epochs 2 is the default"
     for fold in range(3):
         part, epochs = (pd.read_csv(output / "base" / f"fold{fold}{end}.csv") for end in ("", "_epochs"))
