@@ -35,7 +35,7 @@ from kit.metrics import is_better
 from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, earlier_weights, predict, to_device
 from kit.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
 from kit.probe import probe, start_head
-from kit.resume import ResumeFile, epoch_start
+from kit.resume import SEEN, ResumeFile, epoch_start
 from kit.track import TRACKERS, Track
 from kit.watch import Watch, note_epoch, scores, seen, warn_if_endless
 
@@ -165,8 +165,9 @@ def train_epoch(run, state):
                 run.resume.save(state)
             if stop:
                 run.resume.stop(run.name, f"{step + 1} of {steps} steps")
-    parts = zip(*distributed.gather(seen(state)), strict=True)
-    return scores(run, *(np.concatenate(part) for part in parts))
+    parts = [*zip(*distributed.gather(seen(state)), strict=True)]
+    state.update({key: [] for key in SEEN})  # of many classes, a copy too many while the fold validates
+    return scores(run, *(np.concatenate(part) if WORLD > 1 else part[0] for part in parts))
 
 
 def validate(run, model, bar):

@@ -30,6 +30,7 @@ from kit.metrics import METRICS, reason_against
 
 FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
 MOST_EPOCHS = 5  # epochs in the table
+BLOCK = 4096  # images whose classes are sorted at once
 MOST_CLASSES, MOST_CONFUSIONS = 12, 10  # of more classes, the commonest confusions stand for the matrix
 
 
@@ -110,7 +111,8 @@ def write_predictions(oof):
         word = "prediction" if tasks.task_of(oof.prepared) == "numbers" else "probability"
         values = pd.DataFrame(oof.probabilities, columns=[f"{word}_{label}" for label in classes])
     else:
-        top = np.argsort(-oof.probabilities, axis=1, kind="stable")[:, :5]
+        parts = np.array_split(oof.probabilities, -(-len(table) // BLOCK))
+        top = np.concatenate([np.argsort(-part, axis=1, kind="stable")[:, :5] for part in parts])
         values = pd.DataFrame({f"label_{k + 1}": [classes[c] for c in top[:, k]] for k in range(5)})
         values = values.assign(
             **{f"probability_{k + 1}": oof.probabilities[range(len(top)), top[:, k]] for k in range(5)}
@@ -158,7 +160,9 @@ def forecast_lines(args, oof, score, draws):
     ladder = oof.prepared.get("ladder")  # older prepared data lack it
     if not ladder or np.isnan(score):
         return []
-    perfect = METRICS[oof.prepared["metric"]].score(oof.targets, tasks.perfect(oof.prepared, oof.targets))
+    of_classes = tasks.task_of(oof.prepared) == "classes"
+    some = np.unique(oof.targets) if of_classes else oof.targets  # one of each class, since N × K would fill the memory
+    perfect = METRICS[oof.prepared["metric"]].score(some, tasks.perfect(oof.prepared, some))
     tests = len(read_table(prepared_folder(args) / "test.csv", f"{common.PREPARE} --overwrite"))
     said = forecast.leaderboard(score, draws, perfect, ladder, len(oof.folds), tests)
     return forecast.leaderboard_lines(said, ladder)

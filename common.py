@@ -30,6 +30,7 @@ joined = False  # whether the processes have met; until then each finds the same
 PREPARE = "run python 00_prepare.py"
 WIDTH = 120  # characters of the widest line that is printed
 BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
+MANY = 100  # classes: of more, logits have a file of their own, and probabilities are float32
 LINE_SECONDS = 30  # between the lines of progress in a log
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
@@ -287,9 +288,13 @@ def open_images(args, prepared, part, size, count):
     return images
 
 
-def softmax(logits):
-    """Probabilities in float64 from logits [N, K]; each row sums to 1."""
-    return special.softmax(np.asarray(logits, np.float64), axis=1)
+def softmax(logits, block=1024):
+    """Probabilities from logits [N, K]; each row sums to 1. float64, of more than MANY classes float32: at 100,000
+    images of 1,000 classes 400 MB. Computed in float64, a block of rows at a time."""
+    probabilities = np.empty(np.shape(logits), np.float64 if np.shape(logits)[1] <= MANY else np.float32)
+    for rows in (slice(start, start + block) for start in range(0, len(probabilities), block)):
+        probabilities[rows] = special.softmax(np.asarray(logits[rows], np.float64), axis=1)
+    return probabilities
 
 
 def cpu_count():

@@ -26,9 +26,10 @@ def blend(probabilities, how, weights=None, task="classes"):
     if task == "numbers" and how == "rank":
         raise UserError("--blend rank: ranks of numbers are no numbers: leave it out")
     weights = np.ones(len(probabilities)) if weights is None else weights
-    mixed = sum(w * BLENDS[how](p) for w, p in zip(weights, probabilities, strict=True))
+    mixed = sum(float(w) * BLENDS[how](p) for w, p in zip(weights, probabilities, strict=True))  # float32 stays so
     if task == "classes":
-        return mixed / mixed.sum(axis=1, keepdims=True)
+        mixed /= mixed.sum(axis=1, keepdims=True)
+        return mixed
     return mixed / (sum(weights) * (1 if how == "mean" else len(mixed)))
 
 

@@ -16,7 +16,7 @@ from kit import tasks
 from kit.locks import lock, locked, opened, remove_leftovers
 
 FOLD_FILES = ("pt", "csv", "json")
-MOST_COLUMNS = 100  # classes whose logits are columns of foldK.csv
+MOST_COLUMNS = common.MANY  # classes whose logits are columns of foldK.csv
 KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epoch, kept weights with the views
 
 
@@ -96,7 +96,11 @@ def write_logits(folder, fold, table, kinds, classes):
     if len(classes) > MOST_COLUMNS:
         beside = path.with_name(f"fold{fold}_logits.npy")
         with replacing(beside) as temporary, open(temporary, "wb") as file:
-            np.save(file, np.stack([np.asarray(kinds[kind], np.float32) for kind in KINDS]))
+            parts = [np.asarray(kinds[kind], np.float32) for kind in KINDS]
+            shape = len(parts), *parts[0].shape
+            np.lib.format.write_array_header_1_0(file, dict(descr="<f4", fortran_order=False, shape=shape))
+            for part in parts:  # one after the other: together they would be in memory twice
+                file.write(np.ascontiguousarray(part).data)
         columns["logits"] = file_hash(beside)[:16]
     for kind in KINDS:
         columns |= dict(zip(logit_columns(kind, classes), np.asarray(kinds[kind]).T, strict=False))
@@ -107,7 +111,7 @@ def read_oof(args, exp):
     """Puts the out-of-fold predictions of the finished folds together (thesis 4.2).
 
     → a namespace: exp, folder, config, prepared, folds (the rows of folds.csv whose fold is finished), logits (a dict
-    of KINDS: float64 [N, K] in the order of `folds`), present and missing (lists of fold numbers), records (a dict of
+    of KINDS: float [N, K] in the order of `folds`), present and missing (lists of fold numbers), records (a dict of
     foldK.json). Raises UserError where no fold is finished, or a fold's files, settings or folds don't fit."""
     folder = common.experiment_folder(args, exp)
     prepared, folds = common.read_prepared(args)
@@ -126,18 +130,33 @@ def read_oof(args, exp):
     warn_of_other_makers(exp, records)
     parts = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
     rows = np.concatenate([np.flatnonzero(folds.fold == k) for k in present])
-    order, own = np.argsort(rows), folds.iloc[np.sort(rows)].reset_index(drop=True)
+    own = folds.iloc[np.sort(rows)].reset_index(drop=True)
     return SimpleNamespace(
         exp=exp, folder=folder, config=config, prepared=prepared, present=present, records=records, folds=own,
         missing=[k for k in range(prepared["folds"]) if k not in present],
         targets=tasks.read_targets(prepared, own.target),
-        logits={kind: np.concatenate([part[i] for part in parts])[order] for i, kind in enumerate(KINDS)},
+        logits=Logits(parts, np.argsort(np.argsort(rows))),
     )  # fmt: skip
 
 
+class Logits:
+    """The folds' logits (parts: float [KINDS, n, K] of each), put in order when one of KINDS is asked for: of many
+    classes the parts are mapped, and all three at once would fill the memory. rows: the place of each image."""
+
+    def __init__(self, parts, rows):
+        self.parts, self.rows = parts, rows
+
+    def __getitem__(self, kind):
+        whole, first = np.empty((len(self.rows), self.parts[0].shape[2]), self.parts[0].dtype), 0
+        for part in self.parts:
+            whole[self.rows[first : first + part.shape[1]]] = part[KINDS.index(kind)]
+            first += part.shape[1]
+        return whole
+
+
 def read_fold(folder, fold, classes, expected):
-    """→ the logits of foldK.csv, float64 [KINDS, n, K], in the order of `expected`, that fold's rows of folds.csv.
-    Raises UserError where they don't fit."""
+    """→ the logits of foldK.csv, float64 [KINDS, n, K] (of many classes float32, mapped), in the order of `expected`,
+    that fold's rows of folds.csv. Raises UserError where they don't fit."""
     path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
     table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype, "logits": str})
     columns = [column for kind in KINDS for column in logit_columns(kind, classes)]
@@ -152,7 +171,7 @@ def read_fold(folder, fold, classes, expected):
         logits = numbers.reshape(len(table), len(KINDS), len(classes)).transpose(1, 0, 2)
     else:
         logits = read_wide(path.with_name(f"fold{fold}_logits.npy"), table.logits, remedy)
-    bad = table.image_name[~np.isfinite(logits).all(axis=(0, 2))]
+    bad = table.image_name[~np.all([np.isfinite(kind).all(axis=1) for kind in logits], axis=0)]
     if len(bad):
         raise UserError(f"{path} has predictions that are no numbers ({listing(bad)}): {remedy}")
     return logits
@@ -163,7 +182,7 @@ def read_wide(path, hashes, remedy):
     try:
         if not (hashes == file_hash(path)[:16]).all():
             raise ValueError("its hash is another")
-        return np.load(path).astype(np.float64)
+        return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
 

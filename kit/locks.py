@@ -50,9 +50,10 @@ def locked(path, what, wait=False):
                 raise UserError(f"{busy}: wait for it, or stop it")
             say(f"{busy}: waiting for it")
             lock(file)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
+        note = f"process {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        with contextlib.suppress(OSError):  # a disk that is full: the lock holds without its note
+            file.truncate(0)
+            os.write(file.fileno(), note.encode())
         yield
 
 

@@ -209,16 +209,18 @@ def head_score(points, targets, folds, metric, task="classes"):
     a grouping costs."""
     if task == "classes":
         targets = np.unique(targets, return_inverse=True)[1]
-    wanted = np.eye(targets.max() + 1, dtype=np.float32)[targets] if task == "classes" else targets
-    wanted = np.where(np.isfinite(wanted), wanted, np.nanmean(wanted, axis=0))
-    guesses = np.zeros(wanted.shape, np.float32)
+        wanted, row = np.eye(targets.max() + 1, dtype=np.float32), targets  # of all images they would fill the memory
+    else:
+        wanted, row = np.where(np.isfinite(targets), targets, np.nanmean(targets, axis=0)), np.arange(len(targets))
+    guesses = np.zeros((len(row), wanted.shape[1]), np.float32)
     for fold in np.unique(folds):
         seen = folds != fold
         guesses[~seen] = (
-            Ridge(alpha=1).fit(points[seen], wanted[seen]).predict(points[~seen]).reshape(-1, wanted.shape[1])
+            Ridge(alpha=1).fit(points[seen], wanted[row[seen]]).predict(points[~seen]).reshape(-1, wanted.shape[1])
         )
     if task == "classes":
-        guesses = softmax(STEEPNESS * guesses)
+        guesses *= STEEPNESS
+        guesses = softmax(guesses)
     elif task == "labels":
         guesses = np.clip(guesses, 0, 1)
         guesses = thresholds.held_out(metric, targets, guesses, folds) if METRICS[metric].of_sets else guesses

@@ -172,7 +172,7 @@ def _balanced(targets, weights):
 
 
 def _log_losses(probabilities, true):
-    tiny = np.finfo(true.dtype).eps  # scikit-learn's bound
+    true, tiny = true.astype(np.float64), np.finfo(np.float64).eps  # scikit-learn's bound
     return -np.log(np.clip(true, tiny, 1 - tiny))
 
 
@@ -262,7 +262,7 @@ METRICS = {
     "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=_two),
     "accuracy": label_metric("accuracy", sk.accuracy_score, share_of_hits),
     "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, mean_recall, average="macro"),
-    "logloss": mean_metric("log loss", _log_losses, sk.log_loss, larger_is_better=False),
+    "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
     "f1": label_metric("macro F1", sk.f1_score, mean_f1, average="macro"),
     "f1-positive": label_metric("F1", partial(sk.f1_score, zero_division=0))._replace(fits=_two),
     "f1-micro": label_metric("micro F1", sk.f1_score, share_of_hits, average="micro"),
@@ -270,7 +270,7 @@ METRICS = {
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
     "brier": mean_metric("Brier score", _squared_errors, sk.brier_score_loss, larger_is_better=False),
-    "weighted-logloss": mean_metric("balanced log loss", _log_losses, sk.log_loss, False, weigh=_balanced),
+    "weighted-logloss": mean_metric("balanced log loss", _log_losses, None, False, weigh=_balanced),
     "column-auc": Metric("mean column AUC", roc_area, draws=area_draws, task="labels"),
     "f1-samples": set_metric("F1 of images", "images", f_beta),
     "f2": set_metric("F2 of images", "images", partial(f_beta, beta=2)),

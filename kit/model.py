@@ -8,7 +8,6 @@ import pickle
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import timm
 import torch
 import ttach
@@ -244,12 +243,16 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
         pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )  # fmt: skip
-    logits = [torch.empty(0, device=device)]  # of a process without a row
+    logits, done = torch.empty(0, device=device), 0  # empty in a process without a row
     with progress(len(share), bar) as progress_bar, autocast(device, amp):
         for batch, _ in loader:
             count = len(batch)
             if device.type == "cuda" and count < batch_size:  # another shape would be compiled anew
                 batch = torch.nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
-            logits.append(model(to_device(batch, device))[:count])
+            part = model(to_device(batch, device))[:count]
+            if done == 0:
+                logits = part.new_empty(len(share), *part.shape[1:])
+            logits[done : done + count] = part
+            done += count
             progress_bar.update(count)
-    return distributed.gather_rows(torch.cat(logits).cpu().numpy().astype(np.float32))
+    return distributed.gather_rows(logits.cpu().float().numpy())

@@ -71,7 +71,8 @@ class ResumeFile:
         content |= dict(config=self.config, parts={name: part.state_dict() for name, part in self.parts.items()})
         try:
             with replacing(self.path) as temporary:
-                torch.save(content, temporary)
+                with open(temporary, "wb") as file:  # by its path, torch.save wouldn't say that the disk is full
+                    torch.save(content, file)
                 with open(temporary, "ab") as file:
                     file.write(bytes.fromhex(file_hash(temporary)))
         except UserError as error:

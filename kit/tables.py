@@ -165,9 +165,12 @@ def column(table, name, flag):
 
 
 def refuse(path, culprits, problem):
-    """Raises UserError where there are culprits, a list or a condition. In `problem`, * stands for the list."""
+    """Raises UserError where there are culprits, a list or a condition. In `problem`, the last * stands for the list; a
+    label, a name or a pattern in it may have one too."""
     if culprits:
-        raise UserError(f"{path} {problem.replace('*', listing(culprits) if '*' in problem else '')}")
+        before, mark, after = problem.rpartition("*")
+        listed = listing(culprits) if mark and hasattr(culprits, "__iter__") else mark
+        raise UserError(f"{path} {before}{listed}{after}")
 
 
 def check_unique(path, names):

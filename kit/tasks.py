@@ -1,6 +1,6 @@
 """What is asked of an image: one class of several, a set of labels, or numbers?
 
-    task      targets                                     predictions float64 [N, K]
+    task      targets                                     predictions float [N, K]
     classes   int64 [N]                                   softmax: a probability for each class
     labels    float32 [N, K], 0 or 1                      sigmoid: a probability for each label
     numbers   float32 [N, K], NaN where one is missing    sigmoid, scaled to the range of the training targets
@@ -64,7 +64,7 @@ def written(task, targets):
 
 
 def predictions(prepared, logits):
-    """Logits [N, K] → predictions float64 [N, K], numbers in their own units."""
+    """Logits [N, K] → predictions float [N, K] (common.softmax), numbers in their own units."""
     if task_of(prepared) == "classes":
         return softmax(logits)
     return from_unit(prepared, special.expit(np.asarray(logits, np.float64)))

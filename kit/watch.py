@@ -14,6 +14,7 @@ from kit.model import TTAS, predict
 from kit.optim import current_lr
 
 WINDOW = 1024  # images that the bar's running scores look back on, so that they cost the same all epoch long
+BLOCK = 4096  # images whose loss is computed at once
 MOST_SKIPPED = 5  # losses in a row that are no numbers, before training ends
 SETTLED = 3  # steps before the speed is measured: the first ones allocate and compile
 LARGE = 50e6  # weights of a model that nobody should train without a GPU
@@ -23,14 +24,22 @@ LOOK_SECONDS = 0.5
 def scores(run, logits, targets):
     """Loss and the competition's metric, of classes their accuracy too, of logits [N, K] and the targets that the loss
     takes (arrays): a dict of floats. Of a metric that reads sets, at the thresholds that suit these images best."""
-    predictions, metric = tasks.predictions(run.prepared, logits), run.metric
-    loss = run.criterion(torch.as_tensor(logits), torch.as_tensor(targets)).item()
+    loss, metric = loss_of(run, torch.as_tensor(logits), torch.as_tensor(targets)), run.metric
+    predictions = tasks.predictions(run.prepared, logits)
     targets = tasks.from_unit(run.prepared, targets)
     if METRICS[metric].of_sets:
         predictions = thresholds.best(metric, targets, predictions)
     names = ("accuracy", metric) if tasks.task_of(run.prepared) == "classes" else (metric,)
     by_name = {name: METRICS[name].score(targets, predictions, None) for name in names}
     return dict(loss=loss) | {name: float(score) for name, score in by_name.items()}
+
+
+def loss_of(run, logits, targets):
+    """→ the loss (float) of all images; of classes over blocks, since it takes several times the logits' memory."""
+    if tasks.task_of(run.prepared) != "classes":
+        return run.criterion(logits, targets).item()
+    parts = zip(logits.split(BLOCK), targets.split(BLOCK), strict=True)
+    return sum(run.criterion(*part).item() * len(part[1]) for part in parts) / len(targets)
 
 
 def seen(state, last=0):

@@ -1,11 +1,14 @@
 """The benchmarks that need a GPU or much time, at their smallest; what they must find is asserted, not how fast."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+
+MAY_MOUNT = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "true"], stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
@@ -38,6 +41,18 @@ def test_fuzzing_for_a_few_seconds():
     assert result.returncode == 0, result.stderr[-2000:]
     counts = dict(part.split(" ", 1)[::-1] for part in result.stdout.strip().split(", "))
     assert set(counts) == {f"{kind} {end}" for kind in ("images", "archives", "tables") for end in ("read", "refused")}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MAY_MOUNT or MAY_MOUNT.returncode, reason="needs a small disk: Linux' unshare")
+def test_full_disks_and_the_same_bytes_on_larger_ones(tmp_path):
+    """Each of the five commands at four sizes of disk; no traceback, no half file, and resume copies are optional."""
+    command = ["unshare", "-rm", sys.executable, ROOT / "tests" / "bench" / "full_disk.py"]
+    result = subprocess.run([*command, "--folder", tmp_path, "--most", "4"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+    rows = {row["script"]: row for row in json.loads((tmp_path / "full.json").read_text())}
+    assert [name for name, row in rows.items() if not row["refused"]] == []
+    assert rows["01"]["warned"] > 0
 
 
 @pytest.mark.slow
