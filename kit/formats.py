@@ -1,6 +1,8 @@
 """What the bytes of an image file show: photos, TIFFs of any bands or pages, DICOM, NumPy arrays → 8-bit RGB."""
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -13,6 +15,7 @@ Image.init()  # knows all its formats from here on; of these, none that starts a
 FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]
 TIFFS = b"II*\0", b"MM\0*", b"II+\0"  # the last is BigTIFF
 SLIDE, LEVEL = 8192, 4096  # px: a TIFF page that is wider is a slide, of which a level of at most this size is read
+PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PAGES = 100  # of a slide that are looked at
 MOST_JPEG = 2**30  # px of a JPEG that is read at an eighth of its size
 
@@ -34,7 +37,7 @@ def decode(data, bands=None):
     - DICOM: the first frame through its window or VOI LUT; without these, between its least and greatest value.
 
     Raises ValueError for what is no image, is truncated, or can't be shown; UserError where DICOM lacks pydicom.
-    Photos by Pillow: OpenCV drops transparency and accepts truncated JPEGs."""
+    Plain PNGs are read by OpenCV, other photos by Pillow: OpenCV drops transparency and accepts truncated JPEGs."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     head = file.read(132)
     file.seek(0)
@@ -55,6 +58,10 @@ def decode(data, bands=None):
 
 def photo(file):
     """What Pillow opens → uint8 [H, W, 3]."""
+    data = file.read()
+    if is_plain_png(data) and (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)) is not None:
+        return pixels
+    file.seek(0)
     try:
         with Image.open(file, formats=FORMATS) as opened:
             opened.load()
@@ -64,6 +71,24 @@ def photo(file):
             raise
         opened = small_jpeg(file)
     return shown(sixteen_bits(opened, file))
+
+
+def is_plain_png(data):
+    """Whether the bytes are a whole PNG of 8-bit grey or RGB, upright, without transparency and animation.
+
+    OpenCV gives the same pixels of those in one call, during which other threads work. Pillow goes from chunk to chunk,
+    and its threads wait for each other."""
+    if not data.startswith(PNG) or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
+        return False
+    width, height = struct.unpack(">II", data[16:24])
+    place, kind, view = len(PNG), b"", memoryview(data)
+    while kind != b"IEND" and place + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        end = place + 8 + length
+        if kind in (b"tRNS", b"eXIf", b"acTL") or zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
+            return False
+        place = end + 4
+    return kind == b"IEND" and width * height <= Image.MAX_IMAGE_PIXELS
 
 
 def small_jpeg(file):

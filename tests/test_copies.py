@@ -314,7 +314,7 @@ def test_adversarial_validation_tells_another_light_from_chance(monkeypatch):
     images[is_test] += 40
     other = forecast.adversarial_validation(light_of(images), is_test, alone, 777)
     assert other["auc"] > 0.95
-    monkeypatch.setattr(forecast, "MOST_IMAGES", 120)
+    monkeypatch.setattr(forecast, "MOST_IMAGES", 60)
     fewer = forecast.adversarial_validation(light_of(images), is_test, alone, 777)
     assert fewer["auc"] > 0.95
     assert fewer["high"] - fewer["low"] > other["high"] - other["low"], "of fewer images, chance says more"
