@@ -262,7 +262,9 @@ def train_and_keep(shared, fold):
             held.enter_context(taken(folder, fold))
         # Nobody begins before the first process holds the fold; by then, another job may have finished it.
         if distributed.from_first(is_finished(folder, fold) and fold not in replaced)[0]:
-            say(f"fold {fold} of {folder.name} is finished (--overwrite trains it again)")
+            stopped = (folder / f"fold{fold}.resume.pt").exists()
+            anew = "goes on with training it again" if stopped else "trains it again"
+            say(f"fold {fold} of {folder.name} is finished (--overwrite {anew})")
             return
         run = set_up(shared, fold)
         held.enter_context(run.track)

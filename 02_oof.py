@@ -273,11 +273,11 @@ def weigh(args, oofs, targets, models, scores):
     return [f"{said}: {shares} → {path}", f"to submit that blend: {command}"]
 
 
-def draw_overlays(args, oof):
-    """→ what kit/overlays.py draws. It loads torch, without which this script starts in a second."""
+def overlays():
+    """→ kit/overlays.py. It loads torch, without which this script starts in a second."""
     from kit import overlays
 
-    return overlays.overlay_worst(args, oof)
+    return overlays
 
 
 def main(args):
@@ -286,6 +286,8 @@ def main(args):
     prepared = oofs[0].prepared
     if args.metric and (reason := reason_against(args.metric, tasks.task_of(prepared), prepared["classes"])):
         raise UserError(f"--metric {args.metric}: {reason}")
+    if args.overlays:
+        overlays().library()  # its error before the scores
     for k, oof in enumerate(oofs):
         if k:
             say()
@@ -299,7 +301,7 @@ def main(args):
     for oof in oofs:
         ledger = note_in_ledger(args, oof.exp, ledger_cells(oof, leaderboard))
     for oof in oofs:
-        oof.overlays = draw_overlays(args, oof) if args.overlays else {}
+        oof.overlays = overlays().overlay_worst(args, oof) if args.overlays else {}
         report.write(args, oof, ledger, verdicts, oofs)
 
 

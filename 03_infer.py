@@ -14,6 +14,7 @@ import contextlib
 import csv
 import functools
 import itertools
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +227,8 @@ def report(args, oofs, cv, path, probabilities, solution, count):
 def submit_line(competition, path, note, header):
     """→ the platform's command: SIGNATE's where the competition is a number, or where the sample has no header."""
     if (competition or "0" * (header is None)).isdecimal():
-        return f'signate submit --competition-id={competition or "ID"} {path} --note "{note}"'
-    return f'kaggle competitions submit -c {competition or "NAME"} -f {path} -m "{note}"'
+        return f'signate submit --competition-id={competition or "ID"} {shlex.quote(str(path))} --note "{note}"'
+    return f'kaggle competitions submit -c {competition or "NAME"} -f {shlex.quote(str(path))} -m "{note}"'
 
 
 def predict_unseen(args):

@@ -28,6 +28,7 @@ RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
 )
 joined = False  # whether the processes have met; until then each finds the same mistakes
 PREPARE = "run python 00_prepare.py"
+OWN_FOLDERS = ("prepared", "unpacked", "tensorboard", "mlruns", "wandb")  # in --output, not of experiments
 WIDTH = 120  # characters of the widest line that is printed
 BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
 MANY = 100  # classes: of more, logits have a file of their own, and probabilities are float32
@@ -194,7 +195,7 @@ def prepared_folder(args):
 
 def experiment_folder(args, name):
     """OUTPUT/EXP. A name is one plain folder name, and not that of the kit's own folders."""
-    if not name or name != Path(name).name or name in (".", "..", "prepared", "unpacked"):
+    if not name or name != Path(name).name or name in (".", "..", *OWN_FOLDERS):
         raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
     if (args.output / name).is_file():
         raise UserError(f"--exp {name}: {args.output / name} is a file: give another name")

@@ -28,8 +28,9 @@ def machine():
     return f"{name}, {cpu_count()} cores, {threads}, {memory:.0f} GiB of memory, GPU: {listing(gpus) or 'none'}"
 
 
-def result_rows(args, oofs):
-    """→ the rows of the table of scores, from experiments.csv. Of a blend the leaderboard's score is in its own row."""
+def result_rows(args, oofs, submission):
+    """→ the rows of the table of scores, from experiments.csv. Of a blend the leaderboard's score is in its own row,
+    and its CV in the name of its file."""
     path = args.output / "experiments.csv"
     ledger = read_table(path, "run python 02_oof.py for each experiment", dtype=str).set_index("experiment")
     rows = []
@@ -39,6 +40,8 @@ def result_rows(args, oofs):
             cells = [row.get(key) or "" for key in ("cv", "cv_low", "cv_high", "public", "private", "minutes", "folds")]
             cv, low, high, *others = [cell if cell not in ("", "nan") else "not noted" for cell in cells]
             rows.append("| " + " | ".join([name, cv, f"{low} to {high}", *others]) + " |")
+    if len(oofs) > 1:
+        rows.append(f"| {submission.stem} | {submission.stem.rpartition('_CV')[2]} | | | | | |")
     return "\n".join(rows)
 
 
@@ -90,7 +93,7 @@ def document(args, oofs, every, submission, code):
     images = f"{len(oofs[0].folds)} training images, {listing(prepared['classes'])}; task: {tasks.task_of(prepared)}"
     places = dict(
         name=" + ".join(args.exps), exps=" ".join(map(shlex.quote, args.exps)), code=code, machine=machine(),
-        python=f"Python {platform.python_version()}", metric=metric.name, results=result_rows(args, oofs),
+        python=f"Python {platform.python_version()}", metric=metric.name, results=result_rows(args, oofs, submission),
         software=f"{platform.platform()}, Python {platform.python_version()}, torch {torch.__version__}",
         trained_with="; ".join(sorted(trained)) or "not recorded", notes=notes(every, prepared),
         submission=submission.name, submission_hash=file_hash(submission), weights_source=needed,

@@ -9,6 +9,7 @@ OUTPUT/handover_EXP.zip; HANDOVER.md in it (kit/handover.md) says what is there 
 """
 
 import csv
+import glob
 import importlib.metadata
 import io
 import shlex
@@ -17,10 +18,11 @@ import zipfile
 from pathlib import Path
 
 import common
-from common import Parser, UserError, file_hash, prepared_folder, replacing, say, warn
+from common import Parser, UserError, file_hash, listing, prepared_folder, replacing, say, warn
 from kit.commands import recipe
 from kit.document import document
 from kit.experiment import of_folds, read_oof
+from kit.submission import check_submission, read_tests
 
 ROOT = Path(__file__).parent.parent
 # the kit's files where it isn't a git checkout
@@ -52,10 +54,10 @@ def read_experiments(args):
     oofs = [read_oof(args, exp) for exp in args.exps]
     for oof in oofs:
         if oof.missing:
-            train = f"python 01_train_fold.py --exp {oof.exp} --fold {' '.join(map(str, oof.missing))}"
+            train = f"python 01_train_fold.py --exp {shlex.quote(oof.exp)} --fold {' '.join(map(str, oof.missing))}"
             raise UserError(f"{oof.folder} has {of_folds(oof)}: {train}, with its other flags")
         if not all((oof.folder / name).exists() for name in ("oof.csv", "report.html")):
-            raise UserError(f"{oof.folder} has no oof.csv and report.html: run python 02_oof.py {oof.exp}")
+            raise UserError(f"{oof.folder} has no oof.csv and report.html: run {named('02_oof.py', [oof.exp])}")
     return oofs
 
 
@@ -69,18 +71,31 @@ def with_starts(args, oofs):
     return [*every.values()]
 
 
+def named(script, exps):
+    return shlex.join(["python", script, *exps])
+
+
+def checked(args, oofs, path):
+    """→ the path, if the file there is a submission of this competition. Raises UserError where it isn't."""
+    _, layout = read_tests(prepared_folder(args), f"{common.PREPARE} --overwrite")
+    try:
+        check_submission(path, layout, oofs[0].prepared)
+    except (OSError, UnicodeDecodeError, AssertionError) as error:
+        raise UserError(f"--submission {path} is none of this competition ({error}): give another") from None
+    return path
+
+
 def find_submission(args, oofs):
     """→ the path of the submission. Raises UserError where there is none."""
     if args.submission:
-        if not args.submission.is_file():
-            raise UserError(f"--submission {args.submission} is no file: run python 03_infer.py {' '.join(args.exps)}")
-        return args.submission
+        return checked(args, oofs, args.submission)
     folder = oofs[0].folder if len(oofs) == 1 else args.output
-    between = "_*" if args.infer else ""
-    found = [*folder.glob(f"submission_{'+'.join(args.exps)}{between}_CV*.csv")]
+    name = glob.escape(f"submission_{'+'.join(args.exps)}")
+    found = [*folder.glob(f"{name}_*_CV*.csv")] if args.infer else []  # flags that aren't in its name have none
+    found = found or [*folder.glob(f"{name}_CV*.csv")]
     if not found:
-        command = f"python 03_infer.py {' '.join(args.exps)} {args.infer}".strip()
-        raise UserError(f"{folder} has no submission of {' '.join(args.exps)}: run {command}, or see --submission")
+        command = f"{named('03_infer.py', args.exps)} {args.infer}".strip()
+        raise UserError(f"{folder} has no submission of {listing(args.exps)}: run {command}, or see --submission")
     newest = max(found, key=lambda path: path.stat().st_mtime)
     if len(found) > 1:
         warn(f"{len(found)} submissions in {folder}: the newest is taken, {newest.name}; --submission names another")
@@ -96,24 +111,22 @@ def git(*command):
     return result.stdout.splitlines() if result.returncode == 0 else None
 
 
-def code_files(args):
+def code_files():
     """→ ([paths in the kit], a sentence about them, the difference from the commit as text or None). The files are the
-    commit's or, where the tree differs from it, those that lie there."""
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
-        files = sorted({path for pattern in OF_KIT for path in ROOT.glob(pattern)})
-        return [path for path in files if path.is_file()], "the kit's files as they lay there (no git checkout)", None
-    apart = [folder.resolve() for folder in (args.output, args.input)]
-    names = git("-c", "core.quotePath=off", "ls-files", "--cached", "--others", "--exclude-standard")
-    tracked = {*git("-c", "core.quotePath=off", "ls-files")}
-    paths = [ROOT / name for name in names]
-    paths = [p for p in paths if p.is_file() and (not {*p.parents} & {*apart} or str(p.relative_to(ROOT)) in tracked)]
-    changes = git("status", "--porcelain", "--", ".")
-    if not changes:
+    commit's or, where the tree differs from it, those that lie there, and new ones in the kit's folders."""
+    of_kit = sorted({path for pattern in OF_KIT for path in ROOT.glob(pattern) if path.is_file()})
+    commit, tracked = git("rev-parse", "HEAD"), git("-c", "core.quotePath=off", "ls-files") or []
+    if commit is None or "common.py" not in tracked:  # a repository around the kit, that doesn't hold it
+        return of_kit, "the kit's files as they lay there (no git checkout)", None
+    paths = [path for path in (ROOT / name for name in tracked) if path.is_file()]
+    new = [path for path in of_kit if path not in paths]  # what else lies there, keys and data, is nobody's business
+    changed = git("-c", "core.quotePath=off", "diff", "--name-only", "--relative", "HEAD", "--", ".")
+    if not (changed or new):
         return paths, f"git commit {commit[0]}", None
-    warn(f"the kit differs from commit {commit[0][:12]} in {len(changes)} files: the zip has them, and changes.diff")
+    differs = listing([*changed, *(path.relative_to(ROOT) for path in new)])
+    warn(f"the kit differs from commit {commit[0][:12]} in {differs}: the zip has these, and changes.diff")
     about = f"git commit {commit[0]} with changes (`changes.diff`; new files lie beside the others)"
-    return paths, about, "\n".join(git("diff", "HEAD")) + "\n"
+    return [*paths, *new], about, "\n".join(git("diff", "--relative", "HEAD", "--", ".")) + "\n"
 
 
 def weight_rows(args, oofs):
@@ -146,7 +159,7 @@ def installed():
 def contents(args, oofs, every, submission):
     """→ ({name in the zip: path}, {name in the zip: text}) of all that is handed over."""
     files, prepared = {}, prepared_folder(args)
-    paths, about, difference = code_files(args)
+    paths, about, difference = code_files()
     files |= {str(path.relative_to(ROOT)): path for path in paths}
     files |= {f"output/prepared/{name}": prepared / name for name in OF_PREPARED}
     fitted = args.output / f"blend_{'+'.join(sorted(args.exps))}.json"  # the weights of 03's --weights FILE

@@ -20,8 +20,8 @@ def library():
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.image import show_cam_on_image
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    except ImportError:
-        raise UserError("--overlays needs grad-cam: pip install grad-cam") from None
+    except Exception as error:  # an installation that is broken may raise anything
+        raise UserError(f"--overlays needs grad-cam ({error}): pip install grad-cam") from None
     return GradCAM, ClassifierOutputTarget, show_cam_on_image
 
 
@@ -29,7 +29,6 @@ def overlay_worst(args, oof):
     """→ {row of oof.folds: (the image with its heat, uint8 [S, S, 3] RGB; what the heat speaks for)} of the worst
     mistakes, each by the fold's network that hasn't seen the image. Raises UserError where grad-cam, a foldK.pt or the
     images at the experiment's size are missing, or the network has no map of the image."""
-    library()  # its error before the work
     rows, outputs = gallery.worst(oof), doubtful(oof)
     _, folds = read_prepared(args)
     images = open_images(args, oof.prepared, "train", oof.config["size"], len(folds))

@@ -148,7 +148,7 @@ def check_library(name):
         os.environ.setdefault(variable, value)
     try:
         importlib.import_module(TRACKERS[name].library)
-    except ImportError as error:
+    except Exception as error:  # an installation that is broken may raise anything
         raise missing(name, error) from None
 
 

@@ -30,10 +30,26 @@ def load(name):
     return module
 
 
-def run(script, words):
-    """Runs a script's main with these words as its flags; its messages bear its name."""
+def parse(script, words):
+    """→ a script's flags. A mistake in them is its own: the message bears its name."""
     sys.argv[0] = f"{script.__name__}.py"
-    script.main(script.make_parser().parse_args([str(word) for word in words]))
+    args = script.make_parser().parse_args([str(word) for word in words])
+    sys.argv[0] = "run.sh"
+    return args
+
+
+def run(script, args):
+    sys.argv[0] = f"{script.__name__}.py"
+    script.main(args)
+    sys.argv[0] = "run.sh"
+
+
+def variable(name):
+    """→ the flags in an environment variable, as words."""
+    try:
+        return shlex.split(os.environ.get(name, ""))
+    except ValueError as error:
+        raise UserError(f"{name} can't be read ({error}): mend its quotes") from None
 
 
 def shares(folds, gpus):
@@ -68,24 +84,26 @@ def train_in_parallel(flags, folds):
 
 def main(flags):
     parallel, flags = "--parallel" in flags, [flag for flag in flags if flag != "--parallel"]
-    if any(flag.split("=")[0] == "--fold" for flag in flags):
+    prepare, train, oof, infer = map(load, ("00_prepare", "01_train_fold", "02_oof", "03_infer"))
+    args = parse(train, ["--fold", "all", *flags])
+    if args.fold != ["all"]:
         raise UserError("it trains every fold; for one, python 01_train_fold.py --fold K")
-    train = load("01_train_fold")
-    args = train.make_parser().parse_args([*flags, "--fold", "all"])
-    if not args.print_config:  # mistakes that can be seen before any work
-        check_flags(args)
-        pick_device(args.device, args.deterministic)
-        folders = ["--input", args.input, "--output", args.output]
-        run(load("00_prepare"), [*folders, "--size", args.size, *shlex.split(os.environ.get("PREPARE", ""))])
-    if parallel and not args.print_config:
+    if args.print_config:
+        return run(train, args)
+    # Mistakes that can be seen before any work end it here.
+    check_flags(args)
+    pick_device(args.device, args.deterministic)
+    exps, folders = experiment_names(args), ["--input", args.input, "--output", args.output]
+    preparing = parse(prepare, [*folders, "--size", args.size, *variable("PREPARE")])
+    scoring, inferring = parse(oof, [*exps, *folders]), parse(infer, [*exps, *folders, *variable("INFER")])
+    run(prepare, preparing)
+    if parallel:
         prepared = common.read_json(prepared_folder(args) / "prepared.json", common.PREPARE)
         train_in_parallel(flags, prepared["folds"])
     else:
-        run(train, [*flags, "--fold", "all"])
-    if not args.print_config:
-        exps = experiment_names(args)
-        run(load("02_oof"), [*exps, *folders])
-        run(load("03_infer"), [*exps, *folders, *shlex.split(os.environ.get("INFER", ""))])
+        run(train, args)
+    run(oof, scoring)
+    run(infer, inferring)
 
 
 if __name__ == "__main__":

@@ -160,8 +160,11 @@ def test_a_blend_and_what_it_started_from(flags):
 def test_wrong_uses(flags):
     folder = flags[3] / "base"
     assert "has no finished fold" in refused(flags, "nobody")
-    assert "--submission nowhere.csv is no file" in refused(flags, "--submission", "nowhere.csv")
+    assert "--submission nowhere.csv is none of this competition" in refused(flags, "--submission", "nowhere.csv")
+    assert "is none of this competition" in refused(flags, "--submission", flags[3] / "base" / "oof.csv")
     (submission,) = folder.glob("submission_*.csv")
+    assert f"submission/{submission.name}" in hand_over(flags, "--infer", "--batch-size 8").names
+    (flags[3] / "handover_base.zip").unlink()
     submission.unlink()
     assert "has no submission of base: run python 03_infer.py base" in refused(flags)
     (folder / "oof.csv").unlink()
@@ -180,11 +183,10 @@ def test_the_code_is_that_of_the_commit_or_says_how_it_differs(flags, tmp_path, 
         (root / name).write_text("x = 1\n")
     (root / "output").symlink_to(flags[3])  # lies in the kit, and git isn't told to ignore it
     monkeypatch.setattr(handover, "ROOT", root)
-    args = SimpleNamespace(input=root / "input", output=root / "results")
-    args.output.mkdir()
+    (root / "results").mkdir()
 
     def names():
-        paths, about, difference = handover.code_files(args)
+        paths, about, difference = handover.code_files()
         return {str(path.relative_to(root)) for path in paths}, about, difference
 
     kept = {"common.py", "kit/model.py", "requirements.lock", "input/make_demo.py"}
@@ -205,10 +207,14 @@ def test_the_code_is_that_of_the_commit_or_says_how_it_differs(flags, tmp_path, 
     (root / "kit" / "new.py").write_text("")
     (root / "results" / "big.npy").write_text("not code")
     (root / "input" / "train.csv").write_text("not code")
+    (root / "kaggle.json").write_text("a key")
     found, about, difference = names()
     assert found == {*kept, ".gitignore", "kit/new.py"}
     assert about.startswith(f"git commit {commit} with changes")
     assert "-x = 1\n+x = 2" in difference
+    git("rm", "-qr", "--cached", ".")  # a repository that lies around the kit and doesn't hold it
+    git("commit", "-qm", "second")
+    assert names() == ({*kept, "kit/new.py"}, "the kit's files as they lay there (no git checkout)", None)
 
 
 @pytest.mark.parametrize(

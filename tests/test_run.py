@@ -9,14 +9,33 @@ from pathlib import Path
 import pytest
 from conftest import TINY, run_sh
 
-from kit.whole import shares
+from common import UserError
+from kit import whole
 
 PLAIN = dict(PREPARE="--folds 2 --groups none")
 
 
 def test_the_folds_are_shared_between_the_gpus():
-    assert shares(5, 2) == [[0, 2, 4], [1, 3]]
-    assert shares(2, 3) == [[0], [1]]
+    assert whole.shares(5, 2) == [[0, 2, 4], [1, 3]]
+    assert whole.shares(2, 3) == [[0], [1]]
+
+
+def test_mistakes_in_the_variables_and_folds_in_a_file_end_it_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["run.sh"])
+    flags = ["--input", str(tmp_path), "--output", str(tmp_path / "output"), "--weights", "none"]
+    for name in ("PREPARE", "INFER"):
+        monkeypatch.setenv(name, "--folds '5")
+        with pytest.raises(UserError, match=f"{name} can't be read"):
+            whole.main(flags)
+        monkeypatch.setenv(name, "--bogus 3")
+        with pytest.raises(SystemExit, match="2"):
+            whole.main(flags)
+        assert "unrecognized arguments: --bogus 3" in capsys.readouterr().err
+        monkeypatch.delenv(name)
+    (tmp_path / "flags.args").write_text("--fold 0\n")
+    with pytest.raises(UserError, match="it trains every fold"):
+        whole.main([*flags, f"@{tmp_path}/flags.args"])
+    assert not (tmp_path / "output").exists()
 
 
 def test_run_sh_trains_every_fold(tmp_path):
