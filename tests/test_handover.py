@@ -149,7 +149,7 @@ def test_a_blend_and_what_it_started_from(flags):
     assert "output/base/fold0.pt" in made.names
     done("02_oof.py", "base", "next", *flags, "--draws", 100)
     done("03_infer.py", "base", "next", "--blend", "rank", *flags)
-    assert "has no submission of base next" in refused(flags, "base", "next")
+    assert "has no submission of base, next" in refused(flags, "base", "next")
     made = hand_over(flags, "base", "next", "--infer", "--blend rank")
     assert made.path.name == "handover_base+next.zip"
     assert "python 03_infer.py base next --blend rank\n" in shell_commands(made.text, "from the kept weights")
