@@ -35,7 +35,6 @@ from common import (
     say,
 )
 from kit import distributed, forecast, tasks, thresholds
-from kit.aligned import compile_backbone
 from kit.blend import BLENDS, blend, read_weights
 from kit.device import PRECISIONS, enough_memory, keep_memory, pick_amp, pick_device, pick_workers
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
@@ -113,11 +112,9 @@ def fold_logits(args, oof, fold, images, test_hash, device):
             kept = np.load(path)
             say(f"{name}: {len(images)} images, predicted earlier")
             return kept
-    saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device)
+    saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device, args.compile)
     if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.prepared["classes"]:
         raise UserError(f"{oof.folder}/fold{fold}.pt isn't the model of fold{fold}.json: train it with --overwrite")
-    if args.compile:
-        compile_backbone(classifier.backbone)
     if (vectors := test_features(args, oof, fold, record["tta"], len(images))) is not None:
         logits = head_logits(classifier.head, vectors)[1]
     else:

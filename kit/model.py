@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from common import RANK, WORLD, UserError, progress
 from kit import distributed
-from kit.aligned import align
+from kit.aligned import align, compile_backbone
 from kit.batches import Images
 from kit.device import autocast, ignore_ctrl_c
 from kit.experiment import read_record
@@ -216,12 +216,14 @@ def whole(path):
         raise UserError(f"{path} is damaged or not the kit's ({reason}): train it again with --overwrite") from None
 
 
-def load_fold(path, device):
+def load_fold(path, device, compiled=False):
     """Reads a foldK.pt. → (its dict without the weights, the model in eval mode on `device`)."""
     with whole(path):
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         model = build_model(saved["config"], len(saved["classes"]), "none")
         model.load_state_dict(saved.pop("model"))
+    if compiled:
+        compile_backbone(model.backbone)
     return saved, model.to(device).eval()
 
 

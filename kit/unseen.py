@@ -34,7 +34,7 @@ def read_experiment(args, exp, device):
     folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.pt") if path.stem[4:].isdecimal())
     if not folds:
         raise UserError(f"{folder} has no foldK.pt: copy the folds' files there, or train them")
-    saved, models = zip(*(load_fold(folder / f"fold{k}.pt", device) for k in folds), strict=True)
+    saved, models = zip(*(load_fold(folder / f"fold{k}.pt", device, args.compile) for k in folds), strict=True)
     for fold, one in zip(folds, saved, strict=True):
         if any(one[key] != saved[0][key] for key in ("config", "classes", "submission")):
             raise UserError(f"{folder}/fold{fold}.pt has other settings or classes than fold {folds[0]}: remove one")
