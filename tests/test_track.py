@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ def test_goes_on_in_the_same_run_after_a_kill(flags, name):
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 9
     steps = steps_of_an_epoch(flags)
     assert [step for step, _ in READERS[name](flags[3])["step/loss"]] == [*range(1, steps + 6)], "5 of epoch 2"
+    time.sleep(1)  # TensorBoard sorts a run's files by the second in their names, and no process starts in less
     out = done("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", name)
     assert "goes on in epoch 2 after 0" in out
     seen = READERS[name](flags[3])
