@@ -13,6 +13,9 @@ report.html, three pictures, and a row of OUTPUT/experiments.csv. Of several exp
 and leaves OUTPUT/blend_A+B.json where they beat equal weights; their reports show the images about which they disagree.
 """
 
+import common  # first: it makes the other imports faster
+
+# isort: split
 from collections import Counter
 from datetime import datetime
 from shlex import quote
@@ -21,7 +24,6 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-import common
 from common import Parser, UserError, conclude, number, prepared_folder, read_table, say, wrapped, write_csv
 from kit import bootstrap, forecast, report, tasks, thresholds
 from kit.blend import BLENDS, blend, climb, held_out_blend, write_weights

@@ -10,6 +10,9 @@ predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submis
 competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and noted.
 """
 
+import common  # first: it makes the other imports faster
+
+# isort: split
 import contextlib
 import csv
 import functools
@@ -19,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 
-import common
 from common import (
     RANK,
     WORLD,

@@ -9,7 +9,6 @@ Shapes: N images, K classes, M models; targets int [N], probabilities float [N, 
 import json
 
 import numpy as np
-from scipy.stats import rankdata
 
 from common import UserError, file_hash, write_json
 from kit.experiment import shared_folds
@@ -17,7 +16,15 @@ from kit.metrics import METRICS
 
 ROUNDS = 50  # of the climb, so weights come in steps of 2 % or more: finer ones would be noise
 
-BLENDS = {"mean": lambda p: p, "rank": lambda p: rankdata(p, axis=0)}
+
+def ranks(probabilities):
+    """float [N, K] → the rank of each image among all N, float [N, K]; equal ones share the mean of theirs."""
+    from scipy.stats import rankdata  # takes half a second
+
+    return rankdata(probabilities, axis=0)
+
+
+BLENDS = {"mean": lambda p: p, "rank": ranks}
 
 
 def blend(probabilities, how, weights=None, task="classes"):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedKFold
 
 from common import UserError, listing, say
 from kit import tasks
@@ -100,6 +99,8 @@ def deal(groups, targets, count, seed):
         and groups.max() == len(groups) - 1
         and np.unique(targets, return_counts=True)[1].min() >= count
     ):
+        from sklearn.model_selection import StratifiedKFold
+
         splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
         folds = np.empty(len(groups), np.int64)
         for fold, (_, held_out) in enumerate(splitter.split(groups, targets)):

@@ -8,10 +8,6 @@ the test set looks.
 
 import cv2
 import numpy as np
-from scipy.stats import rankdata
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from kit.images import resize
 
@@ -57,6 +53,10 @@ def adversarial_validation(features, is_test, groups, seed):
 def separation(features, is_test, fold):
     """→ float [T], the AUC of each column of is_test (bool [N, T]): the mean over the folds (int [N]), each ranked by a
     fit to the others. A ridge regression on two values is a linear discriminant, and one fit serves all columns."""
+    from sklearn.linear_model import Ridge  # here, since 03 reads this file and needn't wait for it
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     scores, model = [], make_pipeline(StandardScaler(), Ridge(alpha=40))
     for k in np.unique(fold):
         held_out = fold == k
@@ -67,6 +67,8 @@ def separation(features, is_test, fold):
 
 def areas(is_test, guesses):
     """→ the AUC of each column, float [T], from the ranks of all columns at once; NaN where a column has one side."""
+    from scipy.stats import rankdata
+
     tests, others = is_test.sum(axis=0), (~is_test).sum(axis=0)
     ranks = np.where(is_test, rankdata(guesses, axis=0), 0).sum(axis=0)
     pairs = np.where(tests * others > 0, tests * others, np.nan)

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
-from sklearn import metrics as sk
 
 from common import listing
 
@@ -42,12 +41,24 @@ class Metric(NamedTuple):
         return float(self.function(targets, probabilities, weights))
 
 
+def sk(name):
+    """→ a function that calls sklearn.metrics.NAME, and imports it first: flags and predictions needn't wait for it."""
+
+    def score(*arguments, **options):
+        from sklearn import metrics
+
+        return getattr(metrics, name)(*arguments, **options)
+
+    return score
+
+
 def roc_area(targets, probabilities, weights, missed=1):
     """AUC of the second of two classes; of more, the mean of one against the rest over those that aren't missing; of
     labels, the mean over those that some images have and others don't.
     missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive rate of 80 %, 0 to 0.2."""
     curves = ((~positive, -scores) for positive, scores in one_by_one(targets, probabilities))  # max_fpr limits x
-    areas = [sk.roc_auc_score(*c, sample_weight=weights, max_fpr=missed) for c in curves if len(np.unique(c[0])) == 2]
+    curves = [curve for curve in curves if len(np.unique(curve[0])) == 2]
+    areas = [sk("roc_auc_score")(*curve, sample_weight=weights, max_fpr=missed) for curve in curves]
     area, least = mean_of_defined(areas), 0.5 * missed**2
     return area if missed == 1 else least + (missed - least) * (area - 0.5) / 0.5  # scikit-learn scales it to 0.5 … 1
 
@@ -144,7 +155,7 @@ def kappa(targets, predicted, sample_weight):
     """Cohen's kappa with quadratic weights; NaN where all targets and predictions are the same class."""
     both = np.stack([targets, predicted])
     options = dict(labels=range(both.max() + 1), weights="quadratic", sample_weight=sample_weight)
-    return np.nan if np.ptp(both) == 0 else sk.cohen_kappa_score(*both, **options)
+    return np.nan if np.ptp(both) == 0 else sk("cohen_kappa_score")(*both, **options)
 
 
 def mean_metric(name, values, scorer=None, larger_is_better=True, weigh=lambda targets, weights: weights, **fields):
@@ -231,7 +242,7 @@ def determination(targets, predictions, weights):
     """R², the mean over the columns whose numbers aren't all the same."""
     columns = ((~np.isnan(t), t, p) for t, p in zip(targets.T, predictions.T, strict=True))
     columns = [(t[there], p[there], weights[there]) for there, t, p in columns if len(np.unique(t[there])) > 1]
-    return mean_of_defined([sk.r2_score(t, p, sample_weight=w) for t, p, w in columns])
+    return mean_of_defined([sk("r2_score")(t, p, sample_weight=w) for t, p, w in columns])
 
 
 def kappa_of_numbers(targets, predictions, weights):
@@ -260,16 +271,16 @@ def _grades(classes):
 METRICS = {
     "auc": Metric("AUC", roc_area, draws=area_draws),
     "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=_two),
-    "accuracy": label_metric("accuracy", sk.accuracy_score, share_of_hits),
-    "balanced-accuracy": label_metric("balanced accuracy", sk.recall_score, mean_recall, average="macro"),
+    "accuracy": label_metric("accuracy", sk("accuracy_score"), share_of_hits),
+    "balanced-accuracy": label_metric("balanced accuracy", sk("recall_score"), mean_recall, average="macro"),
     "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
-    "f1": label_metric("macro F1", sk.f1_score, mean_f1, average="macro"),
-    "f1-positive": label_metric("F1", partial(sk.f1_score, zero_division=0))._replace(fits=_two),
-    "f1-micro": label_metric("micro F1", sk.f1_score, share_of_hits, average="micro"),
+    "f1": label_metric("macro F1", sk("f1_score"), mean_f1, average="macro"),
+    "f1-positive": label_metric("F1", partial(sk("f1_score"), zero_division=0))._replace(fits=_two),
+    "f1-micro": label_metric("micro F1", sk("f1_score"), share_of_hits, average="micro"),
     "qwk": label_metric("QWK", kappa, read=expected_grade)._replace(fits=_grades),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
-    "brier": mean_metric("Brier score", _squared_errors, sk.brier_score_loss, larger_is_better=False),
+    "brier": mean_metric("Brier score", _squared_errors, sk("brier_score_loss"), larger_is_better=False),
     "weighted-logloss": mean_metric("balanced log loss", _log_losses, None, False, weigh=_balanced),
     "column-auc": Metric("mean column AUC", roc_area, draws=area_draws, task="labels"),
     "f1-samples": set_metric("F1 of images", "images", f_beta),

@@ -14,9 +14,6 @@ import time
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import common
@@ -142,6 +139,9 @@ def fit_head(vectors, targets, groups, classes, balanced, seed):
     """A logistic regression on standardised vectors float [n, D], as a linear layer on the vectors themselves.
     → (weight float32 [K, D], bias float32 [K], C). C has the least log loss in folds that keep groups (int [n])
     together; balanced: each class weighs the same, as by the imbalance sampler."""
+    from sklearn.linear_model import LogisticRegression  # takes a second, which other ways of training needn't wait for
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(vectors)
     points, options = scaler.transform(vectors), dict(class_weight="balanced" if balanced else None, max_iter=1000)
     strength = choose_strength(points, targets, deal(groups, targets, INNER, seed), options)
@@ -156,6 +156,8 @@ def fit_head(vectors, targets, groups, classes, balanced, seed):
 def fit_shared_head(vectors, targets, groups, seed):
     """As fit_head for labels and numbers (float [n, K] from 0 to 1, NaN where one is missing): logistic regressions for
     all, of one C. → (weight float32 [K, D], bias float32 [K], C)."""
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(vectors)
     points, known = torch.from_numpy(scaler.transform(vectors)).float(), np.nan_to_num(targets) > 0.5
     wanted = torch.from_numpy(targets)
@@ -195,6 +197,9 @@ def fit_linear(points, targets, strength):
 
 def choose_strength(points, targets, folds, options):
     """→ the C with the least mean log loss over the folds (int [n]). Stops where two larger ones in turn are worse."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
     parts = [(LogisticRegression(warm_start=True, **options), folds != k) for k in np.unique(folds)]
     parts = [(m, s) for m, s in parts if len(np.unique(targets[s])) > 1 and np.isin(targets[~s], targets[s]).any()]
     if not parts:  # too few groups to ask: scikit-learn's own

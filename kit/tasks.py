@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import special
-from sklearn.metrics import roc_auc_score
 
 from common import softmax
+from kit.metrics import sk
 
 STRATA = 10  # quantiles of numbers that each fold gets its share of
 
@@ -141,7 +141,7 @@ def table_of_each(prepared, targets, predictions, most=20):
         known = np.isfinite(targets[:, c])
         target, predicted = targets[known, c].astype(np.float64), predictions[known, c]
         if task_of(prepared) == "labels":
-            area = roc_auc_score(target, predicted) if 0 < target.sum() < len(target) else np.nan
+            area = sk("roc_auc_score")(target, predicted) if 0 < target.sum() < len(target) else np.nan
             rows[name] = dict(images=int(target.sum()), AUC=area)
             continue
         varied = len(target) > 1 and target.std() > 0 and predicted.std() > 0

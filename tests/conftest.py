@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import importlib.util
 import io
 import os
@@ -43,6 +44,7 @@ def kit(script, *arguments):
         code = end.code or 0
     finally:
         sys.argv = argv
+        gc.enable()  # a script leaves it off, since its process ends
         for number, handler in handlers.items():  # as they were, for the pytest around it
             signal.signal(number, handler)
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY, load, prepare, refused
+from conftest import ROOT, TINY, done, load, prepare, refused
 
 from kit import handover
 
@@ -117,3 +117,18 @@ def test_a_pipe_gets_no_escape_codes(toy):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "\033" not in result.stdout + result.stderr
     assert re.match(r"fold 0 of base: kept epoch \d, valid AUC \d\.\d{4} → ", result.stdout.splitlines()[-1])
+
+
+def test_flags_do_not_wait_for_what_they_do_not_need():
+    """scikit-learn and scipy.stats take a quarter of the imports of 01 and 03."""
+    code = "import runpy, sys; [runpy.run_path(name) for name in sys.argv[1:]]; print(*sys.modules)"
+    command = [sys.executable, "-c", code, "01_train_fold.py", "03_infer.py"]
+    modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"timm", "albumentations"} <= {*modules}
+    assert not {"sklearn", "scipy.stats", "matplotlib.pyplot", "kit.report"} & {*modules}
+
+
+def test_garbage_is_collected_as_usual_while_a_script_works(tmp_path):
+    usual = "print(gc.isenabled(), gc.get_threshold() == common.GARBAGE < (10**5,))"
+    (tmp_path / "own.py").write_text(f"import common\nimport gc\n\ncommon.run(lambda words: {usual})\n")
+    assert done(tmp_path / "own.py") == "True True\n"
