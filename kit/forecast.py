@@ -26,7 +26,7 @@ def statistics(image):
     histograms = [cv2.calcHist([small], [c], None, [COLOUR_BINS], (0, 256)).ravel() / grey.size for c in range(3)]
     thumb = resize(resize(grey, 64), THUMB).ravel() / 255  # in two steps, of which the first is quick: 256 is 4 × 64
     mean, deviation = (value.item() for value in cv2.meanStdDev(grey))
-    sharpness = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1].item() ** 2
+    sharpness = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))[1].item() ** 2
     shape = np.log([*image.shape[:2], image.shape[1] / image.shape[0]])
     plain = [*shape, mean / 255, deviation / 255, np.log(1 + sharpness)]
     return np.concatenate([plain, *histograms, thumb]).astype(np.float32)
