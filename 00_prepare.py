@@ -109,8 +109,9 @@ def earlier_prepared(args, data):
     prepared, folds = common.read_prepared(args)
     keys = dict.fromkeys([*data.settings, *(key for key in ("reading", "per_id", "ranges") if key in prepared)])
     changed = [key for key in keys if prepared.get(key) != data.settings.get(key)]
-    remedy = "use another --output, or --overwrite to prepare anew (models of other folds become unusable)"
-    refuse(folder, changed, f"was prepared with other *: {remedy}")
+    remedy = "give the flags of that time again (prepared.json has them), or another --output"
+    anew = "--overwrite prepares anew, and models of other folds become unusable"
+    refuse(folder, changed, f"was prepared with other *: {remedy}; {anew}")
     try:
         for part, names in data.names.items():
             common.open_images(args, prepared, part, args.size, len(names))

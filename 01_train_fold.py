@@ -5,8 +5,8 @@
     torchrun --nproc-per-node 2 01_train_fold.py --fold 2            # one fold on two GPUs
 
 Reads OUTPUT/prepared. Writes OUTPUT/EXP/config.json and, for each fold, foldK.pt (the model), foldK.csv (predictions of
-the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped goes on from its foldK.resume.pt and ends
-with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
+the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped goes on from its foldK.resume.pt and,
+on a CPU, ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
 """
 
 import common  # first: it makes the other imports faster
@@ -97,7 +97,7 @@ def make_parser():
     add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
     add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
     add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: fp16 on a GPU")
-    add("--compile", action="store_true", help="torch.compile: a minute or two at the start, then faster on a GPU")
+    add("--compile", action="store_true", help="torch.compile: about a minute at the start, then faster on a GPU")
     add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
@@ -161,7 +161,7 @@ def train_epoch(run, state):
                 update(run, (state["epoch"] - 1) * -(-steps // accumulate) + first // accumulate + 1)
                 state["step"] = step + 1
                 if step + 1 < steps:
-                    save, stop = distributed.from_first(run.resume.due(), run.resume.time_is_up())
+                    stop, save = distributed.from_first(run.resume.time_is_up(), run.resume.due())  # a stop is due
             watch.after(step, loss, save)
             if save:
                 run.resume.save(state)
@@ -320,7 +320,7 @@ def main(args):
         print(json.dumps(config | how, indent=1))
         return
     experiments = [gather(args, folder, seed, device) for folder, seed in zip(folders, args.seed, strict=True)]
-    with distributed.together(device), enough_memory("--batch-size 1 --accumulate 17 --grad-checkpointing"):
+    with distributed.together(device), enough_memory("give --batch-size 1 --accumulate 17 --grad-checkpointing"):
         for shared in experiments:
             for fold in shared.numbers:
                 train_and_keep(shared, fold)

@@ -137,7 +137,7 @@ def score_one(args, oof):
     oof.submitted = f"{oof.config['keep']} epoch" if oof.config["tta"] == "none" else f"{oof.config['tta']} views"
     write_predictions(oof)
 
-    name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups of {len(oof.folds)} images"
+    name, groups = METRICS[metric].name, f"{oof.folds.group.nunique()} groups ({len(oof.folds)} images)"
     alone = len(args.exps) == 1
     if alone:  # the reports of several have these
         say(f"{oof.exp}: {name} by epoch{few}\n{epoch_table(oof.epochs, metric)}\n\n{by_class(oof)}\n")

@@ -17,6 +17,7 @@ import contextlib
 import csv
 import functools
 import itertools
+import re
 import shlex
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from common import (
 )
 from kit import distributed, forecast, tasks, thresholds
 from kit.blend import BLENDS, blend, read_weights
-from kit.device import PRECISIONS, enough_memory, keep_memory, pick_amp, pick_device, pick_workers
+from kit.device import PRECISIONS, enough_memory, keep_memory, pick_amp, pick_amp_of, pick_device, pick_workers
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
 from kit.metrics import METRICS
 from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
@@ -57,7 +58,7 @@ def make_parser():
         "wrote (default: equal ones)")  # fmt: skip
     add("--tta", choices=TTAS, metavar="VIEWS", help="views averaged: %(choices)s (default: those of the experiment)")
     add("--name", type=Path, help="the submission, such as submission.csv (default: in OUTPUT, named by the CV)")
-    add("--competition", metavar="ID", help="for the submit command: SIGNATE's number or Kaggle's name")
+    add("--competition", metavar="ID", help="for the submit command: SIGNATE's task key or Kaggle's name")
     parser.shared(add)
 
     add = parser.group("test images that 00_prepare.py hasn't seen")
@@ -68,8 +69,8 @@ def make_parser():
 
     add = parser.group("memory and machine")
     add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch")
-    add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: fp16 on a GPU")
-    add("--compile", action="store_true", help="torch.compile: a minute at the start, then faster on a GPU")
+    add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: that of training")
+    add("--compile", action="store_true", help="torch.compile: about a minute at the start, then faster on a GPU")
     add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
@@ -104,9 +105,10 @@ def pick_weights(args, oofs):
 
 def fold_logits(args, oof, fold, images, test_hash, device):
     """→ logits float32 [N, K] of the test images by one fold's model: those kept in foldK_test.npy, if the same model
-    has predicted the same images with the same views, else new ones."""
-    path = oof.folder / f"fold{fold}_test.npy"
+    has predicted the same images with the same views and precision, else new ones."""
+    path, amp = oof.folder / f"fold{fold}_test.npy", pick_amp_of(oof.records[fold].get("run", {}), args.amp, device)
     record = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test_hash, tta=args.tta or oof.config["tta"])
+    record["amp"] = amp
     name = f"{oof.exp} fold {fold}, {record['tta']} views"
     about = path.with_suffix(".json")
     if distributed.from_first(about.exists() and common.read_json(about, "run this again") == record)[0]:
@@ -122,11 +124,12 @@ def fold_logits(args, oof, fold, images, test_hash, device):
     else:
         logits = predict(
             TTAS[record["tta"]](classifier), images, np.arange(len(images)), args.batch_size, device,
-            pick_amp(args.amp, device), pick_workers(args.workers, device), name,
+            amp, pick_workers(args.workers, device), name,
         )  # fmt: skip
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
-        raise UserError(f"{name}: the predictions of {bad.sum()} images are no numbers: train the fold anew")
+        remedy = "train the fold anew" if amp == "none" else "predict with --amp none, or train the fold anew"
+        raise UserError(f"{name}: the predictions of {bad.sum()} images are no numbers: {remedy}")
     if RANK == 0:
         about.unlink(missing_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -224,9 +227,9 @@ def report(args, oofs, cv, path, probabilities, solution, count):
 
 
 def submit_line(competition, path, note, header):
-    """→ the platform's command: SIGNATE's where the competition is a number, or where the sample has no header."""
-    if (competition or "0" * (header is None)).isdecimal():
-        return f'signate submit --competition-id={competition or "ID"} {shlex.quote(str(path))} --note "{note}"'
+    """→ the platform's command: SIGNATE's where the competition is a task's key, or where the sample has no header."""
+    if re.fullmatch("[0-9a-f]{32}", competition) if competition else header is None:
+        return f'signate submit --task_key={competition or "KEY"} --path={shlex.quote(str(path))} --memo "{note}"'
     return f'kaggle competitions submit -c {competition or "NAME"} -f {shlex.quote(str(path))} -m "{note}"'
 
 

@@ -13,7 +13,7 @@ DEMO = --input input/demo --output $(OUTPUT) --exp demo --model test_resnet --we
 # HANDOVER holds more flags of kit/handover.py.
 ifeq ($(firstword $(MAKECMDGOALS)),handover)
 EXP ?= $(or $(wordlist 2,99,$(MAKECMDGOALS)),base)
-$(filter-out demo test install lint lock pins,$(wordlist 2,99,$(MAKECMDGOALS))): handover ; @:
+$(filter-out demo test test-slow install lint lock pins,$(wordlist 2,99,$(MAKECMDGOALS))): handover ; @:
 endif
 handover: OUTPUT = output
 handover: .venv/installed

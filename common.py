@@ -31,6 +31,7 @@ RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
 )
 joined = False  # whether the processes have met; until then each finds the same mistakes
 PREPARE = "run python 00_prepare.py"
+AGAIN = f"{PREPARE} again, with its other flags and"
 OWN_FOLDERS = ("prepared", "unpacked", "tensorboard", "mlruns", "wandb")  # in --output, not of experiments
 WIDTH = 120  # characters of the widest line that is printed
 BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
@@ -51,13 +52,14 @@ def run(main, parser=None):
         args = parser.parse_args() if parser else sys.argv[1:]
         gc.set_threshold(*GARBAGE)
         main(args)
-        gc.disable()  # or Python would look for garbage at its end, which takes half a second
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python tidies up ends it silently
     except UserError as error:
         sys.exit(fail(error))
     except BrokenPipeError:  # the reader of our output, `| head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        gc.disable()  # or Python would look for garbage at its end, which takes half a second
 
 
 def _stop(number, frame):
@@ -275,7 +277,7 @@ def read_prepared(args):
     prepared = read_json(folder / "prepared.json", PREPARE)
     folds = read_table(folder / "folds.csv", PREPARE)
     if file_hash(folder / "folds.csv") != prepared["folds_hash"]:
-        raise UserError(f"{folder}/folds.csv was changed since: restore it, or {PREPARE} --overwrite for new folds")
+        raise UserError(f"{folder}/folds.csv was changed since: restore it, or {AGAIN} --overwrite for new folds")
     return prepared, folds
 
 
@@ -283,15 +285,15 @@ def open_images(args, prepared, part, size, count):
     """The cached images of `part` ("train" or "test"): uint8 [count, size, size, 3] RGB, mapped, not read."""
     path = prepared_folder(args) / f"{part}_{size}.npy"
     if size not in prepared["sizes"]:
-        raise UserError(f"{path.parent} holds images of {listing(prepared['sizes'])} px: {PREPARE} --size {size}")
+        raise UserError(f"{path.parent} holds images of {listing(prepared['sizes'])} px: {AGAIN} --size {size}")
     try:
         images = np.load(path, mmap_mode="r")
     except FileNotFoundError:
-        raise UserError(f"{path} is missing: {PREPARE} --size {size}") from None
+        raise UserError(f"{path} is missing: {AGAIN} --size {size}") from None
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, then {PREPARE} --size {size}") from None
+        raise UserError(f"{path} is damaged ({error}): remove it, then {AGAIN} --size {size}") from None
     if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
-        raise UserError(f"{path} holds {images.shape} {images.dtype}: remove it, then {PREPARE} --size {size}")
+        raise UserError(f"{path} holds {images.shape} {images.dtype}: remove it, then {AGAIN} --size {size}")
     return images
 
 

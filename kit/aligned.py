@@ -1,5 +1,6 @@
 """What makes a network faster on a GPU and changes nothing that it computes but the rounding?"""
 
+import torch
 import torch.nn.functional as F
 from timm.layers import SwiGLU
 from torch import nn
@@ -36,9 +37,15 @@ def align(backbone):
             module.__class__ = AlignedSwiGLU
 
 
+def allow_recompiling():
+    """Lets torch.compile make up to 64 forms of a function; after 8, its default, the rest would run uncompiled."""
+    torch._dynamo.config.cache_size_limit = 64  # recompile_limit since PyTorch 2.7, which knows this name too
+
+
 def compile_backbone(backbone):
     """Has torch.compile work on a backbone, in place. A ViT's blocks are compiled one by one: they are alike, and all
     but the first find the work done."""
+    allow_recompiling()  # once for each rate of stochastic depth
     blocks = [*getattr(backbone, "blocks", [])]
     alike = len({type(block) for block in blocks}) == 1 and not isinstance(blocks[0], nn.Sequential)
     for part in blocks if alike else [backbone]:

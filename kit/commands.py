@@ -31,8 +31,8 @@ def recipe(oof):
 
 
 def precision(record):
-    run = record.get("run", {})
-    return {} if run.get("device", "cpu") == "cpu" else dict(amp=run["amp"])
+    run = record.get("run", dict(device="cpu", amp="none"))
+    return {} if (run["device"], run["amp"]) == ("cpu", "none") else dict(amp=run["amp"])
 
 
 def prepare_commands(prepared, oofs, *folders):
@@ -46,24 +46,27 @@ def prepare_commands(prepared, oofs, *folders):
     return [command("00_prepare.py", *flag_words(flags | dict(size=size)), *folders) for size in sizes]
 
 
-def infer_command(args, oofs, *folders):
+def infer_command(args, oofs, output, *folders):
+    """→ the command of 03 that makes the submission again, as OUTPUT/remade.csv. A file of fitted weights is that of
+    the folder `output`."""
     how = flag_words(precision(oofs[0].records[oofs[0].present[0]]))
-    return command("03_infer.py", *args.exps, *how, *shlex.split(args.infer), *folders)
+    fitted = f"blend_{'+'.join(sorted(args.exps))}.json"
+    given = [f"{output}/{fitted}" if word.endswith(fitted) else word for word in shlex.split(args.infer)]
+    return command("03_infer.py", *args.exps, *how, *given, *folders, "--name", f"{output}/remade.csv")
 
 
 def remaking(args, oofs, every, submission):
     """→ {place in handover.md: the shell commands} that remake the submission in two ways."""
-    prepared, blend = oofs[0].prepared, len(oofs) > 1
-    target = submission.name if blend else f"{oofs[0].exp}/{submission.name}"
-    kept = [*prepare_commands(prepared, oofs), infer_command(args, oofs)]
+    prepared = oofs[0].prepared
+    kept = [*prepare_commands(prepared, oofs), infer_command(args, oofs, "output")]
     scratch = prepare_commands(prepared, every, "--output", "scratch")
     for oof in every:
         train = "01_train_fold.py", "--fold", "all", "--exp", oof.exp, *recipe(oof), "--output", "scratch"
         scratch.append(command(*train))
     scratch += [command("02_oof.py", *args.exps, "--output", "scratch")]
-    scratch += [infer_command(args, oofs, "--output", "scratch")]
+    scratch += [infer_command(args, oofs, "scratch", "--output", "scratch")]
     compare = ["cmp", f"submission/{submission.name}"]
     return dict(
-        from_weights="\n".join([*kept, shlex.join([*compare, f"output/{target}"])]),
-        from_scratch="\n".join([*scratch, shlex.join([*compare, f"scratch/{target}"])]),
+        from_weights="\n".join([*kept, shlex.join([*compare, "output/remade.csv"])]),
+        from_scratch="\n".join([*scratch, shlex.join([*compare, "scratch/remade.csv"])]),
     )

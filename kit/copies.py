@@ -181,7 +181,7 @@ def report_lines(counts):
     lines = {
         f"{counts['groups']} of two or more images, the largest of {counts['largest']} (duplicates.csv, .png)": True,
         f"{train:.1%} of the training and {test:.1%} of the test images have a relative in the training set": True,
-        "relatives stay in one fold: in several, they would make the CV far too high": train > max(0.05, 2 * test),
+        "relatives stay in one fold: in several, they would make the CV too high": train > max(0.05, 2 * test),
         "the test set shares sources with the training set: the CV may be too low": test > max(0.05, train / 2),
         f"{len(conflicts)} whose labels disagree (a label is wrong, or the group is): {listing(conflicts)}": conflicts,
         f"warning: one group holds {share:.1%} of all images; if that is wrong, give --groups none or FILE.csv": large,

@@ -56,6 +56,12 @@ def pick_amp(name, device):
     return "bf16" if name == "native" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
+def pick_amp_of(run, name, device):
+    """As pick_amp; auto: what a fold was trained in, on such a device. run: what foldK.json says of its training."""
+    same = run.get("device", "").partition(":")[0] == device.type
+    return run["amp"] if name == "auto" and same else pick_amp(name, device)
+
+
 def pick_workers(count, device):
     """Worker processes of a DataLoader: beside a GPU up to the thesis' 4; on the CPU none, they would only compete."""
     if count is not None:

@@ -41,7 +41,8 @@ def result_rows(args, oofs, submission):
             cv, low, high, *others = [cell if cell not in ("", "nan") else "not noted" for cell in cells]
             rows.append("| " + " | ".join([name, cv, f"{low} to {high}", *others]) + " |")
     if len(oofs) > 1:
-        rows.append(f"| {submission.stem} | {submission.stem.rpartition('_CV')[2]} | | | | | |")
+        _, named, cv = submission.stem.rpartition("_CV")
+        rows.append(f"| {submission.stem} | {cv if named else 'not noted'} | | | | | |")
     return "\n".join(rows)
 
 
@@ -69,12 +70,17 @@ def about_model(oof):
 def notes(oofs, prepared):
     """→ what the reader must know before the commands, as lines."""
     lines = []
+    given = [value for value in prepared.get("flags", {}).values() if isinstance(value, str) and Path(value).is_file()]
+    lines += [f"**TO FILL**: 00 reads `{value}`, which isn't in this archive." for value in given]
     if "flags" not in prepared:
         lines.append("**TO FILL**: `prepared.json` is of an older version of the kit and doesn't hold the flags of 00.")
     for oof in oofs:
         kind = oof.records[oof.present[0]]["weights"]
         if kind not in ("hub", "none"):
             lines.append(f"`WEIGHTS_FILE` of `{oof.exp}` has the SHA-256 `{kind}`. **TO FILL**: where it is from.")
+        if oof.config["tune"] == "probe":
+            lines.append(f"`{oof.exp}` was predicted from features kept in 16 bits, which aren't in this archive: from "
+                "the kept weights the last digits differ.")  # fmt: skip
         if any(record["code"] != makers("hub")["code"] for record in oof.records.values()):
             lines.append(f"Folds of `{oof.exp}` were trained by other code than this: from scratch they may differ.")
             warn(f"folds of {oof.exp} were trained by other code than this: --overwrite trains them again")
@@ -99,7 +105,7 @@ def document(args, oofs, every, submission, code):
         submission=submission.name, submission_hash=file_hash(submission), weights_source=needed,
         weights_note=" **They are not in this archive**: put them there first (`weights.csv`)." * args.no_weights,
         summary="\n".join(about_model(oof) for oof in oofs), images=images_paragraph(images, oofs),
-        training="\n".join(about_training(oof) for oof in every), models="`, `".join({o.config["model"] for o in oofs}),
+        training="\n".join(about_training(oof) for oof in every), models=model_names(oofs),
         single_folds=listing(singles, 30), execution=execution(args, every),
     )  # fmt: skip
     text = (Path(__file__).parent / "handover.md").read_text(encoding="utf-8")
@@ -117,6 +123,10 @@ def images_paragraph(images, oofs):
         f"{images}. The network sees the pixels alone: no features were made by hand. Images are resized once to "
         f"{sizes} px; folds keep together what `output/prepared/folds.csv` calls a group."
     )
+
+
+def model_names(oofs):
+    return "`, `".join(sorted({oof.config["model"] for oof in oofs}))
 
 
 def execution(args, oofs):

@@ -117,7 +117,7 @@ def read_oof(args, exp):
     prepared, folds = common.read_prepared(args)
     present = [k for k in range(prepared["folds"]) if is_finished(folder, k)]
     if not present:
-        raise UserError(f"{folder} has no finished fold: run python 01_train_fold.py --exp {exp} --fold all")
+        raise UserError(f"{folder} has no finished fold: train with 01_train_fold.py --exp {exp} --fold all")
     records = {k: read_record(folder, k) for k in present}
     config = records[present[0]]["config"]  # not config.json's: an --overwrite that failed may have changed that
     for k, record in records.items():
@@ -224,7 +224,7 @@ def note_in_ledger(args, experiment, cells):
     with locked(args.output / ".experiments.lock", path, wait=True):
         table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])
         if "experiment" not in table or table.experiment.duplicated().any():
-            raise UserError(f"{path} has no column `experiment` of different names: mend or remove it, then {remedy}")
+            raise UserError(f"{path} needs a column `experiment`, each name once: mend or remove it, then {remedy}")
         rows = {row["experiment"]: row for row in table.to_dict("records")}
         row = rows.setdefault(experiment, dict(experiment=experiment))
         for column, value in cells.items():

@@ -64,7 +64,7 @@ def make_folds(labels, groups, count, seed):
         "too few groups in the classes *: lower it or see --groups",
     )
     if lacking:
-        say(f"in one fold only, so that its model never sees them: {listing(lacking)}")
+        say(f"all their images lie in one fold, whose model never learns them: {listing(lacking)}")
     return table
 
 

@@ -128,9 +128,7 @@ def leaderboard_lines(said, ladder):
         basis = "it rests on how near test images look to training images: it misses what no image shows, and luck"
     else:
         folds = "plain folds" if chosen is ladder[0] else chosen["name"]
-        basis = (
-            "the test images lie as near to the training images as held-out ones: as far as that shows, believe the CV"
-        )
+        basis = "test images look as much like training images as held-out ones do: by that, the CV can be believed"
     return [f"leaderboard, as far as can be told: {interval} ({folds})", basis]
 
 
@@ -141,7 +139,7 @@ def confidence_lines(probabilities, targets, folds, tests):
     held_out = [probabilities[folds == fold].max(axis=1).mean() for fold in np.unique(folds)]
     sure, mean = np.mean([test.max(axis=1).mean() for test in tests]), probabilities.max(axis=1).mean()
     warning = len(held_out) > 2 and sure < np.mean(held_out) - 3 * np.std(held_out, ddof=1)
-    verdict = "much less: the test set asks something else" if warning else "not much less, which proves nothing"
+    verdict = "much less: the test set may be of another kind" if warning else "about the same, which proves nothing"
     lines = [f"mean confidence {sure:.3f} on the test images, {mean:.3f} out of fold: {verdict}"]
     named = np.stack([test.argmax(axis=1) for test in tests])
     if len(named) > 1:

@@ -16,6 +16,7 @@ FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if nam
 TIFFS = b"II*\0", b"MM\0*", b"II+\0"  # the last is BigTIFF
 SLIDE, LEVEL = 8192, 4096  # px: a TIFF page that is wider is a slide, of which a level of at most this size is read
 PNG = b"\x89PNG\r\n\x1a\n"
+LEFT_OUT = b"tRNS", b"eXIf", b"acTL", b"iTXt", b"iCCP"  # chunks of PNGs that aren't plain
 MOST_PAGES = 100  # of a slide that are looked at
 MOST_JPEG = 2**30  # px of a JPEG that is read at an eighth of its size
 
@@ -58,7 +59,9 @@ def decode(data, bands=None):
 
 def photo(file):
     """What Pillow opens → uint8 [H, W, 3]."""
-    data = file.read()
+    begins = file.read(len(PNG))
+    file.seek(0)
+    data = file.read() if begins == PNG else b""  # others may be large, and Pillow reads what it needs
     if is_plain_png(data) and (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)) is not None:
         return pixels
     file.seek(0)
@@ -74,7 +77,8 @@ def photo(file):
 
 
 def is_plain_png(data):
-    """Whether the bytes are a whole PNG of 8-bit grey or RGB, upright, without transparency and animation.
+    """Whether the bytes are a whole PNG of 8-bit grey or RGB, upright, without transparency, animation, XMP (which may
+    turn it) and colour profile (about which libpng prints warnings).
 
     OpenCV gives the same pixels of those in one call, during which other threads work. Pillow goes from chunk to chunk,
     and its threads wait for each other."""
@@ -85,7 +89,7 @@ def is_plain_png(data):
     while kind != b"IEND" and place + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         end = place + 8 + length
-        if kind in (b"tRNS", b"eXIf", b"acTL") or zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
+        if kind in LEFT_OUT or zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
             return False
         place = end + 4
     return kind == b"IEND" and width * height <= Image.MAX_IMAGE_PIXELS

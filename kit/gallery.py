@@ -116,8 +116,8 @@ def browser(oof, pictures):
         for row in rows:
             kinds_of.setdefault(int(row), []).append(str(kind))
     for i in choose(loss, members):
-        if pictures.bytes > MOST_BYTES:
-            break
+        if pictures.bytes > MOST_BYTES and i not in pictures.shown:  # those that are there already cost nothing
+            continue
         data = dict(loss=f"{loss[i]:.6f}", kinds=" ".join(kinds_of.get(i, [])), name=pictures.names[i])
         figures[i] = pictures.figure(i, [*answers(oof, i), f"loss {loss[i]:.3f}", place(oof, i)], **data)
     line = f"{len(figures)} of {len(loss)} out-of-fold images are in this page"

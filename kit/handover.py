@@ -23,6 +23,7 @@ from kit.commands import recipe
 from kit.document import document
 from kit.experiment import of_folds, read_oof
 from kit.submission import check_submission, read_tests
+from kit.whole import load, parse, words_of
 
 ROOT = Path(__file__).parent.parent
 # the kit's files where it isn't a git checkout
@@ -39,7 +40,7 @@ def make_parser():
     parser = Parser(__doc__)
     add = parser.group("what to hand over")
     add("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or those of a blend")
-    add("--infer", default="", metavar="FLAGS", help="the flags that 03_infer.py had, in quotes")
+    add("--infer", default="", metavar="FLAGS", help="the flags that 03_infer.py had: --infer='--tta none'")
     add("--submission", type=Path, metavar="FILE", help="the submission (default: that of 03_infer.py)")
     add("--no-weights", action="store_true", help="list the models' hashes and leave them out")
     parser.shared(add)
@@ -56,9 +57,16 @@ def read_experiments(args):
         if oof.missing:
             train = f"python 01_train_fold.py --exp {shlex.quote(oof.exp)} --fold {' '.join(map(str, oof.missing))}"
             raise UserError(f"{oof.folder} has {of_folds(oof)}: {train}, with its other flags")
-        if not all((oof.folder / name).exists() for name in ("oof.csv", "report.html")):
-            raise UserError(f"{oof.folder} has no oof.csv and report.html: run {named('02_oof.py', [oof.exp])}")
+        if not all(is_of_folds(oof.folder / name, [oof]) for name in ("oof.csv", "report.html")):
+            scoring = named("02_oof.py", [oof.exp])
+            raise UserError(f"{oof.folder} has no oof.csv and report.html of these folds: run {scoring}")
     return oofs
+
+
+def is_of_folds(path, oofs):
+    """Whether the file is there, and later than the experiments' folds: an earlier one is of other models."""
+    trained = max((oof.folder / f"fold{fold}.csv").stat().st_mtime for oof in oofs for fold in oof.present)
+    return path.exists() and path.stat().st_mtime >= trained
 
 
 def with_starts(args, oofs):
@@ -80,22 +88,24 @@ def checked(args, oofs, path):
     _, layout = read_tests(prepared_folder(args), f"{common.PREPARE} --overwrite")
     try:
         check_submission(path, layout, oofs[0].prepared)
-    except (OSError, UnicodeDecodeError, AssertionError) as error:
+    except (OSError, ValueError, IndexError, csv.Error, AssertionError) as error:
         raise UserError(f"--submission {path} is none of this competition ({error}): give another") from None
     return path
 
 
 def find_submission(args, oofs):
-    """→ the path of the submission. Raises UserError where there is none."""
-    if args.submission:
-        return checked(args, oofs, args.submission)
+    """→ the path of the submission, made of the folds as they are. Raises UserError where there is none."""
+    infer = load("03_infer")
+    given = parse(infer, [*args.exps, "--input", args.input, "--output", args.output, *words_of("--infer", args.infer)])
+    if args.submission or given.name:
+        return checked(args, oofs, args.submission or given.name)
     folder = oofs[0].folder if len(oofs) == 1 else args.output
-    name = glob.escape(f"submission_{'+'.join(args.exps)}")
-    found = [*folder.glob(f"{name}_*_CV*.csv")] if args.infer else []  # flags that aren't in its name have none
-    found = found or [*folder.glob(f"{name}_CV*.csv")]
+    found = folder.glob(glob.escape(f"submission_{infer.name_of(given)}_CV") + "*.csv")
+    found = [path for path in found if is_of_folds(path, oofs)]
     if not found:
         command = f"{named('03_infer.py', args.exps)} {args.infer}".strip()
-        raise UserError(f"{folder} has no submission of {listing(args.exps)}: run {command}, or see --submission")
+        what = f"{folder} has no submission of {listing(args.exps)} by these folds"
+        raise UserError(f"{what}: run {command}, or see --submission")
     newest = max(found, key=lambda path: path.stat().st_mtime)
     if len(found) > 1:
         warn(f"{len(found)} submissions in {folder}: the newest is taken, {newest.name}; --submission names another")
@@ -111,10 +121,14 @@ def git(*command):
     return result.stdout.splitlines() if result.returncode == 0 else None
 
 
+def is_kept(path):
+    return path.is_file() and "__pycache__" not in path.parts
+
+
 def code_files():
     """→ ([paths in the kit], a sentence about them, the difference from the commit as text or None). The files are the
     commit's or, where the tree differs from it, those that lie there, and new ones in the kit's folders."""
-    of_kit = sorted({path for pattern in OF_KIT for path in ROOT.glob(pattern) if path.is_file()})
+    of_kit = sorted({path for pattern in OF_KIT for path in ROOT.glob(pattern) if is_kept(path)})
     commit, tracked = git("rev-parse", "HEAD"), git("-c", "core.quotePath=off", "ls-files") or []
     if commit is None or "common.py" not in tracked:  # a repository around the kit, that doesn't hold it
         return of_kit, "the kit's files as they lay there (no git checkout)", None
@@ -126,7 +140,8 @@ def code_files():
     differs = listing([*changed, *(path.relative_to(ROOT) for path in new)])
     warn(f"the kit differs from commit {commit[0][:12]} in {differs}: the zip has these, and changes.diff")
     about = f"git commit {commit[0]} with changes (`changes.diff`; new files lie beside the others)"
-    return [*paths, *new], about, "\n".join(git("diff", "--relative", "HEAD", "--", ".")) + "\n"
+    difference = git("diff", "--no-color", "--no-ext-diff", "--relative", "HEAD", "--", ".")
+    return [*paths, *new], about, "\n".join(difference) + "\n"
 
 
 def weight_rows(args, oofs):

@@ -256,7 +256,7 @@ def read_labels(args, table, source, header):
         names, columns = [names[i] for i in kept], {name: [cells[i] for i in kept] for name, cells in columns.items()}
     rows = [*dict.fromkeys(zip(names, *columns.values(), strict=True))]
     if len(rows) < len(names):
-        say(f"{path.name}: {len(names) - len(rows)} rows say what another one says")
+        say(f"{path.name}: {len(names) - len(rows)} rows are repeated, and count once")
     names, *cells = map(list, zip(*rows, strict=True))
     check_unique(path, names)
     columns = dict(zip(columns, cells, strict=True))

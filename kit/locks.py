@@ -45,7 +45,7 @@ def locked(path, what, wait=False):
     with opened(path) as file:
         if not lock(file, wait=False):
             file.seek(0)
-            busy = f"{what} is in the hands of {file.read().strip()}"
+            busy = f"{what} is being worked on by {file.read().strip()}"
             if not wait:
                 raise UserError(f"{busy}: wait for it, or stop it")
             say(f"{busy}: waiting for it")

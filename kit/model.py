@@ -100,13 +100,13 @@ def build_model(config, num_classes, weights):
         try:
             backbone.set_grad_checkpointing()
         except (AttributeError, AssertionError):  # timm's way of saying that a model hasn't got it
-            raise UserError(f"{config['model']} can't do --grad-checkpointing: leave it out") from None
+            raise UserError(f"{config['model']} has no gradient checkpointing in timm: leave it out") from None
     align(backbone)
     # its classes or, where it has none, its features
     width = backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
     if head.behind == "tokens":
         if not hasattr(backbone, "num_prefix_tokens"):
-            raise UserError(f"{config['model']} has no tokens, as a ViT has: give --head fresh")
+            raise UserError(f"{config['model']} is no ViT, and --head tokens needs tokens: give --head fresh")
         backbone.attn_pool = None  # of SigLIP: it would never get a gradient
         width = backbone.num_features * (1 + (getattr(backbone, "cls_token", None) is not None))
     built = head.build(width, num_classes)

@@ -10,7 +10,7 @@ import html
 import cv2
 import numpy as np
 
-from common import open_images, prepared_folder, read_prepared
+from common import UserError, open_images, prepared_folder, read_prepared, warn
 
 SIDE = 192  # px of an embedded image's side: the thumbnail and the enlarged view share it
 text = html.escape  # every name, label and message goes through it
@@ -59,7 +59,11 @@ class Pictures:
         self.there, self.shown, self.bytes = bool(sizes), set(), 0
         if self.there:  # the smallest that is large enough, else the largest
             size = min(enough) if enough else max(sizes)
-            self.images = open_images(args, oof.prepared, "train", size, len(folds))
+            try:
+                self.images = open_images(args, oof.prepared, "train", size, len(folds))
+            except UserError as error:  # the scores are worth a page without images
+                warn(f"no images in the report: {error}")
+                self.there = False
 
     def pixels(self, i):
         """→ the image in row i of oof.folds, uint8 [S, S, 3] RGB."""

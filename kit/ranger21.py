@@ -12,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from kit.aligned import allow_recompiling
+
 BLOCK = 2**25  # elements of a stack at most: bounds the memory of its temporaries to 128 MB each
 AGC, AGC_EPS, NORM_LOSS, SOFTPLUS, LOOKAHEAD_STEPS, LOOKAHEAD_ALPHA = 1e-2, 1e-3, 1e-4, 50, 5, 0.5  # its defaults
 STATE = ("grad_ma", "neg_grad_ma", "variance_ma", "lookahead_params")  # the package's names
@@ -51,7 +53,7 @@ class Ranger21Fast(torch.optim.Optimizer):
 
     def compile(self):
         """Has torch.compile make few passes over the memory of many: on a GPU a step is little else."""
-        torch._dynamo.config.recompile_limit = 64  # once for each shape of parameters; 8 by default
+        allow_recompiling()  # once for each shape of parameters
         self.move_variance, self.move_momentum = (torch.compile(part) for part in (move_variance, move_momentum))
 
     @torch.no_grad()

@@ -109,7 +109,7 @@ class ResumeFile:
         except (ValueError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             aside = self.path.with_suffix(".damaged")
             os.replace(self.path, aside)
-            say(f"{self.path} can't be used ({error}): set aside as {aside.name}, the fold starts over")
+            say(f"{self.path} can't be used ({error}): the fold starts over, and the file is kept as {aside.name}")
             return None
         for name, part in self.parts.items():
             if state["parts"].get(name):  # a GradScaler that is switched off has no state

@@ -129,8 +129,11 @@ def examples(prepared, folds, most=10):
         return {f"label {classes[c]}": np.flatnonzero(targets[:, c]) for c in np.argsort(-targets.sum(axis=0))[:most]}
     order = np.argsort(targets[:, 0], kind="stable")
     order = order[np.isfinite(targets[order, 0])]
-    parts = [part for part in np.array_split(order, 5) if len(part)]
-    return {f"{classes[0]} from {targets[p[0], 0]:.4g} to {targets[p[-1], 0]:.4g}": p for p in parts}
+    found = {}
+    for p in [part for part in np.array_split(order, 5) if len(part)]:
+        title = f"{classes[0]} from {targets[p[0], 0]:.4g} to {targets[p[-1], 0]:.4g}"
+        found[title] = np.concatenate([found.get(title, p[:0]), p])  # two fifths may hold one number alone
+    return found
 
 
 def table_of_each(prepared, targets, predictions, most=20):

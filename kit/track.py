@@ -31,6 +31,10 @@ MLFLOW = (
 )
 
 
+class MissingLibrary(UserError):
+    """--track asks for what isn't installed."""
+
+
 class Fold(NamedTuple):
     """A fold that begins, or goes on after a stop."""
 
@@ -153,8 +157,8 @@ def check_library(name):
 
 
 def missing(name, error):
-    """→ the UserError of a library that isn't there."""
-    return UserError(f"--track {name} can't be used here ({error}): pip install {TRACKERS[name].library}")
+    """→ the error of a library that isn't there."""
+    return MissingLibrary(f"--track {name} can't be used here ({error}): pip install {TRACKERS[name].library}")
 
 
 class Track:
@@ -196,12 +200,12 @@ class Track:
 
     @contextlib.contextmanager
     def _harmless(self):
-        """Whatever goes wrong in the block but a UserError is one warning, and the end of the tracking. The random
-        streams of the training stay as they are."""
+        """Whatever goes wrong in the block is one warning, and the end of the tracking; a missing library is an error.
+        The random streams of the training stay as they are."""
         states = random.getstate(), np.random.get_state()
         try:
             yield
-        except UserError:
+        except MissingLibrary:
             raise
         except Exception as error:  # of a library, its server and its disk; none of theirs is worth a training
             self.off = True

@@ -148,5 +148,5 @@ def warn_if_endless(run):
     seconds = (time.perf_counter() - began) * 3 * len(run.train_rows) * run.config["epochs"]
     warn(
         f"{run.config['model']} has {weights / 1e6:.0f} million weights and there is no GPU: this fold would take "
-        f"about {seconds / 3600:.0f} hours. A small model learns here: --model tf_efficientnet_lite0 --size 160"
+        f"about {seconds / 3600:.0f} hours. Without a GPU: @recipes/cpu.args, in another --exp"
     )

@@ -4,7 +4,6 @@ One process does it all, so that torch, timm and the rest are imported once; wit
 in a process of its own. The only part that knows the scripts, since it is no part of them.
 """
 
-import contextlib
 import importlib.util
 import os
 import shlex
@@ -12,10 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import common  # first: it makes the other imports faster
+
+# isort: split
 import torch
 
-import common
-from common import UserError, prepared_folder
+from common import UserError, experiment_folder, prepared_folder
 from kit.device import pick_device
 from kit.flags import check_flags, experiment_names
 
@@ -32,9 +33,9 @@ def load(name):
 
 def parse(script, words):
     """→ a script's flags. A mistake in them is its own: the message bears its name."""
-    sys.argv[0] = f"{script.__name__}.py"
+    caller, sys.argv[0] = sys.argv[0], f"{script.__name__}.py"
     args = script.make_parser().parse_args([str(word) for word in words])
-    sys.argv[0] = "run.sh"
+    sys.argv[0] = caller
     return args
 
 
@@ -44,10 +45,10 @@ def run(script, args):
     sys.argv[0] = "run.sh"
 
 
-def variable(name):
-    """→ the flags in an environment variable, as words."""
+def words_of(name, flags):
+    """→ the flags in a variable or a flag of that name, as words."""
     try:
-        return shlex.split(os.environ.get(name, ""))
+        return shlex.split(flags)
     except ValueError as error:
         raise UserError(f"{name} can't be read ({error}): mend its quotes") from None
 
@@ -75,27 +76,33 @@ def train_in_parallel(flags, folds):
             codes = [job.wait() for job in jobs]
         finally:  # Ctrl-C and SIGTERM reach this process alone, and it ends the others
             for job in jobs:
-                with contextlib.suppress(ProcessLookupError):
-                    job.terminate()
+                job.terminate()
+            for job in jobs:
                 job.wait()
-    if failed := [code for code in codes if code]:
-        sys.exit(failed[0])
+    if any(codes):  # 75 is a fold that --stop-after ended: worth less than one that failed
+        code = next((code for code in codes if code not in (0, 75)), 75)
+        sys.exit(128 - code if code < 0 else code)  # below 0: by a signal
 
 
 def main(flags):
     parallel, flags = "--parallel" in flags, [flag for flag in flags if flag != "--parallel"]
     prepare, train, oof, infer = map(load, ("00_prepare", "01_train_fold", "02_oof", "03_infer"))
-    args = parse(train, ["--fold", "all", *flags])
+    args = parse(train, ["--fold=all", *flags])
     if args.fold != ["all"]:
-        raise UserError("it trains every fold; for one, python 01_train_fold.py --fold K")
+        raise UserError("it trains every fold: leave --fold out, or run python 01_train_fold.py --fold K")
     if args.print_config:
         return run(train, args)
     # Mistakes that can be seen before any work end it here.
     check_flags(args)
-    pick_device(args.device, args.deterministic)
     exps, folders = experiment_names(args), ["--input", args.input, "--output", args.output]
-    preparing = parse(prepare, [*folders, "--size", args.size, *variable("PREPARE")])
-    scoring, inferring = parse(oof, [*exps, *folders]), parse(infer, [*exps, *folders, *variable("INFER")])
+    for exp in exps:
+        experiment_folder(args, exp)
+    if not parallel:  # each GPU's own process asks; this one would take some of a GPU's memory
+        pick_device(args.device, args.deterministic)
+    given = {name: words_of(name, os.environ.get(name, "")) for name in ("PREPARE", "INFER")}
+    preparing = parse(prepare, [*folders, "--size", args.size, *given["PREPARE"]])
+    scoring = parse(oof, [*exps, *folders])
+    inferring = parse(infer, [*exps, *folders, "--device", args.device, *given["INFER"]])
     run(prepare, preparing)
     if parallel:
         prepared = common.read_json(prepared_folder(args) / "prepared.json", common.PREPARE)

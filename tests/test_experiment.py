@@ -50,7 +50,7 @@ def test_all_folds_in_one_process_are_those_of_one_process_each(toy):
         for ending in ("pt", "csv"):
             apart, one = (folders[3] / exp / f"fold{fold}.{ending}" for exp in ("apart", "together"))
             assert apart.read_bytes() == one.read_bytes()
-    assert "there are folds 0 to 2; all stands alone" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
+    assert "there are folds 0 to 2, or give all alone" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
 
 
 # ---------------------------------------------------------------- views
@@ -266,7 +266,7 @@ def test_a_large_model_without_a_gpu_is_said_to_take_hours(flags, monkeypatch):
     monkeypatch.setattr(watch, "LARGE", 1e5)
     result = kit(TRAIN, *flags, *QUICK, "--fold", 0)
     assert result.code == 0
-    assert re.search(r"there is no GPU: this fold would take about \d+ hours\. A small model", result.err)
+    assert re.search(r"there is no GPU: this fold would take about \d+ hours\. Without a GPU: @recipes/cpu", result.err)
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):

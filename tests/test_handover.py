@@ -87,7 +87,7 @@ def test_remakes_the_submission_to_the_byte(toy, tmp_path, way):
     command = ["bash", "-euc", shell_commands(made.text, way)]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    remade = output / "base" / submission.name
+    remade = output / "remade.csv"
     assert remade.read_bytes() == submission.read_bytes()
     assert ("epoch 3/3" in result.stdout) == (way == "from scratch")
     submission_in_zip = folder / "submission" / submission.name
@@ -152,7 +152,9 @@ def test_a_blend_and_what_it_started_from(flags):
     assert "has no submission of base, next" in refused(flags, "base", "next")
     made = hand_over(flags, "base", "next", "--infer", "--blend rank")
     assert made.path.name == "handover_base+next.zip"
-    assert "python 03_infer.py base next --blend rank\n" in shell_commands(made.text, "from the kept weights")
+    assert "python 03_infer.py base next --blend rank --name output/remade.csv\n" in shell_commands(
+        made.text, "from the kept weights"
+    )
     (name,) = (path.name for path in flags[3].glob("submission_base+next_rank_CV*.csv"))
     assert f"submission/{name}" in made.names
 
@@ -165,8 +167,21 @@ def test_wrong_uses(flags):
     (submission,) = folder.glob("submission_*.csv")
     assert f"submission/{submission.name}" in hand_over(flags, "--infer", "--batch-size 8").names
     (flags[3] / "handover_base.zip").unlink()
-    submission.unlink()
-    assert "has no submission of base: run python 03_infer.py base" in refused(flags)
+    other = folder / "other.csv"
+    for damaged in ("", "image_name\n", submission.read_text()[:-5] + "cat\n", "x" * 200_000):
+        other.write_text(damaged)
+        assert "is none of this competition" in refused(flags, "--submission", other)
+    assert "--infer can't be read" in refused(flags, "--infer", "--blend 'rank")
+    result = kit("kit/handover.py", "--infer", "--blnd rank", *flags)
+    assert (result.code, "03_infer.py: error: unrecognized arguments: --blnd" in result.err) == (2, True)
+    assert "has no submission of base by these folds: run python 03_infer.py base --tta" in refused(
+        flags, "--infer=--tta none"
+    )
+    before = (folder / "fold2.csv").stat().st_mtime - 1
+    os.utime(submission, (before, before))
+    assert "has no submission of base by these folds: run python 03_infer.py base" in refused(flags)
+    os.utime(folder / "oof.csv", (before, before))
+    assert "no oof.csv and report.html of these folds" in refused(flags)
     (folder / "oof.csv").unlink()
     assert "run python 02_oof.py base" in refused(flags)
     (folder / "fold1.pt").unlink()

@@ -53,11 +53,11 @@ def test_views_are_the_squares_eight_and_their_mean():
 
 def test_submission_is_the_mean_over_folds_in_the_samples_format(copied):
     flags, output = copied
-    out = done("03_infer.py", *flags, "--competition", 1106)
+    out = done("03_infer.py", *flags, "--competition", "4d63b1cf2dd3462d902ac805f60d96ca")
     path, rows = submission_of(output)
     cv = roc_auc_score(*(lambda targets, p: (targets, p[:, 1]))(*oof_of(output / "base", "views")))
     assert path.name == f"submission_base_CV{cv:.4f}.csv", "the CV of what is submitted: of the eight views"
-    assert f'signate submit --competition-id=1106 {path} --note "base CV {cv:.4f}"' in out
+    assert f'signate submit --task_key=4d63b1cf2dd3462d902ac805f60d96ca --path={path} --memo "base CV {cv:.4f}"' in out
     sample = (flags[1] / "sample_submit.csv").read_text().splitlines()
     assert [row[0] for row in rows] == [line.split(",")[0] for line in sample]
     images = np.load(output / "prepared" / "test_32.npy")
@@ -178,6 +178,22 @@ def test_a_fold_trained_on_a_gpu_in_fp16_is_predicted_in_fp32_on_a_cpu(copied, m
     monkeypatch.setattr(models, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
     assert kit("03_infer.py", *flags).code == 0
     assert set(seen) == {"none"}
+
+
+def test_auto_is_the_precision_of_training_on_such_a_device(copied, monkeypatch):
+    """The CV is of bf16 then, and the submission too; with another precision all is predicted anew."""
+    flags, output = copied
+    for fold in range(3):
+        path = output / "base" / f"fold{fold}.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | dict(run=content["run"] | dict(amp="bf16"))))
+    seen, plain = [], models.autocast
+    monkeypatch.setattr(models, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
+    done("03_infer.py", *flags)
+    assert set(seen) == {"bf16"}
+    assert done("03_infer.py", *flags).count("predicted earlier") == 3
+    assert "predicted earlier" not in done("03_infer.py", *flags, "--amp", "none")
+    assert "none" in seen
 
 
 def test_a_labelled_or_headed_sample_is_followed(copied):

@@ -11,6 +11,7 @@ from conftest import ROOT, load
 from torch.utils.flop_counter import FlopCounterMode
 
 from kit.flags import settings
+from kit.metrics import METRICS
 from kit.model import build_model
 from kit.optim import choose_trained
 from kit.probe import Views
@@ -20,9 +21,9 @@ READMES = ROOT / "README.md", ROOT / "README.ja.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PROSE = [*READMES, *(ROOT / "docs" / f"{name}.md" for name in "flags files trust thesis anywhere".split())]
 LONGEST, LARGEST = 160, 300_000  # lines of README.md; bytes of its picture
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 # flags of other programs: run.sh's own, SIGNATE's command line, torchrun
-FOREIGN = set("--parallel --competition-id --path --standalone --nproc-per-node --nnodes --rdzv-backend "
+FOREIGN = set("--parallel --task_key --file_key --path --standalone --nproc-per-node --nnodes --rdzv-backend "
     "--rdzv-endpoint --gpus --partition --time".split())  # fmt: skip
 
 # the thesis' competition: training and test images, five folds
@@ -154,6 +155,11 @@ def test_defaults_are_the_defaults():
             usual = parser(script).get_default(flag.removeprefix("--").replace("-", "_"))
             usual = usual[0] if isinstance(usual, list) else usual
             assert type(usual)(value.strip()) == usual, flag
+
+
+def test_every_metric_is_explained():
+    explained = [name for keys, _, _ in table(ROOT / "docs" / "flags.md", "`--metric`") for name in spans(keys)]
+    assert sorted(explained) == sorted(METRICS)
 
 
 def test_entries_are_where_the_table_says():

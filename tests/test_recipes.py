@@ -862,7 +862,7 @@ def test_a_fold_learns_from_tokens_and_a_cnn_has_none(flags, vit, resnet):
     done(TRAIN, *flags, *vit, "--head", "tokens", "--tune", "probe", "--fold", 0, "--exp", "probe")
     assert np.load(features_path(flags, "test_vit")).shape[2] == 128
     line = refused(TRAIN, *flags, *resnet, "--head", "tokens", "--fold", 0, "--exp", "cnn")
-    assert "test_resnet has no tokens, as a ViT has: give --head fresh" in line
+    assert "test_resnet is no ViT, and --head tokens needs tokens: give --head fresh" in line
 
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "recipes").glob("*.args")))

@@ -338,7 +338,7 @@ def test_ledger_holds_the_thesis_tables(trained, tmp_path):
     assert "AUC: same against base: no evidence either way: Δ = +0.0000, 95 % +0.0000 … +0.0000" in page
     assert "<td>base+same</td>" in page
     ledger.write_text("name\nbase\n")
-    assert "experiments.csv has no column `experiment`" in refused("02_oof.py", *flags)
+    assert "experiments.csv needs a column `experiment`" in refused("02_oof.py", *flags)
     assert "--lb-public" in refused("02_oof.py", *flags, "--lb-public", "nan")
 
 

@@ -82,7 +82,7 @@ def test_a_fold_has_one_process_at_a_time(flags):
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
     process.stdout.readline()  # its first epoch is done
     line = refused("01_train_fold.py", *flags, *FOLD, "--epochs", 200)
-    assert f"fold 0 of new is in the hands of process {process.pid} on" in line
+    assert f"fold 0 of new is being worked on by process {process.pid} on" in line
     process.kill()
     process.wait()
     assert (flags[3] / "new" / ".fold0.lock").exists()

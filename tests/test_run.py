@@ -32,6 +32,12 @@ def test_mistakes_in_the_variables_and_folds_in_a_file_end_it_before_any_work(tm
             whole.main(flags)
         assert "unrecognized arguments: --bogus 3" in capsys.readouterr().err
         monkeypatch.delenv(name)
+    for exp in ("my/exp", "prepared"):
+        with pytest.raises(UserError, match="--exp"):
+            whole.main([*flags, "--exp", exp])
+    with pytest.raises(SystemExit, match="2"):
+        whole.main([*flags, "base"])
+    assert "unrecognized arguments: base" in capsys.readouterr().err
     (tmp_path / "flags.args").write_text("--fold 0\n")
     with pytest.raises(UserError, match="it trains every fold"):
         whole.main([*flags, f"@{tmp_path}/flags.args"])
@@ -42,7 +48,7 @@ def test_run_sh_trains_every_fold(tmp_path):
     process = run_sh("--output", tmp_path / "output", "--fold", 2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err == "run.sh: error: it trains every fold; for one, python 01_train_fold.py --fold K\n"
+    assert err == "run.sh: error: it trains every fold: leave --fold out, or run python 01_train_fold.py --fold K\n"
 
 
 def test_run_sh_refuses_a_wrong_flag_before_any_work(tmp_path):

@@ -194,7 +194,9 @@ def test_the_folds_table_holds_the_targets_and_each_fold_its_share(kind, worlds)
     if world.prepared["task"] == "labels":
         counts = np.array([part.sum(axis=0) for part in parts])
         assert np.abs(counts[0] - counts[1]).max() <= 2
-        assert ("in one fold only, so that its model never sees them: rare" in world.said) == (kind == "labels")
+        assert ("all their images lie in one fold, whose model never learns them: rare" in world.said) == (
+            kind == "labels"
+        )
     else:
         assert world.prepared["ranges"] == np.stack([np.nanmin(targets, 0), np.nanmax(targets, 0)], 1).tolist()
         thirds = pd.crosstab(tasks.strata("numbers", targets), folds.fold).to_numpy()
@@ -227,7 +229,7 @@ def test_labels_are_dealt_evenly_and_groups_stay_whole():
 def test_loss_and_sampler_are_replaced_and_others_refused(worlds):
     for kind, words in dict(labels="--loss bce --sampler shuffle", numbers="--loss bce --sampler shuffle").items():
         world = worlds(kind)
-        assert f"the task is {kind}: {words}\n" in world.said
+        assert f"the task is {kind}: {words} in place of those for classes\n" in world.said
         config = json.loads((world.folder / "output" / "base" / "config.json").read_text())
         assert (config["loss"], config["sampler"]) == ("bce", "shuffle")
         assert config["changed"]["loss"] == "bce"
@@ -517,7 +519,7 @@ def test_a_solution_with_unknown_labels_is_refused(kind, copied):
 
 def test_many_classes_have_their_logits_beside_the_table(copied, monkeypatch):
     world = copied("classes")  # with classes of one and of two images
-    assert "in one fold only, so that its model never sees them: c5" in world.said
+    assert "all their images lie in one fold, whose model never learns them: c5" in world.said
     done("03_infer.py", *world.flags)
     narrow = submitted(world.base)[1].tolist()
     with monkeypatch.context() as patch:
