@@ -89,7 +89,9 @@ def is_plain_png(data):
     while kind != b"IEND" and place + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         end = place + 8 + length
-        if kind in LEFT_OUT or zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
+        if kind in LEFT_OUT or data.startswith(b"Raw profile", place + 8):  # so ImageMagick writes Exif
+            return False
+        if zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
             return False
         place = end + 4
     return kind == b"IEND" and width * height <= Image.MAX_IMAGE_PIXELS

@@ -130,7 +130,7 @@ LATER = {
     "NaN in a prediction": (nan_prediction, OOF, [], "predictions that are no numbers (0"),
     "epochs missing": (without("base/fold1_epochs.csv"), OOF, [], "fold1_epochs.csv is missing"),
     "config damaged": (cut("base/config.json"), TRAINER, [*TRAIN, "--overwrite"], "config.json is damaged"),
-    "ledger damaged": (lambda o: (o / "experiments.csv").write_text("a,b\n1,2\n"), OOF, [], "experiments.csv needs a column"),
+    "ledger damaged": (lambda o: (o / "experiments.csv").write_text("a,b\n1,2\n"), OOF, [], "experiments.csv needs a"),
     "score no number": (nothing, OOF, ["--lb-public", "high"], "--lb-public"),
     "experiment named twice": (nothing, OOF, ["base", "base"], "named twice"),
     "a fold's record of other folds": (record(folds_hash="0"), INFER, [], "fold1.pt was trained on other folds"),

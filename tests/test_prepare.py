@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, done, kit, load, png, prepare, refused, toy_image, write_csv, write_zip
 from damage import snapshot
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sklearn.model_selection import StratifiedKFold
 
 from kit.cache import array_in_file
@@ -342,6 +342,13 @@ def test_exif_rotation_is_applied(orientation):
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(undo(GRADIENT)))
     assert (decode(saved(stored, "PNG", exif=exif)) == GRADIENT).all()
+    # as image editors write it, and as ImageMagick does
+    xmp = "XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>'
+    raw = "Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}\n"
+    for add, text in (("add_itxt", xmp), ("add_text", raw)):
+        texts = PngImagePlugin.PngInfo()
+        getattr(texts, add)(*text)
+        assert (decode(saved(stored, "PNG", pnginfo=texts)) == GRADIENT).all(), text
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
