@@ -39,7 +39,7 @@ from common import (
 )
 from kit import distributed, forecast, tasks, thresholds
 from kit.blend import BLENDS, blend, read_weights
-from kit.device import PRECISIONS, enough_memory, keep_memory, pick_amp, pick_amp_of, pick_device, pick_workers
+from kit.device import PRECISIONS, enough_memory, keep_memory, pick_amp_of, pick_device, pick_workers
 from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
 from kit.metrics import METRICS
 from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
@@ -242,8 +242,7 @@ def predict_unseen(args):
     device = pick_device(args.device, args.deterministic)
     keep_memory()
     with enough_memory("lower --batch-size"):
-        how = device, pick_amp(args.amp, device), pick_workers(args.workers, device)
-        predictions, layout, prepared = submit_unseen(args, *how)
+        predictions, layout, prepared = submit_unseen(args, device, pick_workers(args.workers, device))
     path = args.name or args.output / f"submission_{name_of(args)}.csv"
     write_submission(path, layout, predictions, prepared)
     conclude(f"{len(layout)} rows, checked → {path}")

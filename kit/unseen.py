@@ -15,7 +15,8 @@ from common import STARTED, UserError, cpu_count, experiment_folder, listing, pr
 from kit import tables, tasks, thresholds
 from kit.blend import blend
 from kit.cache import decode
-from kit.experiment import KINDS, read_fold
+from kit.device import pick_amp_of
+from kit.experiment import KINDS, read_fold, read_record
 from kit.images import ImageSource, resize
 from kit.keep import OF_TESTS
 from kit.metrics import METRICS
@@ -29,7 +30,8 @@ SPARE = 0.9  # of the time that is left, what a plan may take
 
 def read_experiment(args, exp, device):
     """→ a namespace: exp, models (of its folds, in eval mode), saved (what the first foldK.pt says beside the weights),
-    folder, folds (their numbers). Raises UserError where there is no fold, or folds differ."""
+    folder, folds (their numbers), amp (the precision; where foldK.json is there, auto is that of training). Raises
+    UserError where there is no fold, or folds differ."""
     folder = experiment_folder(args, exp)
     folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.pt") if path.stem[4:].isdecimal())
     if not folds:
@@ -38,7 +40,9 @@ def read_experiment(args, exp, device):
     for fold, one in zip(folds, saved, strict=True):
         if any(one[key] != saved[0][key] for key in ("config", "classes", "submission")):
             raise UserError(f"{folder}/fold{fold}.pt has other settings or classes than fold {folds[0]}: remove one")
-    return SimpleNamespace(exp=exp, models=models, saved=saved[0], folder=folder, folds=folds)
+    record = read_record(folder, folds[0]) if (folder / f"fold{folds[0]}.json").exists() else {}
+    amp = pick_amp_of(record.get("run", {}), args.amp, device)
+    return SimpleNamespace(exp=exp, models=models, saved=saved[0], folder=folder, folds=folds, amp=amp)
 
 
 def sample_of(args, saved):
@@ -55,7 +59,7 @@ def sample_of(args, saved):
     return source, sample
 
 
-def predict_unseen(args, experiments, device, amp, workers, mix):
+def predict_unseen(args, experiments, device, workers, mix):
     """→ (predictions float64 [units, K], the layout of the sample). mix: a function (a list of predictions [M, K], one
     of each experiment) → [M, K]."""
     source, sample = sample_of(args, experiments[0].saved)
@@ -79,7 +83,7 @@ def predict_unseen(args, experiments, device, amp, workers, mix):
                 began, total = time.monotonic(), 0
                 for classifier in exp.models[:folds]:
                     rows = np.arange(len(images))
-                    logits = predict(TTAS[tta](classifier), images, rows, args.batch_size, device, amp, workers)
+                    logits = predict(TTAS[tta](classifier), images, rows, args.batch_size, device, exp.amp, workers)
                     total = total + tasks.predictions(exp.saved, logits)
                 plan.passes += len(images) * folds * plan.views(exp, tta)
                 plan.predicting += time.monotonic() - began
@@ -164,7 +168,7 @@ def thresholds_of(experiments, mix):
     return thresholds.fit(saved["metric"], np.concatenate(targets), mix(parts))
 
 
-def submit_unseen(args, device, amp, workers):
+def submit_unseen(args, device, workers):
     """→ (predictions [units, K] as the submission wants them, the layout, what stands for prepared.json)."""
     experiments = [read_experiment(args, exp, device) for exp in args.exps]
     saved = experiments[0].saved
@@ -185,5 +189,5 @@ def submit_unseen(args, device, amp, workers):
         return mix(parts) if cut is None else thresholds.apply(mix(parts), cut)
 
     with torch.inference_mode():
-        predictions, layout = predict_unseen(args, experiments, device, amp, workers, mix_and_cut)
+        predictions, layout = predict_unseen(args, experiments, device, workers, mix_and_cut)
     return predictions, layout, saved
