@@ -107,8 +107,8 @@ def fold_logits(args, oof, fold, images, test_hash, device):
     """→ logits float32 [N, K] of the test images by one fold's model: those kept in foldK_test.npy, if the same model
     has predicted the same images with the same views and precision, else new ones."""
     path, amp = oof.folder / f"fold{fold}_test.npy", pick_amp_of(oof.records[fold].get("run", {}), args.amp, device)
-    record = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test_hash, tta=args.tta or oof.config["tta"])
-    record["amp"] = amp
+    tta = args.tta or oof.config["tta"]
+    record = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test_hash, tta=tta, amp=amp)
     name = f"{oof.exp} fold {fold}, {record['tta']} views"
     about = path.with_suffix(".json")
     if distributed.from_first(about.exists() and common.read_json(about, "run this again") == record)[0]:

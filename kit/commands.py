@@ -23,7 +23,7 @@ def command(*words):
 
 
 def recipe(oof):
-    """→ the flags of 01 that aren't the defaults, as words; precision too, where a GPU chose it."""
+    """→ the flags of 01 that aren't the defaults, as words; the precision too, unless it is a CPU's usual one."""
     record, settings = oof.records[oof.present[0]], dict(oof.config["changed"])
     if record["weights"] not in ("hub", "none"):
         settings["weights"] = "WEIGHTS_FILE"
@@ -46,25 +46,26 @@ def prepare_commands(prepared, oofs, *folders):
     return [command("00_prepare.py", *flag_words(flags | dict(size=size)), *folders) for size in sizes]
 
 
-def infer_command(args, oofs, output, *folders):
+def infer_command(args, output, *folders):
     """→ the command of 03 that makes the submission again, as OUTPUT/remade.csv. A file of fitted weights is that of
     the folder `output`."""
-    how = flag_words(precision(oofs[0].records[oofs[0].present[0]]))
-    fitted = f"blend_{'+'.join(sorted(args.exps))}.json"
-    given = [f"{output}/{fitted}" if word.endswith(fitted) else word for word in shlex.split(args.infer)]
-    return command("03_infer.py", *args.exps, *how, *given, *folders, "--name", f"{output}/remade.csv")
+    fitted, given = f"blend_{'+'.join(sorted(args.exps))}.json", shlex.split(args.infer)
+    for i, word in enumerate(given):
+        flag, equals, value = word.rpartition("=")
+        given[i] = f"{flag}{equals}{output}/{fitted}" if value.endswith(fitted) else word
+    return command("03_infer.py", *args.exps, *given, *folders, "--name", f"{output}/remade.csv")
 
 
 def remaking(args, oofs, every, submission):
     """→ {place in handover.md: the shell commands} that remake the submission in two ways."""
     prepared = oofs[0].prepared
-    kept = [*prepare_commands(prepared, oofs), infer_command(args, oofs, "output")]
+    kept = [*prepare_commands(prepared, oofs), infer_command(args, "output")]
     scratch = prepare_commands(prepared, every, "--output", "scratch")
     for oof in every:
         train = "01_train_fold.py", "--fold", "all", "--exp", oof.exp, *recipe(oof), "--output", "scratch"
         scratch.append(command(*train))
     scratch += [command("02_oof.py", *args.exps, "--output", "scratch")]
-    scratch += [infer_command(args, oofs, "scratch", "--output", "scratch")]
+    scratch += [infer_command(args, "scratch", "--output", "scratch")]
     compare = ["cmp", f"submission/{submission.name}"]
     return dict(
         from_weights="\n".join([*kept, shlex.join([*compare, "output/remade.csv"])]),

@@ -2,12 +2,13 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 
 import torch
 
-from common import LOCAL_WORLD, WORLD, UserError, cpu_count
+from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count
 from kit import distributed
 
 PRECISIONS = ("auto", "native", "fp16", "bf16", "none")
@@ -57,9 +58,11 @@ def pick_amp(name, device):
 
 
 def pick_amp_of(run, name, device):
-    """As pick_amp; auto: what a fold was trained in, on such a device. run: what foldK.json says of its training."""
-    same = run.get("device", "").partition(":")[0] == device.type
-    return run["amp"] if name == "auto" and same else pick_amp(name, device)
+    """As pick_amp; auto: what a fold was trained in, on such a device, or fp16 for bf16 on a GPU that only emulates
+    that. run: what foldK.json says of its training."""
+    if name != "auto" or run.get("device", "").partition(":")[0] != device.type:
+        return pick_amp(name, device)
+    return pick_amp("native", device) if (device.type, run["amp"]) == ("cuda", "bf16") else run["amp"]
 
 
 def pick_workers(count, device):
@@ -86,5 +89,7 @@ def enough_memory(remedy):
 
 
 def ignore_ctrl_c(worker_id):
-    """worker_init_fn of a DataLoader: the main process alone answers Ctrl-C, and ends its workers."""
+    """worker_init_fn of a DataLoader: the main process alone answers Ctrl-C, and ends its workers. One that
+    wasn't forked has imported `common` without coming to its `run`, which sets the garbage's threshold right."""
+    gc.set_threshold(*GARBAGE)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -70,8 +70,10 @@ def about_model(oof):
 def notes(oofs, prepared):
     """→ what the reader must know before the commands, as lines."""
     lines = []
-    given = [value for value in prepared.get("flags", {}).values() if isinstance(value, str) and Path(value).is_file()]
-    lines += [f"**TO FILL**: 00 reads `{value}`, which isn't in this archive." for value in given]
+    flags = prepared.get("flags", {})
+    given = [str(part) for value in flags.values() for part in (value if isinstance(value, list) else [value])]
+    own = [name for name in given if os.path.isfile(name) or (name == flags.get("groups") and name.endswith(".csv"))]
+    lines += [f"**TO FILL**: 00 reads `{name}`, which isn't in this archive." for name in own]
     if "flags" not in prepared:
         lines.append("**TO FILL**: `prepared.json` is of an older version of the kit and doesn't hold the flags of 00.")
     for oof in oofs:
@@ -90,6 +92,7 @@ def notes(oofs, prepared):
 def document(args, oofs, every, submission, code):
     """→ the text of HANDOVER.md."""
     prepared = oofs[0].prepared
+    models = sorted({oof.config["model"] for oof in oofs})
     metric, runs = METRICS[prepared["metric"]], [r.get("run", {}) for oof in every for r in oof.records.values()]
     trained = {f"{r['device']}, precision {r['amp']}, torch {r['torch']}, timm {r['timm']}" for r in runs if r}
     singles = [f"{oof.exp} fold {k} {score:.4f}" for oof in oofs for k, score in fold_scores(oof).items()]
@@ -105,7 +108,7 @@ def document(args, oofs, every, submission, code):
         submission=submission.name, submission_hash=file_hash(submission), weights_source=needed,
         weights_note=" **They are not in this archive**: put them there first (`weights.csv`)." * args.no_weights,
         summary="\n".join(about_model(oof) for oof in oofs), images=images_paragraph(images, oofs),
-        training="\n".join(about_training(oof) for oof in every), models=model_names(oofs),
+        training="\n".join(about_training(oof) for oof in every), models="`, `".join(models),
         single_folds=listing(singles, 30), execution=execution(args, every),
     )  # fmt: skip
     text = (Path(__file__).parent / "handover.md").read_text(encoding="utf-8")
@@ -123,10 +126,6 @@ def images_paragraph(images, oofs):
         f"{images}. The network sees the pixels alone: no features were made by hand. Images are resized once to "
         f"{sizes} px; folds keep together what `output/prepared/folds.csv` calls a group."
     )
-
-
-def model_names(oofs):
-    return "`, `".join(sorted({oof.config["model"] for oof in oofs}))
 
 
 def execution(args, oofs):

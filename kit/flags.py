@@ -76,7 +76,7 @@ def check_flags(args):
     if args.batch_size < WORLD:
         raise UserError(f"--batch-size {args.batch_size} can't be shared by {WORLD} processes: raise it")
     if args.lr < args.min_lr:
-        raise UserError(f"--lr {args.lr} is below --min-lr {args.min_lr}, where the rate ends: lower that too, or to 0")
+        raise UserError(f"--lr {args.lr} is below --min-lr {args.min_lr}, where the rate ends: lower that too")
     if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
         raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
     if len(set(args.seed)) < len(args.seed):
@@ -104,5 +104,5 @@ def fold_numbers(args, count):
     every = [str(k) for k in range(count)]
     chosen = every if args.fold == ["all"] else args.fold
     if wrong := [fold for fold in chosen if fold not in every]:
-        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}, or give all alone")
+        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}, and all must stand alone")
     return [int(fold) for fold in chosen]

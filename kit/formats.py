@@ -16,7 +16,8 @@ FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if nam
 TIFFS = b"II*\0", b"MM\0*", b"II+\0"  # the last is BigTIFF
 SLIDE, LEVEL = 8192, 4096  # px: a TIFF page that is wider is a slide, of which a level of at most this size is read
 PNG = b"\x89PNG\r\n\x1a\n"
-LEFT_OUT = b"tRNS", b"eXIf", b"acTL", b"iTXt", b"iCCP"  # chunks of PNGs that aren't plain
+LEFT_OUT = b"tRNS", b"eXIf", b"acTL", b"iCCP"  # chunks of PNGs that aren't plain
+TURNING = b"XML:com.adobe.xmp", b"Raw profile"  # how texts begin that may say how the image is turned
 MOST_PAGES = 100  # of a slide that are looked at
 MOST_JPEG = 2**30  # px of a JPEG that is read at an eighth of its size
 
@@ -89,7 +90,7 @@ def is_plain_png(data):
     while kind != b"IEND" and place + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         end = place + 8 + length
-        if kind in LEFT_OUT or data.startswith(b"Raw profile", place + 8):  # so ImageMagick writes Exif
+        if kind in LEFT_OUT or data.startswith(TURNING, place + 8):
             return False
         if zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
             return False

@@ -59,7 +59,7 @@ def read_experiments(args):
             raise UserError(f"{oof.folder} has {of_folds(oof)}: {train}, with its other flags")
         if not all(is_of_folds(oof.folder / name, [oof]) for name in ("oof.csv", "report.html")):
             scoring = named("02_oof.py", [oof.exp])
-            raise UserError(f"{oof.folder} has no oof.csv and report.html of these folds: run {scoring}")
+            raise UserError(f"{oof.folder} has no oof.csv and report.html later than its folds: run {scoring}")
     return oofs
 
 
@@ -89,7 +89,7 @@ def checked(args, oofs, path):
     try:
         check_submission(path, layout, oofs[0].prepared)
     except (OSError, ValueError, IndexError, csv.Error, AssertionError) as error:
-        raise UserError(f"--submission {path} is none of this competition ({error}): give another") from None
+        raise UserError(f"{path} is none of this competition ({error}): give another") from None
     return path
 
 
@@ -97,14 +97,16 @@ def find_submission(args, oofs):
     """→ the path of the submission, made of the folds as they are. Raises UserError where there is none."""
     infer = load("03_infer")
     given = parse(infer, [*args.exps, "--input", args.input, "--output", args.output, *words_of("--infer", args.infer)])
-    if args.submission or given.name:
-        return checked(args, oofs, args.submission or given.name)
+    if path := args.submission or given.name:
+        if not is_of_folds(checked(args, oofs, path), oofs):
+            warn(f"{path} is older than the folds: is it theirs?")
+        return path
     folder = oofs[0].folder if len(oofs) == 1 else args.output
     found = folder.glob(glob.escape(f"submission_{infer.name_of(given)}_CV") + "*.csv")
     found = [path for path in found if is_of_folds(path, oofs)]
     if not found:
         command = f"{named('03_infer.py', args.exps)} {args.infer}".strip()
-        what = f"{folder} has no submission of {listing(args.exps)} by these folds"
+        what = f"{folder} has no submission of {listing(args.exps)} later than the folds"
         raise UserError(f"{what}: run {command}, or see --submission")
     newest = max(found, key=lambda path: path.stat().st_mtime)
     if len(found) > 1:
@@ -121,14 +123,11 @@ def git(*command):
     return result.stdout.splitlines() if result.returncode == 0 else None
 
 
-def is_kept(path):
-    return path.is_file() and "__pycache__" not in path.parts
-
-
 def code_files():
     """→ ([paths in the kit], a sentence about them, the difference from the commit as text or None). The files are the
     commit's or, where the tree differs from it, those that lie there, and new ones in the kit's folders."""
-    of_kit = sorted({path for pattern in OF_KIT for path in ROOT.glob(pattern) if is_kept(path)})
+    of_kit = sorted({path for pattern in OF_KIT for path in ROOT.glob(pattern) if path.is_file()})
+    of_kit = [path for path in of_kit if path.suffix != ".pyc"]
     commit, tracked = git("rev-parse", "HEAD"), git("-c", "core.quotePath=off", "ls-files") or []
     if commit is None or "common.py" not in tracked:  # a repository around the kit, that doesn't hold it
         return of_kit, "the kit's files as they lay there (no git checkout)", None

@@ -1,7 +1,7 @@
 """The whole job: 00, 01 for all folds, 02 and 03. run.sh starts it.
 
 One process does it all, so that torch, timm and the rest are imported once; with --parallel, each GPU trains its folds
-in a process of its own. The only part that knows the scripts, since it is no part of them.
+in a process of its own. It knows the scripts, since it is no part of them.
 """
 
 import importlib.util

@@ -88,7 +88,7 @@ LATER = {
     "test cache missing": (without("prepared/test_32.npy"), INFER, [], "test_32.npy is missing"),
     "fold out of range": (nothing, TRAINER, [*TINY, "--fold", 2], "folds 0 to 1"),
     "fold negative": (nothing, TRAINER, [*TINY, "--fold", -1], "--fold"),
-    "fold a word": (nothing, TRAINER, [*TINY, "--fold", "one"], "--fold one: there are folds 0 to 1, or"),
+    "fold a word": (nothing, TRAINER, [*TINY, "--fold", "one"], "--fold one: there are folds 0 to 1, and"),
     "no fold": (nothing, TRAINER, TINY, "--fold"),
     "other size": (nothing, TRAINER, [*NEW, "--size", 64], "00_prepare.py again, with its other flags and --size 64"),
     "other settings": (nothing, TRAINER, [*TRAIN, "--lr", 1, "--overwrite"], "lr was 0.003 and is now 1.0"),

@@ -50,7 +50,7 @@ def test_all_folds_in_one_process_are_those_of_one_process_each(toy):
         for ending in ("pt", "csv"):
             apart, one = (folders[3] / exp / f"fold{fold}.{ending}" for exp in ("apart", "together"))
             assert apart.read_bytes() == one.read_bytes()
-    assert "there are folds 0 to 2, or give all alone" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
+    assert "there are folds 0 to 2, and all must stand alone" in refused(TRAIN, *folders, *TINY, "--fold", "all", 1)
 
 
 # ---------------------------------------------------------------- views

@@ -159,10 +159,21 @@ def test_a_blend_and_what_it_started_from(flags):
     assert f"submission/{name}" in made.names
 
 
+def test_fitted_weights_are_those_of_the_way():
+    args = SimpleNamespace(exps=["next", "base"], infer="--weights=old/blend_base+next.json --blend rank")
+    made = commands.infer_command(args, "scratch", "--output", "scratch")
+    assert made == (
+        "python 03_infer.py next base --weights=scratch/blend_base+next.json --blend rank --output scratch "
+        "--name scratch/remade.csv"
+    )
+    args.infer = "--weights old/blend_base+next.json"
+    assert "base --weights output/blend_base+next.json --name" in commands.infer_command(args, "output")
+
+
 def test_wrong_uses(flags):
     folder = flags[3] / "base"
     assert "has no finished fold" in refused(flags, "nobody")
-    assert "--submission nowhere.csv is none of this competition" in refused(flags, "--submission", "nowhere.csv")
+    assert "nowhere.csv is none of this competition" in refused(flags, "--submission", "nowhere.csv")
     assert "is none of this competition" in refused(flags, "--submission", flags[3] / "base" / "oof.csv")
     (submission,) = folder.glob("submission_*.csv")
     assert f"submission/{submission.name}" in hand_over(flags, "--infer", "--batch-size 8").names
@@ -174,14 +185,14 @@ def test_wrong_uses(flags):
     assert "--infer can't be read" in refused(flags, "--infer", "--blend 'rank")
     result = kit("kit/handover.py", "--infer", "--blnd rank", *flags)
     assert (result.code, "03_infer.py: error: unrecognized arguments: --blnd" in result.err) == (2, True)
-    assert "has no submission of base by these folds: run python 03_infer.py base --tta" in refused(
+    assert "has no submission of base later than the folds: run python 03_infer.py base --tta" in refused(
         flags, "--infer=--tta none"
     )
     before = (folder / "fold2.csv").stat().st_mtime - 1
     os.utime(submission, (before, before))
-    assert "has no submission of base by these folds: run python 03_infer.py base" in refused(flags)
+    assert "has no submission of base later than the folds: run python 03_infer.py base" in refused(flags)
     os.utime(folder / "oof.csv", (before, before))
-    assert "no oof.csv and report.html of these folds" in refused(flags)
+    assert "no oof.csv and report.html later than its folds" in refused(flags)
     (folder / "oof.csv").unlink()
     assert "run python 02_oof.py base" in refused(flags)
     (folder / "fold1.pt").unlink()

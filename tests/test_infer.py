@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from common import softmax
 from kit import model as models
 from kit.blend import blend
+from kit.device import pick_amp_of
 
 CPU = torch.device("cpu")
 
@@ -178,6 +179,18 @@ def test_a_fold_trained_on_a_gpu_in_fp16_is_predicted_in_fp32_on_a_cpu(copied, m
     monkeypatch.setattr(models, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
     assert kit("03_infer.py", *flags).code == 0
     assert set(seen) == {"none"}
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+def test_auto_is_no_precision_that_the_device_only_emulates(capability, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cuda, cpu, usual = torch.device("cuda", 1), torch.device("cpu"), "bf16" if capability > (8, 0) else "fp16"
+    trained = dict(device="cuda:0", amp="bf16")
+    assert pick_amp_of(trained, "auto", cuda) == usual
+    assert pick_amp_of(trained, "bf16", cuda) == "bf16"
+    assert pick_amp_of(trained | dict(amp="none"), "auto", cuda) == "none"
+    assert pick_amp_of(trained, "auto", cpu) == "none"
+    assert pick_amp_of({}, "auto", cuda) == "fp16"
 
 
 def test_auto_is_the_precision_of_training_on_such_a_device(copied, monkeypatch):

@@ -1,6 +1,7 @@
 """03_infer.py --test-images: predictions from the folds' files alone, where nothing is prepared."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -128,6 +129,17 @@ def test_the_folds_files_alone_make_the_ordinary_submission(kind, bare):
     same_rows(path, submitted(case.world.output / "base")[0])
     assert "within" not in out
     assert not (case.output / "prepared").exists()
+
+
+@pytest.mark.parametrize(("more", "expected"), [([".json"], "bf16"), ([], "none")])
+def test_the_precision_is_that_of_training_where_that_is_known(more, expected, bare, monkeypatch):
+    case, seen, plain = bare("binary", more), set(), models.autocast
+    for path in (case.output / "base").glob("*.json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | dict(run=content["run"] | dict(amp="bf16"))))
+    monkeypatch.setattr(models, "autocast", lambda device, amp: seen.add(amp) or plain(device, amp))
+    done(INFER, *case.flags)
+    assert seen == {expected}
 
 
 def test_sets_need_the_held_out_predictions_for_their_thresholds(bare, monkeypatch):
