@@ -46,7 +46,7 @@ class UserError(Exception):
 
 def run(main, parser=None):
     """Parses the flags and calls `main(args)`, without a parser `main(words)`. A UserError becomes one line on stderr
-    and exit code 2; any other error keeps its traceback. The last call of a process: no garbage is collected after it."""
+    and exit code 2; any other error keeps its traceback. A process ends with it: garbage stays from then on."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         args = parser.parse_args() if parser else sys.argv[1:]
