@@ -23,15 +23,19 @@ import numpy as np
 import pandas as pd
 
 from common import UserError, conclude, listing, number, prepared_folder, say, wrapped
-from kit import copies, forecast, labels, matched, tasks
-from kit.cache import array_in_file, cache, staged
 from kit.competition import SEARCHED, read_competition, understood
-from kit.folds import fold_table, make_folds
-from kit.images import draw_classes
+from kit.data import labels
+from kit.data.image_cache import array_in_file, cache, staged
+from kit.data.prepared import open_images, read_prepared
+from kit.data.tables import refuse
+from kit.folds import duplicates, matching, shift
+from kit.folds.split import fold_table, make_folds
 from kit.locks import locked
-from kit.metrics import METRICS
-from kit.submission import SUBMISSIONS, write_tests
-from kit.tables import refuse
+from kit.report import pictures
+from kit.report.pictures import draw_classes
+from kit.score import tasks
+from kit.score.metrics import METRICS
+from kit.submit.submission import SUBMISSIONS, write_tests
 
 PICTURES = "samples.png", "duplicates.png", "matched.png"
 
@@ -106,7 +110,7 @@ def earlier_prepared(args, data):
     folder = prepared_folder(args)
     if args.overwrite or not all((folder / name).exists() for name in ("prepared.json", "folds.csv", "test.csv")):
         return None
-    prepared, folds = common.read_prepared(args)
+    prepared, folds = read_prepared(args)
     keys = dict.fromkeys([*data.settings, *(key for key in ("reading", "per_id", "ranges") if key in prepared)])
     changed = [key for key in keys if prepared.get(key) != data.settings.get(key)]
     remedy = "give the flags of that time again (prepared.json has them), or another --output"
@@ -114,7 +118,7 @@ def earlier_prepared(args, data):
     refuse(folder, changed, f"was prepared with other *: {remedy}; {anew}")
     try:
         for part, names in data.names.items():
-            common.open_images(args, prepared, part, args.size, len(names))
+            open_images(args, prepared, part, args.size, len(names))
     except UserError:
         prepared["sizes"] = [size for size in prepared["sizes"] if size != args.size]
     return prepared, folds
@@ -124,8 +128,8 @@ def prepare(args, data, new, earlier):
     """Makes all files in the folder `new`; after an `earlier` run, only the caches and samples.png. → (prepared.json,
     folds.csv as a table, {part: Counter of the images' (width, height)})."""
     search = args.groups in SEARCHED and not args.group_pattern and not earlier
-    statistics = np.zeros((len(data.groups), forecast.STATISTICS), np.float32)
-    with array_in_file(new, copies.RECORD, len(data.groups)) if search else contextlib.nullcontext() as records:
+    statistics = np.zeros((len(data.groups), shift.STATISTICS), np.float32)
+    with array_in_file(new, duplicates.RECORD, len(data.groups)) if search else contextlib.nullcontext() as records:
         sizes, unreadable = cache_all(args, data, new, statistics, records)
         found = find_groups(args, data, new, records) if search else dict(held_together=data.groups)
     prepared, folds = earlier or decide_folds(args, data, new, statistics, **found)
@@ -142,12 +146,12 @@ def decide_folds(args, data, new, statistics, held_together, sources=None, relat
     any image is cached, folds.csv as a table)."""
     is_test = np.arange(len(data.groups)) >= len(data.names["train"])
     sources = held_together if sources is None else sources
-    shift = forecast.adversarial_validation(statistics, is_test, sources, args.seed)
+    validation = shift.adversarial_validation(statistics, is_test, sources, args.seed)
     folds = make_folds(data.labels, held_together[~is_test], args.folds, args.seed)
     common.write_csv(new / "folds.csv", folds)
     write_tests(new, data.sample)
     made = dict(
-        sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, ladder=ladder, shift=shift,
+        sizes=[], folds_hash=common.file_hash(new / "folds.csv"), relatives=relatives, ladder=ladder, shift=validation,
         flags=given(args),
     )  # fmt: skip
     return data.settings | made | dict(unreadable=[]), folds
@@ -161,9 +165,9 @@ def cache_all(args, data, folder, statistics, records):
     for part, names in data.names.items():
 
         def look(i, image, first=first):
-            statistics[first + i] = forecast.statistics(image)
+            statistics[first + i] = shift.statistics(image)
             if records is not None:
-                records[first + i] = copies.describe(image)
+                records[first + i] = duplicates.describe(image)
 
         seen = cache(data.sources[part], names, args.size, folder / f"{part}_{args.size}.npy", look)
         sizes[part] = Counter(size for size, _ in seen)
@@ -179,49 +183,51 @@ def find_groups(args, data, folder, records):
     duplicates.csv, duplicates.png, matched.png. → dict(held_together, sources: groups int [N], the training images
     first; relatives, ladder: for prepared.json)."""
     images = data.names["train"], data.labels.cells, data.names["test"]
-    with array_in_file(folder, np.float32, len(records), copies.VECTOR) as vectors:
-        copies.words_and_colours(records, vectors)
+    with array_in_file(folder, np.float32, len(records), duplicates.VECTOR) as vectors:
+        duplicates.words_and_colours(records, vectors)
         features = embed(args, folder) if args.embed else None
-        candidates = copies.candidates(records, vectors if features is None else features)
-        points = matched.describe(records, vectors, features, args.seed) if args.groups == "auto" else None
-    pairs, evidence = copies.relatives(records, candidates)
-    sources = copies.components(pairs, len(records))
-    common.write_csv(folder / "duplicates.csv", copies.table(pairs, evidence, sources, *images))
-    copies.draw(folder / "duplicates.png", records, pairs, evidence, sources, *images)
+        candidates = duplicates.candidates(records, vectors if features is None else features)
+        points = matching.describe(records, vectors, features, args.seed) if args.groups == "auto" else None
+    pairs, evidence = duplicates.relatives(records, candidates)
+    sources = duplicates.components(pairs, len(records))
+    common.write_csv(folder / "duplicates.csv", duplicates.table(pairs, evidence, sources, *images))
+    pictures.draw(folder / "duplicates.png", records, pairs, evidence, sources, *images)
     held_together, ladder = (
         match_folds(args, data, folder, points, sources) if args.groups == "auto" else (sources, None)
     )
-    return dict(held_together=held_together, sources=sources, relatives=copies.summary(sources, *images), ladder=ladder)
+    return dict(
+        held_together=held_together, sources=sources, relatives=duplicates.summary(sources, *images), ladder=ladder
+    )
 
 
 def match_folds(args, data, folder, points, sources):
     """→ (groups int [N], the ladder for prepared.json) of the folds that ask what the test set asks."""
-    from kit import figures  # with matplotlib it takes a second; only this needs it
+    from kit.report import pictures
 
     targets = data.labels.targets
     how = args.folds, args.seed, data.settings["metric"], data.settings["task"]
-    chosen, rungs = matched.match(points, sources[: len(targets)], targets, *how)
+    chosen, rungs = matching.match(points, sources[: len(targets)], targets, *how)
     if chosen is None:
         return sources, None
     images = {part: np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in data.names}
-    figures.draw_matched(folder / "matched.png", chosen, rungs, points, images, data.names, args.seed)
+    pictures.draw_matched(folder / "matched.png", chosen, rungs, points, images, data.names, args.seed)
     groups = pd.factorize(chosen.groups)[0]
     tests = groups.max() + 1 + np.arange(len(sources) - len(groups))
-    return np.concatenate([groups, tests]), matched.summary(chosen, rungs)
+    return np.concatenate([groups, tests]), matching.summary(chosen, rungs)
 
 
 def embed(args, folder):
     """Features of a timm model, of the training images and then the test images: float32 [N, D], of unit length."""
     import torch  # with timm it takes seconds to import; only --embed needs them
 
-    from kit import device, model
+    from kit.train import device, inference, model
 
     torch.manual_seed(args.seed)  # decides --weights none
     place = device.pick_device("auto")
     network = model.build_features(args.embed, args.size, args.weights or "hub").to(place)
     parts = [np.load(folder / f"{part}_{args.size}.npy", mmap_mode="r") for part in ("train", "test")]
-    features = [model.predict(network, part, np.arange(len(part)), 32, place, bar="features") for part in parts]
-    return copies.unit(np.concatenate(features))
+    features = [inference.predict(network, part, np.arange(len(part)), 32, place, bar="features") for part in parts]
+    return matching.unit(np.concatenate(features))
 
 
 def report(args, data, prepared, folds, sizes):
@@ -237,9 +243,9 @@ def report(args, data, prepared, folds, sizes):
         ("limit", args.limit and [f"a quick look: the submission ends with test image {len(data.names['test'])}"]),
         ("unreadable", unreadable and [f"{len(unreadable)} images, grey where nothing is left: {listing(unreadable)}"]),
         ("positive", positive and (submission["columns"] or submission["value"] != "probability") and [repr(positive)]),
-        ("groups", copies.report_lines(prepared["relatives"])),
-        ("folds", matched.report_lines(prepared.get("ladder")) or (kept and [kept])),
-        ("shift", forecast.report_lines(prepared["shift"])),
+        ("groups", duplicates.report_lines(prepared["relatives"])),
+        ("folds", matching.report_lines(prepared.get("ladder")) or (kept and [kept])),
+        ("shift", shift.report_lines(prepared["shift"])),
     ]
     for topic, lines in topics:
         for k, line in enumerate(lines or []):
@@ -263,7 +269,7 @@ def main(args):
         earlier = earlier_prepared(args, data)
         if earlier and args.size in earlier[0]["sizes"]:
             return conclude(f"{folder} is up to date: sizes {listing(earlier[0]['sizes'])} px. Nothing to do.")
-        an_image = args.size**2 * 3 + copies.RECORD.itemsize + 4 * copies.VECTOR  # bytes
+        an_image = args.size**2 * 3 + duplicates.RECORD.itemsize + 4 * duplicates.VECTOR  # bytes
         with staged(folder, len(data.groups) * an_image, anew=not earlier) as new:
             result = prepare(args, data, new, earlier)
     report(args, data, *result)

@@ -23,23 +23,33 @@ import torch
 from timm.utils import ModelEmaV3
 
 from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
-from kit import distributed, tasks
-from kit.aligned import compile_backbone
-from kit.augment import AUGMENTATIONS, Augmentation
-from kit.batches import SAMPLERS, training_batches
-from kit.device import PRECISIONS, autocast, enough_memory, keep_memory, pick_amp, pick_device, pick_workers
+from kit.data.prepared import open_images, read_prepared
 from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
-from kit.flags import changed, check_flags, experiment_names, fold_numbers, for_task, init_makers, settings
-from kit.images import draw_classes
-from kit.keep import makers, save_fold
-from kit.losses import LOSSES
-from kit.metrics import is_better
-from kit.model import HEADS, PREDICT_BATCH, TTAS, build_model, earlier_weights, predict, to_device
-from kit.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
-from kit.probe import probe, start_head
-from kit.resume import SEEN, ResumeFile, epoch_start
-from kit.track import TRACKERS, Track
-from kit.watch import Watch, note_epoch, scores, seen, warn_if_endless
+from kit.report.pictures import draw_classes
+from kit.score import tasks
+from kit.score.metrics import is_better
+from kit.train import distributed
+from kit.train.augment import AUGMENTATIONS, Augmentation
+from kit.train.checkpoint import SEEN, ResumeFile, earlier_weights, epoch_start, makers, save_fold
+from kit.train.dataset import SAMPLERS, training_batches
+from kit.train.device import (
+    PRECISIONS,
+    autocast,
+    compile_backbone,
+    enough_memory,
+    keep_memory,
+    pick_amp,
+    pick_device,
+    pick_workers,
+)
+from kit.train.inference import PREDICT_BATCH, TTAS, predict, to_device
+from kit.train.linear_probe import probe, start_head
+from kit.train.losses import LOSSES
+from kit.train.model import HEADS, build_model
+from kit.train.monitor import Watch, note_epoch, scores, seen, warn_if_endless
+from kit.train.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
+from kit.train.settings import changed, check_flags, experiment_names, fold_numbers, for_task, init_makers, settings
+from kit.train.trackers import TRACKERS, Track
 
 
 def make_parser():
@@ -287,7 +297,7 @@ def train_and_keep(shared, fold):
 
 def gather(args, folder, seed, device):
     """→ what the folds of an experiment share, as a namespace. Raises UserError where its finished folds differ."""
-    prepared, folds = common.read_prepared(args)
+    prepared, folds = read_prepared(args)
     config, usual = for_task(settings(args, seed), tasks.task_of(prepared)), defaults()
     config["changed"] = changed(config, usual)
     numbers = fold_numbers(args, prepared["folds"])
@@ -300,7 +310,7 @@ def gather(args, folder, seed, device):
     return SimpleNamespace(
         args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=made_by,
         prepared=prepared, metric=prepared["metric"], folds=folds, numbers=numbers,
-        images=common.open_images(args, prepared, "train", config["size"], len(folds)),
+        images=open_images(args, prepared, "train", config["size"], len(folds)),
         targets=tasks.to_unit(prepared, tasks.read_targets(prepared, folds.target)),
         device=device, amp=pick_amp(args.amp, device),
         workers=pick_workers(args.workers, device),

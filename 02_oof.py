@@ -25,10 +25,11 @@ import pandas as pd
 from sklearn.metrics import confusion_matrix
 
 from common import Parser, UserError, conclude, number, prepared_folder, read_table, say, wrapped, write_csv
-from kit import bootstrap, forecast, report, tasks, thresholds
-from kit.blend import BLENDS, blend, climb, held_out_blend, write_weights
-from kit.experiment import MOST_COLUMNS, note_in_ledger, of_folds, read_oof, shared_folds, train_again
-from kit.metrics import METRICS, reason_against
+from kit.experiment import MOST_COLUMNS, note_in_ledger, of_folds, read_oof, train_again
+from kit.report import page
+from kit.score import intervals, tasks, thresholds
+from kit.score.blend import BLENDS, blend, climb, held_out_blend, shared_folds, write_weights
+from kit.score.metrics import METRICS, reason_against
 
 FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
 MOST_EPOCHS = 5  # epochs in the table
@@ -53,7 +54,7 @@ def make_parser():
 
 def cv_cells(score, values):
     """→ a score and its interval, from its values in the bootstrap samples, as the ledger has them."""
-    return dict(zip(("cv", "cv_low", "cv_high"), (score, *bootstrap.interval(values)), strict=True))
+    return dict(zip(("cv", "cv_low", "cv_high"), (score, *intervals.interval(values)), strict=True))
 
 
 def with_interval(score, values):
@@ -166,8 +167,8 @@ def forecast_lines(args, oof, score, draws):
     some = np.unique(oof.targets) if of_classes else oof.targets  # one of each class, since N × K would fill the memory
     perfect = METRICS[oof.prepared["metric"]].score(some, tasks.perfect(oof.prepared, some))
     tests = len(read_table(prepared_folder(args) / "test.csv", f"{common.PREPARE} --overwrite"))
-    said = forecast.leaderboard(score, draws, perfect, ladder, len(oof.folds), tests)
-    return forecast.leaderboard_lines(said, ladder)
+    said = intervals.leaderboard(score, draws, perfect, ladder, len(oof.folds), tests)
+    return intervals.leaderboard_lines(said, ladder)
 
 
 def score_predictions(args, oof):
@@ -180,10 +181,10 @@ def score_predictions(args, oof):
     rows.setdefault(oof.submitted, (metric, "views", " (submitted)"))
     if args.metric not in (None, metric):
         rows[METRICS[args.metric].name] = (args.metric, "views", f" ({oof.submitted})")
-    weights, folds = bootstrap.bootstrap_weights(oof.folds.group, args.draws), oof.folds.fold.to_numpy()
+    weights, folds = intervals.bootstrap_weights(oof.folds.group, args.draws), oof.folds.fold.to_numpy()
     for row, (key, kind, note) in rows.items():
         data = (key, oof.targets, judged(oof, key, tasks.predictions(oof.prepared, oof.logits[kind])))
-        scores[row] = bootstrap.scored(*data, weights), bootstrap.mean_of_folds(*data, folds, weights)
+        scores[row] = intervals.scored(*data, weights), intervals.mean_of_folds(*data, folds, weights)
         table.loc[row + note] = [with_interval(*score) for score in scores[row]]
     return scores, table
 
@@ -229,19 +230,19 @@ def compare(args, oofs, shared, rows):
     models, oof, own = [*parts.values()], oofs[0], rows[0]
     task = tasks.task_of(oof.prepared)
     parts |= {f"{how} blend": blend(models, how, task=task) for how in BLENDS if (task, how) != ("numbers", "rank")}
-    targets, weights = oof.targets[own], bootstrap.bootstrap_weights(oof.folds.group[own], args.draws)
+    targets, weights = oof.targets[own], intervals.bootstrap_weights(oof.folds.group[own], args.draws)
     metric, folds = oof.prepared["metric"], f"{len(shared)} of {oof.prepared['folds']}"
     if len(shared) > 1:
         parts["greedy blend"] = held_out_blend(metric, targets, models, oof.folds.fold[own].to_numpy(), task)
     for key in dict.fromkeys([args.metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
         scores = {
-            p: bootstrap.scored(key, targets, judged(oof, key, found, own), weights) for p, found in parts.items()
+            p: intervals.scored(key, targets, judged(oof, key, found, own), weights) for p, found in parts.items()
         }
         (base, score), *others = scores.items()
         table = pd.Series({part: with_interval(*score) for part, score in scores.items()}).to_string()
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {folds} folds\n{table}")
-        verdicts += [f"{name}: {bootstrap.compare(base, part, *score, *other, better)}" for part, other in others]
+        verdicts += [f"{name}: {intervals.compare(base, part, *score, *other, better)}" for part, other in others]
     verdicts += weigh(args, oofs, targets, models, scores)
     parted = [verdict.rpartition("Δ = ") for verdict in verdicts]
     widest = max(len(said) for said, *_ in parted)
@@ -261,7 +262,7 @@ def weigh(args, oofs, targets, models, scores):
         return ["greedy weights can't be judged on one fold: they need another one to be fitted on"]
     metric, greedy, mean = oofs[0].prepared["metric"], scores["greedy blend"], scores["mean blend"]
     sign = 1 if METRICS[metric].larger_is_better else -1
-    gain, (low, high) = sign * (greedy[0] - mean[0]), bootstrap.interval(sign * (greedy[1] - mean[1]))
+    gain, (low, high) = sign * (greedy[0] - mean[0]), intervals.interval(sign * (greedy[1] - mean[1]))
     if np.isnan(gain + low):
         return ["greedy weights can't be judged: the score is undefined in too many bootstrap samples"]
     said = f"{METRICS[metric].name}: greedy weights gain {gain:+.4f} ({low:+.4f} to {high:+.4f}) on equal ones"
@@ -276,10 +277,10 @@ def weigh(args, oofs, targets, models, scores):
 
 
 def overlays():
-    """→ kit/overlays.py. It loads torch, without which this script starts in a second."""
-    from kit import overlays
+    """→ kit/report/gradcam.py. It loads torch, without which this script starts in a second."""
+    from kit.report import gradcam
 
-    return overlays
+    return gradcam
 
 
 def main(args):
@@ -304,7 +305,7 @@ def main(args):
         ledger = note_in_ledger(args, oof.exp, ledger_cells(oof, leaderboard))
     for oof in oofs:
         oof.overlays = overlays().overlay_worst(args, oof) if args.overlays else {}
-        report.write(args, oof, ledger, verdicts, oofs)
+        page.write(args, oof, ledger, verdicts, oofs)
 
 
 if __name__ == "__main__":

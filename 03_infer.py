@@ -37,15 +37,19 @@ from common import (
     replacing,
     say,
 )
-from kit import distributed, forecast, tasks, thresholds
-from kit.blend import BLENDS, blend, read_weights
-from kit.device import PRECISIONS, enough_memory, keep_memory, pick_amp_of, pick_device, pick_workers
-from kit.experiment import note_in_ledger, of_folds, read_oof, shared_folds
-from kit.metrics import METRICS
-from kit.model import PREDICT_BATCH, TTAS, load_fold, predict
-from kit.probe import head_logits, test_features
-from kit.submission import check_submission, per_unit, read_tests, submission_rows
-from kit.unseen import submit_unseen
+from kit.data.prepared import open_images
+from kit.experiment import note_in_ledger, of_folds, read_oof
+from kit.folds import shift
+from kit.score import tasks, thresholds
+from kit.score.blend import BLENDS, blend, read_weights, shared_folds
+from kit.score.metrics import METRICS
+from kit.submit.hidden_test import submit_unseen
+from kit.submit.submission import check_submission, per_unit, read_tests, submission_rows
+from kit.train import distributed
+from kit.train.checkpoint import load_fold
+from kit.train.device import PRECISIONS, enough_memory, keep_memory, pick_amp_of, pick_device, pick_workers
+from kit.train.inference import PREDICT_BATCH, TTAS, predict
+from kit.train.linear_probe import head_logits, test_features
 
 
 def make_parser():
@@ -146,7 +150,7 @@ def predict_test(args, oof, images, test_hash, device):
     parts, lines = [tasks.predictions(oof.prepared, part) for part in logits], []
     if tasks.task_of(oof.prepared) == "classes":
         found = tasks.predictions(oof.prepared, oof.logits[kind_of(args, oof)])
-        lines = forecast.confidence_lines(found, oof.targets, oof.folds.fold.to_numpy(), parts)
+        lines = shift.confidence_lines(found, oof.targets, oof.folds.fold.to_numpy(), parts)
     return np.mean(parts, axis=0), [f"{oof.exp}: {line}" for line in lines]
 
 
@@ -262,7 +266,7 @@ def main(args):
     cv = pooled if cv is None else cv
     table, layout = read_tests(prepared_folder(args), f"{common.PREPARE} --overwrite")
     names = table.image_name.tolist()
-    images = [common.open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
+    images = [open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
     solution = read_solution(args, names, prepared)  # its mistakes must not wait for the predictions
     test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
     device = pick_device(args.device, args.deterministic)

@@ -10,14 +10,14 @@ DEMO = --input input/demo --output $(OUTPUT) --exp demo --model test_resnet --we
 .PHONY: demo test test-slow install lint lock pins handover
 
 # make handover EXP=base, or make handover base: what winners hand in, as OUTPUT/handover_EXP.zip. EXP="a b" is a blend;
-# HANDOVER holds more flags of kit/handover.py.
+# HANDOVER holds more flags of kit/submit/handover.py.
 ifeq ($(firstword $(MAKECMDGOALS)),handover)
 EXP ?= $(or $(wordlist 2,99,$(MAKECMDGOALS)),base)
 $(filter-out demo test test-slow install lint lock pins,$(wordlist 2,99,$(MAKECMDGOALS))): handover ; @:
 endif
 handover: OUTPUT = output
 handover: .venv/installed
-	.venv/bin/python -m kit.handover $(EXP) --output $(OUTPUT) $(HANDOVER)
+	.venv/bin/python -m kit.submit.handover $(EXP) --output $(OUTPUT) $(HANDOVER)
 
 demo: .venv/installed
 	.venv/bin/python input/make_demo.py

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 
 from common import UserError, listing, say
-from kit import labels, tables, tasks
-from kit.folds import given_groups, pattern_groups
-from kit.metrics import METRICS, reason_against
-from kit.pixels import PixelSource
-from kit.sample import positive_class, read_sample
-from kit.sources import check_images, find_images
-from kit.tables import refuse
-from kit.tasks import TASKS
+from kit.data import labels, tables
+from kit.data.image_source import PixelSource, check_images, find_images
+from kit.data.tables import refuse
+from kit.folds.split import given_groups, pattern_groups
+from kit.score import tasks
+from kit.score.metrics import METRICS, reason_against
+from kit.score.tasks import TASKS
+from kit.submit.sample_submission import positive_class, read_sample
 
 SEARCHED = "auto", "copies"  # kinds of --groups that look at the images
 READING = "bands", "channels", "image_column", "target_column", "submit_header"  # flags that another test set needs too

@@ -12,8 +12,9 @@ import pandas as pd
 
 import common
 from common import UserError, file_hash, listing, read_json, read_table, replacing, warn, write_csv, write_json
-from kit import tasks
+from kit.data.prepared import read_prepared
 from kit.locks import lock, locked, opened, remove_leftovers
+from kit.score import tasks
 
 FOLD_FILES = ("pt", "csv", "json")
 MOST_COLUMNS = common.MANY  # classes whose logits are columns of foldK.csv
@@ -114,7 +115,7 @@ def read_oof(args, exp):
     of KINDS: float [N, K] in the order of `folds`), present and missing (lists of fold numbers), records (a dict of
     foldK.json). Raises UserError where no fold is finished, or a fold's files, settings or folds don't fit."""
     folder = common.experiment_folder(args, exp)
-    prepared, folds = common.read_prepared(args)
+    prepared, folds = read_prepared(args)
     present = [k for k in range(prepared["folds"]) if is_finished(folder, k)]
     if not present:
         raise UserError(f"{folder} has no finished fold: train with 01_train_fold.py --exp {exp} --fold all")
@@ -196,18 +197,6 @@ def warn_of_other_makers(exp, records):
         if len(makers) > 1:
             parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in makers.values())
             warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")
-
-
-def shared_folds(oofs):
-    """→ the folds that all experiments have finished, and each one's rows of them (bool [N]). Raises UserError where
-    there is none, or where an experiment is named twice."""
-    if len({oof.exp for oof in oofs}) < len(oofs):
-        raise UserError(f"an experiment is named twice ({listing(oof.exp for oof in oofs)}): name each once")
-    shared = set.intersection(*(set(oof.present) for oof in oofs))
-    if not shared:
-        finished = "; ".join(f"{oof.exp}: {listing(oof.present)}" for oof in oofs)
-        raise UserError(f"no fold is finished in all experiments ({finished}): train one with 01_train_fold.py")
-    return shared, [oof.folds.fold.isin(shared).to_numpy() for oof in oofs]
 
 
 def of_folds(oof):

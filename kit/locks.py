@@ -6,12 +6,11 @@ import platform
 import sys
 import time
 
-from common import UserError, say, warn
-
 try:
     import fcntl
 except ImportError:  # Windows
     sys.exit("foldkit needs Linux or macOS; on Windows, run it in WSL")
+from common import UserError, say, warn
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from conftest import done, png, toy_image, write_zip
 from damage import PREPARE, build_world, edited, flags_of, refused_untouched, without
 from PIL import Image
 
-from kit.images import decode
+from kit.data.decode import decode
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""kit/blend.py: fitted weights are scored on folds that they haven't seen, and reach 03 only where that pays."""
+"""kit/score/blend.py: fitted weights are scored on folds that they haven't seen, and reach 03 only where that pays."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from conftest import TINY, done, refused
 from test_oof import experiment, noisy, printed
 
 from common import softmax, write_csv, write_json
-from kit.blend import blend, climb
-from kit.metrics import METRICS
+from kit.score.blend import blend, climb
+from kit.score.metrics import METRICS
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 GAIN = re.compile(r"(.+): greedy weights gain (\S+) \((\S+) to (\S+)\) on equal ones: (.+)")

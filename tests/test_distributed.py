@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, TINY, done, prepare
 
 from common import UserError
-from kit import batches, distributed
+from kit.train import dataset, distributed
 
 BATCH = 9  # which two processes can't halve
 
@@ -148,9 +148,9 @@ def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
                           config=config, workers=0, device=torch.device("cpu"))  # fmt: skip
 
     def drawn(rank, world):
-        monkeypatch.setattr(batches, "RANK", rank)
-        monkeypatch.setattr(batches, "WORLD", world)
-        return list(batches.training_batches(run, 1).batch_sampler)
+        monkeypatch.setattr(dataset, "RANK", rank)
+        monkeypatch.setattr(dataset, "WORLD", world)
+        return list(dataset.training_batches(run, 1).batch_sampler)
 
     whole, shares = drawn(0, 1), [drawn(rank, 4) for rank in range(4)]
     assert [len(batch) for batch in whole] == [BATCH] * 5

@@ -17,11 +17,11 @@ import torch
 from conftest import ROOT, TINY, done, kit, load, prepare, refused
 
 import common
-from kit import device, watch
-from kit.batches import Images
 from kit.experiment import claimed, note_in_ledger
 from kit.locks import locked, remove_leftovers
-from kit.resume import ResumeFile
+from kit.train import device, monitor
+from kit.train.checkpoint import ResumeFile
+from kit.train.dataset import Images
 
 TRAIN = "01_train_fold.py"
 QUICK = [*TINY, "--epochs", 1, "--augment", "none"]
@@ -256,14 +256,14 @@ def test_a_full_gpu_names_the_flags(flags, monkeypatch):
 
 
 def test_the_first_steps_say_what_a_fold_takes(flags, monkeypatch):
-    monkeypatch.setattr(watch, "LOOK_SECONDS", -1)
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", -1)
     out = done(TRAIN, *flags, *TINY, "--batch-size", 2, "--fold", "all")
     told = re.findall(r"^fold (\d) takes about (\d+\.\d min|\d+ s) \(\d+\.\d\d s a step of 2 images\)$", out, re.M)
     assert [fold for fold, _ in told] == ["0", "1"]
 
 
 def test_a_large_model_without_a_gpu_is_said_to_take_hours(flags, monkeypatch):
-    monkeypatch.setattr(watch, "LARGE", 1e5)
+    monkeypatch.setattr(monitor, "LARGE", 1e5)
     result = kit(TRAIN, *flags, *QUICK, "--fold", 0)
     assert result.code == 0
     assert re.search(r"there is no GPU: this fold would take about \d+ hours\. Without a GPU: @recipes/cpu", result.err)
@@ -320,7 +320,7 @@ def test_validation_has_a_batch_size_of_its_own(flags, monkeypatch):
         sizes.append(batch_size)
         return plain(*arguments, batch_size=batch_size or 1, **options)
 
-    monkeypatch.setattr("kit.model.DataLoader", loader)
+    monkeypatch.setattr("kit.train.inference.DataLoader", loader)
     vit = ["--model", "test_vit", "--model-kwargs", "img_size=32"]
     done(TRAIN, *flags, *QUICK, *vit, "--batch-size", 1, "--accumulate", 8, "--fold", 0)
     assert sizes == [32]

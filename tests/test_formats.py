@@ -20,8 +20,8 @@ from PIL import Image
 from test_sources import write_7z, write_tiff
 
 from common import read_table
-from kit import tasks
-from kit.submission import per_unit, read_tests
+from kit.score import tasks
+from kit.submit.submission import per_unit, read_tests
 
 
 class Form(NamedTuple):
@@ -927,7 +927,7 @@ def draw(name, folder):
 
 
 def targets_of(prepared, cells):
-    """Targets as Drawn has them → as kit/tasks.py has them."""
+    """Targets as Drawn has them → as kit/score/tasks.py has them."""
     task, classes = prepared["task"], prepared["classes"]
     if task == "classes":
         return np.array([classes.index(cell) for cell in cells])

@@ -20,8 +20,9 @@ from test_oof import QUICK, experiment, noisy
 from test_report import Browser, section
 
 from common import UserError, file_hash, softmax, write_csv, write_json
-from kit import gallery, overlays, suspects
-from kit.model import build_model
+from kit.report import gallery, gradcam
+from kit.score import label_errors
+from kit.train.model import build_model
 
 ENTER, ESCAPE, LEFT, RIGHT = "\ue007", "\ue00c", "\ue012", "\ue014"
 TASKS = ("classes", "labels", "numbers")
@@ -296,12 +297,12 @@ def test_flipped_labels_are_suspected_and_clean_ones_are_not(classes):
     true, probabilities = drawn(4000, classes)
     accuracy = (probabilities.argmax(axis=1) == true).mean()
     assert 0.92 < accuracy < 0.98
-    clean = (suspects.confident(true, probabilities) != true).sum()
+    clean = (label_errors.confident(true, probabilities) != true).sum()
     assert clean < 0.05 * len(true), "few on clean data"
-    by_chance = suspects.expected(true, probabilities)
+    by_chance = label_errors.expected(true, probabilities)
     assert abs(clean - by_chance) < 4 * by_chance**0.5, "as many as it says"
     labels, wrong = flipped(true, classes, 0.1)
-    suggested = suspects.confident(labels, probabilities)
+    suggested = label_errors.confident(labels, probabilities)
     suspected = suggested != labels
     assert suspected[wrong].mean() > 0.9, "recall"
     assert wrong[suspected].mean() > 0.63, "precision: the images that are hard by chance are among them"
@@ -314,7 +315,9 @@ def test_confident_learning_by_hand():
     labels = np.array([0, 0, 1, 1, 1, 1])
     thresholds = [0.8, (0.6 + 0.6 + 0.1 + 0) / 4]
     assert thresholds == pytest.approx([0.8, 0.325])
-    assert suspects.confident(labels, p).tolist() == [0, 0, 1, 1, 0, 1], "0.81 reaches 0.8; class 2 has no threshold"
+    assert label_errors.confident(labels, p).tolist() == [0, 0, 1, 1, 0, 1], (
+        "0.81 reaches 0.8; class 2 has no threshold"
+    )
 
 
 def test_suspects_are_written_and_shown(tmp_path, browser):
@@ -427,7 +430,7 @@ def images_of(size, count=2):
 def test_grad_cam_of_a_pooled_map_is_its_class_activation_map():
     """Where a linear head follows the mean over the map, Grad-CAM is the head's weights times the map."""
     model, images = network("test_resnet", 160), images_of(160)
-    masks = overlays.heat(model, images, [1, 0], "test_resnet")
+    masks = gradcam.heat(model, images, [1, 0], "test_resnet")
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) - model.mean) / model.std
     with torch.no_grad():
         maps = model.backbone.forward_features(pixels)
@@ -445,7 +448,7 @@ def test_grad_cam_of_a_vit_sees_where_the_image_changes_the_answer(name):
     """The patches whose gradient, times themselves, speaks for the class, computed here by autograd."""
     size, kwargs = (224, dict(depth=2)) if name.startswith("eva") else (160, {})
     model, images = network(name, size, model_kwargs=kwargs), images_of(size, 1)
-    (mask,) = overlays.heat(model, images, [1], name)
+    (mask,) = gradcam.heat(model, images, [1], name)
     tokens = {}
     block = model.backbone.blocks[-1].norm1
     hook = block.register_forward_hook(lambda module, _, output: tokens.update(output=output))
@@ -463,7 +466,7 @@ def test_grad_cam_of_a_vit_sees_where_the_image_changes_the_answer(name):
 
 @pytest.mark.parametrize("name", ["test_convnext", "test_efficientnet", "test_mambaout", "test_vit3"])
 def test_grad_cam_finds_a_map(name):
-    masks = overlays.heat(network(name, 160), images_of(160), [0, 1], name)
+    masks = gradcam.heat(network(name, 160), images_of(160), [0, 1], name)
     assert masks.shape == (2, 160, 160)
     assert masks.max() == pytest.approx(1, abs=1e-3)
     assert masks.min() >= 0
@@ -517,4 +520,4 @@ def test_a_network_without_a_map_is_an_error_that_names_it():
     model.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))
     model.forward = lambda images: model.backbone(images.float())
     with pytest.raises(UserError, match="--overlays: flat has no map"):
-        overlays.last_map(model, torch.zeros(1, 3, 8, 8), "flat")
+        gradcam.last_map(model, torch.zeros(1, 3, 8, 8), "flat")

@@ -10,7 +10,7 @@ from bench.copies import drawn, with_copies
 from conftest import done, png, refused, write_csv, write_zip
 from PIL import Image
 
-from kit import copies
+from kit.folds import duplicates
 
 TRAIN, TEST, SHARED = 75, 15, 6  # images; of the test images, those whose source may be in train
 
@@ -61,7 +61,7 @@ def test_what_is_printed_and_written_about_relatives(grouped):
     assert found["train_with_relative"] == pytest.approx(1 - alone.mean(), abs=0.03)
     assert found["test_with_relative"] == pytest.approx(np.isin(grouped.test, grouped.train).mean(), abs=0.07)
     (conflict,) = [names for names in found["conflicts"] if grouped.wrong in names]
-    for line in copies.report_lines(found):
+    for line in duplicates.report_lines(found):
         assert line in grouped.out
     table = pd.read_csv(grouped.prepared / "duplicates.csv", dtype=str, keep_default_na=False)
     group = table[table.group == table.group[table.image_name == grouped.wrong].item()]
@@ -109,19 +109,19 @@ def test_groups_that_cannot_be_used_are_refused(grouped, tmp_path):
 
 def test_candidates_by_the_features_of_a_timm_model(grouped, tmp_path, monkeypatch):
     """The model's features, one row of unit length an image, take the place of words and colours."""
-    compared, candidates = [], copies.candidates
+    compared, candidates = [], duplicates.candidates
 
     def spy(records, vectors=None):
         compared.append(np.array(vectors))
         return candidates(records, vectors)
 
-    monkeypatch.setattr(copies, "candidates", spy)
+    monkeypatch.setattr(duplicates, "candidates", spy)
     flags = [*grouped.flags, "--output", tmp_path / "output", "--limit", 30, "--folds", 2]
     done("00_prepare.py", *flags, "--embed", "test_resnet", "--weights", "none")
     prepared = tmp_path / "output" / "prepared"
     (embedding,) = compared
     assert len(embedding) == sum(len(pd.read_csv(prepared / name)) for name in ("folds.csv", "test.csv"))
-    assert embedding.shape[1] != copies.VECTOR
+    assert embedding.shape[1] != duplicates.VECTOR
     assert np.linalg.norm(embedding, axis=1) == pytest.approx(1, abs=1e-5)
     assert len(np.unique(embedding.round(6), axis=0)) > 0.9 * len(embedding)
     assert json.loads((prepared / "prepared.json").read_text())["groups"] == "auto by test_resnet none"

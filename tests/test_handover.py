@@ -16,14 +16,14 @@ import pytest
 from conftest import TINY, done, kit, load, prepare
 
 from common import file_hash
-from kit import commands, handover
+from kit.submit import handover
 
 PREPARE, TRAIN = load("00_prepare.py"), load("01_train_fold.py")
 
 
 def hand_over(flags, *words):
     """Makes a zip that must be made. → it, open; its names are without the top folder."""
-    result = kit("kit/handover.py", *words, *flags)
+    result = kit("kit/submit/handover.py", *words, *flags)
     assert result.code == 0, result.err
     path = Path(re.search(r"→ (.*\.zip)", result.out)[1])
     archive = zipfile.ZipFile(path)
@@ -34,7 +34,7 @@ def hand_over(flags, *words):
 
 
 def refused(flags, *words):
-    result = kit("kit/handover.py", *words, *flags)
+    result = kit("kit/submit/handover.py", *words, *flags)
     assert result.code == 2, (result.out, result.err)
     (line,) = result.err.strip().splitlines()
     assert line.startswith("handover.py: error: ")
@@ -101,7 +101,14 @@ def test_what_is_in_the_zip(flags):
     files = "config.json recipe.args oof.csv report.html fold0.pt fold2.pt fold1.csv fold1.json fold1_epochs.csv"
     expected = {f"output/base/{name}" for name in files.split()}
     expected |= {f"output/prepared/{name}" for name in ("prepared.json", "folds.csv", "test.csv", "sample.csv")}
-    expected |= {"01_train_fold.py", "kit/model.py", "run.sh", "requirements.lock", "installed.txt", "weights.csv"}
+    expected |= {
+        "01_train_fold.py",
+        "kit/train/model.py",
+        "run.sh",
+        "requirements.lock",
+        "installed.txt",
+        "weights.csv",
+    }
     assert expected <= made.names.keys()
     assert not [name for name in made.names if name.endswith((".npy", ".lock", ".zip")) and name.startswith("output")]
     assert {*made.read("directory_structure.txt").split("\n")} - {""} == made.names.keys()
@@ -161,13 +168,13 @@ def test_a_blend_and_what_it_started_from(flags):
 
 def test_fitted_weights_are_those_of_the_way():
     args = SimpleNamespace(exps=["next", "base"], infer="--weights=old/blend_base+next.json --blend rank")
-    made = commands.infer_command(args, "scratch", "--output", "scratch")
+    made = handover.infer_command(args, "scratch", "--output", "scratch")
     assert made == (
         "python 03_infer.py next base --weights=scratch/blend_base+next.json --blend rank --output scratch "
         "--name scratch/remade.csv"
     )
     args.infer = "--weights old/blend_base+next.json"
-    assert "base --weights output/blend_base+next.json --name" in commands.infer_command(args, "output")
+    assert "base --weights output/blend_base+next.json --name" in handover.infer_command(args, "output")
 
 
 def test_wrong_uses(flags):
@@ -183,7 +190,7 @@ def test_wrong_uses(flags):
         other.write_text(damaged)
         assert "is none of this competition" in refused(flags, "--submission", other)
     assert "--infer can't be read" in refused(flags, "--infer", "--blend 'rank")
-    result = kit("kit/handover.py", "--infer", "--blnd rank", *flags)
+    result = kit("kit/submit/handover.py", "--infer", "--blnd rank", *flags)
     assert (result.code, "03_infer.py: error: unrecognized arguments: --blnd" in result.err) == (2, True)
     assert "has no submission of base later than the folds: run python 03_infer.py base --tta" in refused(
         flags, "--infer=--tta none"
@@ -205,7 +212,7 @@ def test_the_code_is_that_of_the_commit_or_says_how_it_differs(flags, tmp_path, 
     root = tmp_path / "copy"
     (root / "kit").mkdir(parents=True)
     (root / "input").mkdir()
-    for name in ("common.py", "kit/model.py", "requirements.lock", "input/make_demo.py"):
+    for name in ("common.py", "kit/train/model.py", "requirements.lock", "input/make_demo.py"):
         (root / name).write_text("x = 1\n")
     (root / "output").symlink_to(flags[3])  # lies in the kit, and git isn't told to ignore it
     monkeypatch.setattr(handover, "ROOT", root)
@@ -215,7 +222,7 @@ def test_the_code_is_that_of_the_commit_or_says_how_it_differs(flags, tmp_path, 
         paths, about, difference = handover.code_files()
         return {str(path.relative_to(root)) for path in paths}, about, difference
 
-    kept = {"common.py", "kit/model.py", "requirements.lock", "input/make_demo.py"}
+    kept = {"common.py", "kit/train/model.py", "requirements.lock", "input/make_demo.py"}
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert names() == (kept, "the kit's files as they lay there (no git checkout)", None)
 
@@ -255,7 +262,7 @@ def test_the_flags_of_a_training_give_its_settings(words):
     parse = TRAIN.make_parser().parse_args
     args = parse([*words.split(), "--fold", "0"])
     config = TRAIN.settings(args, *args.seed)
-    again = parse([*commands.flag_words(TRAIN.changed(config, TRAIN.defaults())), "--fold", "0"])
+    again = parse([*handover.flag_words(TRAIN.changed(config, TRAIN.defaults())), "--fold", "0"])
     assert TRAIN.settings(again, *again.seed) == config
 
 
@@ -265,6 +272,6 @@ def test_the_flags_of_the_preparation_are_kept(flags):
     args = parse([*words, "--label-pattern", "(cat|dog)", "--output", "elsewhere"])
     given = json.loads(json.dumps(PREPARE.given(args)))
     assert "output" not in given
-    assert PREPARE.given(parse(commands.flag_words(given))) == PREPARE.given(args)
+    assert PREPARE.given(parse(handover.flag_words(given))) == PREPARE.given(args)
     prepared = json.loads((flags[3] / "prepared" / "prepared.json").read_text())
     assert prepared["flags"] == dict(size=32, folds=3)

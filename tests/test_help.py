@@ -9,17 +9,17 @@ import sys
 import pytest
 from conftest import ROOT, TINY, done, load, prepare, refused
 
-from kit import handover
+from kit.submit import handover
 
 SCRIPTS = ["00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"]
 ENTRY = re.compile(r"  (?:-h, )?(--[\w-]+|EXP)(?: \S+)*?(?:  +(\S.*))?")
 
 
 def parser_of(script):
-    return handover.make_parser() if script == "kit.handover" else load(script).make_parser()
+    return handover.make_parser() if script == "kit.submit.handover" else load(script).make_parser()
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "kit.handover"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "kit.submit.handover"])
 def test_help_has_a_line_for_each_flag(script, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     parser = parser_of(script)
@@ -125,7 +125,7 @@ def test_flags_do_not_wait_for_what_they_do_not_need():
     command = [sys.executable, "-c", code, "01_train_fold.py", "03_infer.py"]
     modules = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert {"timm", "albumentations"} <= {*modules}
-    assert not {"sklearn", "scipy.stats", "matplotlib.pyplot", "kit.report"} & {*modules}
+    assert not {"sklearn", "scipy.stats", "matplotlib.pyplot", "kit.report.page"} & {*modules}
 
 
 def test_garbage_is_collected_as_usual_while_a_script_works(tmp_path):

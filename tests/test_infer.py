@@ -13,9 +13,9 @@ from conftest import TINY, done, kit, refused
 from sklearn.metrics import roc_auc_score
 
 from common import softmax
-from kit import model as models
-from kit.blend import blend
-from kit.device import pick_amp_of
+from kit.score.blend import blend
+from kit.train import checkpoint, device, inference, model
+from kit.train.device import pick_amp_of
 
 CPU = torch.device("cpu")
 
@@ -42,12 +42,12 @@ def oof_of(folder, kind, folds=range(3)):
 def test_views_are_the_squares_eight_and_their_mean():
     torch.manual_seed(0)
     config = dict(model="test_resnet", model_kwargs={}, size=32, norm="thesis", head="linear")
-    classifier = models.build_model(config, 3, "none").eval()
+    classifier = model.build_model(config, 3, "none").eval()
     images = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3)).astype(np.uint8)
     views = [np.rot90(mirrored, k, (1, 2)) for mirrored in (images, images[:, :, ::-1]) for k in range(4)]
     assert len({view.tobytes() for view in views}) == 8
-    each = [models.predict(classifier, np.ascontiguousarray(view), np.arange(5), 2, CPU) for view in views]
-    together = models.predict(models.TTAS["d4"](classifier), images, np.arange(5), 2, CPU)
+    each = [inference.predict(classifier, np.ascontiguousarray(view), np.arange(5), 2, CPU) for view in views]
+    together = inference.predict(inference.TTAS["d4"](classifier), images, np.arange(5), 2, CPU)
     assert together == pytest.approx(np.mean(each, axis=0), abs=1e-5)
     assert not np.allclose(together, each[0], atol=1e-3), "views of one model differ"
 
@@ -64,8 +64,8 @@ def test_submission_is_the_mean_over_folds_in_the_samples_format(copied):
     images = np.load(output / "prepared" / "test_32.npy")
     each = []
     for k in range(3):
-        model = models.TTAS["d4"](models.load_fold(output / "base" / f"fold{k}.pt", CPU)[1])
-        logits = models.predict(model, images, np.arange(len(images)), 7, CPU)
+        model = inference.TTAS["d4"](checkpoint.load_fold(output / "base" / f"fold{k}.pt", CPU)[1])
+        logits = inference.predict(model, images, np.arange(len(images)), 7, CPU)
         assert np.load(output / "base" / f"fold{k}_test.npy") == pytest.approx(logits, abs=1e-4)
         each.append(softmax(logits)[:, 1])
     assert [float(row[1]) for row in rows] == pytest.approx(np.mean(each, axis=0), abs=1e-5)
@@ -175,8 +175,8 @@ def test_a_fold_trained_on_a_gpu_in_fp16_is_predicted_in_fp32_on_a_cpu(copied, m
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | dict(run=content["run"] | dict(amp="fp16", device="cuda"))))
     seen = []
-    plain = models.autocast
-    monkeypatch.setattr(models, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
+    plain = device.autocast
+    monkeypatch.setattr(inference, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
     assert kit("03_infer.py", *flags).code == 0
     assert set(seen) == {"none"}
 
@@ -200,8 +200,8 @@ def test_auto_is_the_precision_of_training_on_such_a_device(copied, monkeypatch)
         path = output / "base" / f"fold{fold}.json"
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | dict(run=content["run"] | dict(amp="bf16"))))
-    seen, plain = [], models.autocast
-    monkeypatch.setattr(models, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
+    seen, plain = [], device.autocast
+    monkeypatch.setattr(inference, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
     done("03_infer.py", *flags)
     assert set(seen) == {"bf16"}
     assert done("03_infer.py", *flags).count("predicted earlier") == 3

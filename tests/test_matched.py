@@ -11,8 +11,10 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from kit import figures, forecast, matched
-from kit.folds import deal, scarce
+from kit.folds import matching, shift
+from kit.folds.split import deal, scarce
+from kit.report import figures, pictures
+from kit.score import intervals
 
 EACH = 20  # images of a subject
 
@@ -21,8 +23,8 @@ def subjects(count, seed=0, dimensions=32, spread=0.5):
     """Subjects as blobs on the unit sphere. → points float32 [N, D], the subject of each."""
     rng, subject = np.random.default_rng(seed), np.repeat(np.arange(count), EACH)
     centres, noise = rng.normal(size=(count, dimensions)), rng.normal(size=(len(subject), dimensions))
-    points = matched.unit(centres)[subject] + spread * noise / np.sqrt(dimensions)
-    return matched.unit(points).astype(np.float32), subject
+    points = matching.unit(centres)[subject] + spread * noise / np.sqrt(dimensions)
+    return matching.unit(points).astype(np.float32), subject
 
 
 def matched_to(case, seed=0):
@@ -34,7 +36,7 @@ def matched_to(case, seed=0):
     seen, known = np.sort(order[: 30 * EACH - 160]), order[30 * EACH - 160 :]
     test = dict(known=known, new=new, both=np.concatenate([known, new]))[case]
     sources, targets = np.arange(len(seen)), subject[seen] % 3
-    result = matched.match(points[np.concatenate([seen, test])], sources, targets, 5, 777, "accuracy")
+    result = matching.match(points[np.concatenate([seen, test])], sources, targets, 5, 777, "accuracy")
     return SimpleNamespace(
         chosen=result[0], rungs=result[1], subject=subject[seen], targets=targets, points=points[seen]
     )
@@ -121,7 +123,7 @@ def test_a_class_needs_two_folds_and_each_of_two_classes_needs_all():
 
 def test_clusters_are_as_many_as_asked():
     points, subject = subjects(30)
-    for count, labels in zip([100, 30, 9], matched.clusterings(points, [100, 30, 9], 777), strict=True):
+    for count, labels in zip([100, 30, 9], matching.clusterings(points, [100, 30, 9], 777), strict=True):
         assert len(np.unique(labels)) == count
         if count <= 30:
             assert split(labels, subject) == 0
@@ -129,9 +131,9 @@ def test_clusters_are_as_many_as_asked():
 
 def test_clusters_of_many_images_are_much_the_same(monkeypatch):
     """1,000 images where 200 are learnt from at once: neither the parts nor the levels show."""
-    monkeypatch.setattr(matched, "MOST", 200)
+    monkeypatch.setattr(matching, "MOST", 200)
     monkeypatch.setattr(
-        matched, "linkage", lambda points, *way, plain=matched.linkage: small(points) or plain(points, *way)
+        matching, "linkage", lambda points, *way, plain=matching.linkage: small(points) or plain(points, *way)
     )
 
     def small(points):
@@ -139,7 +141,7 @@ def test_clusters_of_many_images_are_much_the_same(monkeypatch):
 
     points, subject = subjects(50, spread=0.2)
     counts = [500, 250, 110, 90, 50, 25, 10]
-    several = matched.clusterings(points, counts, 777)
+    several = matching.clusterings(points, counts, 777)
     for count, labels in zip(counts, several, strict=True):
         assert len(np.unique(labels)) == pytest.approx(count, abs=3)
         assert sorted(np.unique(labels)) == [*range(labels.max() + 1)]
@@ -147,7 +149,7 @@ def test_clusters_of_many_images_are_much_the_same(monkeypatch):
             assert split(labels, subject) == 0, f"of {count}"
         else:
             assert split(subject, labels) == 0, f"of {count}"
-    for labels, again in zip(several, matched.clusterings(points, counts, 777), strict=True):
+    for labels, again in zip(several, matching.clusterings(points, counts, 777), strict=True):
         assert np.array_equal(labels, again)
 
 
@@ -157,26 +159,26 @@ def test_a_share_of_the_images_is_released_in_whole_clusters(share):
     labels = np.repeat(np.arange(40), rng.integers(1, 25, 40))
     source = np.arange(len(labels)) // 2
     labels[1::2] = labels[: len(labels) // 2 * 2 : 2]  # copies lie in one cluster
-    groups = matched.release(labels, source, share, 777)
+    groups = matching.release(labels, source, share, 777)
     assert split(groups, source) == 0, "copies stay together"
     assert split(labels, groups) == 0, "a group is a cluster or a part of it"
     released = np.bincount(groups)[groups] < np.bincount(labels)[labels]
     assert released.mean() == pytest.approx(share, abs=np.bincount(labels).max() / len(labels))
     assert (np.bincount(groups)[groups][released] == 2).all()
     assert (pd.Series(released).groupby(labels).nunique() == 1).all(), "clusters are released whole"
-    assert not np.array_equal(groups, matched.release(labels, source, share, 778))
+    assert not np.array_equal(groups, matching.release(labels, source, share, 778))
 
 
 def test_nothing_is_released_of_a_share_of_none():
     labels = np.repeat(np.arange(4), 5)
-    assert np.array_equal(matched.release(labels, np.arange(20), 0, 777), labels)
+    assert np.array_equal(matching.release(labels, np.arange(20), 0, 777), labels)
 
 
 def test_no_cluster_holds_more_than_half_of_a_class():
     rng = np.random.default_rng(0)
     source, targets = np.arange(120) // 2, np.repeat(rng.choice(4, 60, p=[0.7, 0.2, 0.05, 0.05]), 2)
     labels = np.where(targets > 1, 0, source % 3)  # both rare classes lie in one cluster
-    apart = matched.keep_classes_apart(labels, source, source, targets)
+    apart = matching.keep_classes_apart(labels, source, source, targets)
     held = pd.crosstab(apart, targets)
     assert (held.max() <= held.sum() / 2).all()
     assert split(apart, source) == 0
@@ -187,14 +189,14 @@ def test_no_cluster_holds_more_than_half_of_a_class():
 
 def test_a_class_of_one_source_stays_whole():
     source, targets = np.array([0, 0, 1, 2, 3, 4]), np.array([1, 1, 0, 0, 0, 0])
-    apart = matched.keep_classes_apart(np.zeros(6, int), source, source, targets)
+    apart = matching.keep_classes_apart(np.zeros(6, int), source, source, targets)
     assert apart[0] == apart[1]
 
 
 def test_copies_with_different_labels_stay_together_where_classes_are_kept_apart():
     """Image 1 is a copy of image 0 under another label; the cluster holds most of class 0 but not of class 1."""
     labels, source = np.array([0, 0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 2, 3, 4, 5])
-    apart = matched.keep_classes_apart(labels, source, source, np.array([0, 1, 0, 0, 1, 1, 0]))
+    apart = matching.keep_classes_apart(labels, source, source, np.array([0, 1, 0, 0, 1, 1, 0]))
     assert apart[0] == apart[1]
 
 
@@ -216,10 +218,10 @@ def test_new_subjects_ask_for_folds_that_hold_out_whole_subjects(seed):
     assert split(found.chosen.folds, found.subject) < 0.1
     assert found.chosen.distance < 0.3 * found.rungs[0].distance
     assert np.median(found.chosen.held_out) == pytest.approx(np.median(found.chosen.test), abs=0.1)
-    near = matched.alike(found.rungs)
+    near = matching.alike(found.rungs)
     assert found.chosen in near
     assert found.chosen.held_out.mean() == min(rung.held_out.mean() for rung in near), "the hardest of those that match"
-    scores = {rung: matched.head_score(found.points, found.targets, rung.folds, "accuracy") for rung in near}
+    scores = {rung: matching.head_score(found.points, found.targets, rung.folds, "accuracy") for rung in near}
     for rung in found.rungs:
         assert rung.score == scores.get(rung, rung.score if not rung.clusters else None)
     assert found.rungs[0].score > 0.85 > 0.45 > found.chosen.score, "the class goes with the subject"
@@ -245,7 +247,7 @@ def test_copies_stay_in_one_fold_on_every_rung_but_the_first():
     points, subject = subjects(12)
     alone = np.arange(0, len(points), 2)
     train, source = points[np.repeat(alone, 2)], np.repeat(np.arange(len(alone)), 2)
-    chosen, rungs = matched.match(
+    chosen, rungs = matching.match(
         np.concatenate([train, points[alone + 1]]), source, subject[np.repeat(alone, 2)] % 2, 5, 777, "auc"
     )
     assert [rung.name for rung in rungs[:2]] == ["each image alone", "copies of one source together"]
@@ -261,10 +263,10 @@ def test_a_rung_that_would_hold_out_a_whole_class_is_left_out():
     help, decides nothing."""
     found = matched_to("new")
     targets = np.where(np.arange(len(found.targets)) < 2, 2, found.targets % 2)
-    rungs = matched.ladder(found.points, np.arange(len(targets)), targets, 5, 777)
+    rungs = matching.ladder(found.points, np.arange(len(targets)), targets, 5, 777)
     assert [scarce(rung.folds, targets) for rung in rungs] == [[]] * len(rungs)
     one = np.where(np.arange(len(found.targets)) < 1, 2, found.targets % 2)
-    rungs = matched.ladder(found.points, np.arange(len(one)), one, 5, 777)
+    rungs = matching.ladder(found.points, np.arange(len(one)), one, 5, 777)
     assert len(rungs) > 10
     assert [scarce(rung.folds, one) for rung in rungs] == [[2]] * len(rungs)
 
@@ -273,7 +275,7 @@ def test_a_rung_that_would_hold_out_a_whole_class_is_left_out():
 def test_of_too_few_images_nothing_is_said(sources, tests, enough):
     points = subjects(8)[0]
     source = np.arange(100) % sources
-    result = matched.match(points[: 100 + tests] if tests else points, source, np.arange(100) % 2, 5, 777, "auc")
+    result = matching.match(points[: 100 + tests] if tests else points, source, np.arange(100) % 2, 5, 777, "auc")
     assert bool(result[1]) == enough
     assert (result[0] is None) == (not enough)
 
@@ -284,16 +286,16 @@ def test_more_folds_than_the_last_rung_has_clusters(count):
     found = matched_to("new")
     train, test = found.points[:200], found.points[200:260]
     targets = np.arange(200) % 3
-    rungs = matched.match(np.concatenate([train, test]), np.arange(200), targets, count, 777, "accuracy")[1]
+    rungs = matching.match(np.concatenate([train, test]), np.arange(200), targets, count, 777, "accuracy")[1]
     assert rungs
     assert all(np.bincount(rung.folds, minlength=count).min() > 0 for rung in rungs)
 
 
 def test_similarities_and_distance_counted_by_hand():
     rng = np.random.default_rng(0)
-    train, test = (matched.unit(rng.normal(size=(n, 6))).astype(np.float32) for n in (30, 11))
-    rungs = [matched.Rung("", 0, 0, np.arange(30), folds) for folds in (np.arange(30) % 3, np.arange(30) // 10)]
-    matched.compare(rungs, train, test, 3, 777, block=7)
+    train, test = (matching.unit(rng.normal(size=(n, 6))).astype(np.float32) for n in (30, 11))
+    rungs = [matching.Rung("", 0, 0, np.arange(30), folds) for folds in (np.arange(30) % 3, np.arange(30) // 10)]
+    matching.compare(rungs, train, test, 3, 777, block=7)
     for rung in rungs:
         others = [[train[i] @ train[j] for j in range(30) if rung.folds[j] != rung.folds[i]] for i in range(30)]
         held_out = np.max(others, axis=1)
@@ -305,14 +307,14 @@ def test_similarities_and_distance_counted_by_hand():
 
 def test_some_images_stand_for_many(monkeypatch):
     found = matched_to("new")
-    monkeypatch.setattr(matched, "ASKED", 50)
-    rung = matched.Rung("", 0, 0, None, np.arange(300) % 5)
-    matched.compare([rung], found.points[:300], found.points[300:], 5, 777)
+    monkeypatch.setattr(matching, "ASKED", 50)
+    rung = matching.Rung("", 0, 0, None, np.arange(300) % 5)
+    matching.compare([rung], found.points[:300], found.points[300:], 5, 777)
     assert len(rung.held_out) == 50
     assert rung.test.size == 250
-    exact = matched.Rung("", 0, 0, None, rung.folds)
-    monkeypatch.setattr(matched, "ASKED", 10_000)
-    matched.compare([exact], found.points[:300], found.points[300:], 5, 777)
+    exact = matching.Rung("", 0, 0, None, rung.folds)
+    monkeypatch.setattr(matching, "ASKED", 10_000)
+    matching.compare([exact], found.points[:300], found.points[300:], 5, 777)
     assert rung.held_out.mean() == pytest.approx(exact.held_out.mean(), abs=0.05)
     assert np.isin(rung.held_out.round(4), exact.held_out.round(4)).all()
 
@@ -320,14 +322,14 @@ def test_some_images_stand_for_many(monkeypatch):
 def test_what_is_said_of_the_ladder():
     plain = dict(name="each image alone", clusters=0, similarity=0.9, test_similarity=0.51, score=0.99)
     plain |= dict(chosen=True, matches=True)
-    assert matched.report_lines(None) == matched.report_lines([]) == []
-    first, figures = matched.report_lines([plain])
+    assert matching.report_lines(None) == matching.report_lines([]) == []
+    first, figures = matching.report_lines([plain])
     assert first == "each image alone: these match the test set (matched.png)"
     assert figures.endswith("0.90 held out, 0.51 test")
-    first, _ = matched.report_lines([plain | dict(matches=False)])
+    first, _ = matching.report_lines([plain | dict(matches=False)])
     assert first == "no folds match the test set; each image alone come nearest (matched.png)"
     chosen = plain | dict(name="20 clusters", clusters=20, similarity=0.5, test_similarity=0.52, score=0.8)
-    first, figures, scores = matched.report_lines([plain | dict(chosen=False), chosen])
+    first, figures, scores = matching.report_lines([plain | dict(chosen=False), chosen])
     assert first == "matched folds, 20 clusters (matched.png)"
     assert figures.endswith("0.50 held out, 0.52 test, 0.90 in plain folds")
     assert scores == "a ridge regression scores 0.990 in plain folds, 0.800 in these"
@@ -341,8 +343,8 @@ def test_a_test_set_unlike_all_folds_matches_none():
     train = np.hstack([train, np.zeros_like(train[:, :1])])
     for tests, where in ((train, "nearest"), (elsewhere, "farthest")):
         given = np.concatenate([train, tests]), np.arange(len(train)), found.targets, 5, 777, "accuracy"
-        chosen, rungs = matched.match(*given)
-        assert not matched.matches(chosen)
+        chosen, rungs = matching.match(*given)
+        assert not matching.matches(chosen)
         assert chosen.distance == min(rung.distance for rung in rungs)
         held_out = [rung.held_out.mean() for rung in rungs]
         assert chosen.held_out.mean() == pytest.approx(dict(nearest=max, farthest=min)[where](held_out), abs=0.02)
@@ -353,7 +355,7 @@ def test_copies_stay_together_where_plain_folds_match():
     train, tests, targets = found.points[::2], found.points[1::2], found.targets[::2]
     points = np.concatenate([train, train[:3], tests])
     sources, targets = np.append(np.arange(len(train)), range(3)), np.append(targets, targets[:3])
-    chosen, rungs = matched.match(points, sources, targets, 5, 777, "accuracy")
+    chosen, rungs = matching.match(points, sources, targets, 5, 777, "accuracy")
     assert chosen is rungs[1]
     assert chosen.folds[:3].tolist() == chosen.folds[-3:].tolist()
 
@@ -364,7 +366,7 @@ def test_copies_stay_together_where_plain_folds_match():
 def test_words_and_colours_are_whitened_by_themselves_and_weigh_alike():
     rng = np.random.default_rng(0)
     loud, faint = rng.normal(size=(400, 3)) * [100, 1, 1], rng.normal(size=(400, 2))
-    white = matched.whitened(np.hstack([loud, faint]), 4, 777, block=64)
+    white = matching.whitened(np.hstack([loud, faint]), 4, 777, block=64)
     assert white.shape == (400, 4)
     assert np.linalg.norm(white, axis=1) == pytest.approx(1, abs=1e-5)
     assert (white**2).mean(axis=0) == pytest.approx(0.25, abs=0.03), "the loud one doesn't drown the others"
@@ -376,7 +378,7 @@ def test_each_image_is_shown_beside_the_nearest_that_its_model_has_seen():
     images = dict(train=np.arange(40), test=np.arange(100, 120))
     names = dict(train=[f"r{i}" for i in range(40)], test=[f"t{i}" for i in range(20)])
     for asked, of in ((test, None), (train, folds)):
-        (title, first), (_, second) = figures.look("title", asked, train, of, images, names, 777)
+        (title, first), (_, second) = pictures.look("title", asked, train, of, images, names, 777)
         assert ("of the other folds" in title) == (of is not None)
         cells = first + second
         assert len(first) == len(second) == figures.COLUMNS
@@ -407,56 +409,56 @@ def score_of(odds, perfect=1.0):
 def test_the_interval_spans_the_rungs_that_match_and_the_draws():
     """The CV's odds of an error are 1 : 9, the simple model's 1 : 4, on the other rung 3 : 7, on plain folds 1 : 19."""
     harder, easier = (0.14 / 0.86) / (1 / 9), (0.06 / 0.94) / (1 / 9)  # draws at 10 % and 90 %, to the CV
-    said = forecast.leaderboard(0.9, DRAWS, 1.0, LADDER, 300, 100)  # twice as wide in log odds: sqrt(1 + 3)
+    said = intervals.leaderboard(0.9, DRAWS, 1.0, LADDER, 300, 100)  # twice as wide in log odds: sqrt(1 + 3)
     low, high = score_of(1 / 9 * (3 / 7) / (1 / 4) * harder**2), score_of(1 / 9 * easier**2)
     assert said == pytest.approx(dict(low=low, high=high, plain=171 / 175))
-    wider = forecast.leaderboard(0.9, DRAWS, 1.0, LADDER, 800, 100)
+    wider = intervals.leaderboard(0.9, DRAWS, 1.0, LADDER, 800, 100)
     low, high = score_of(1 / 9 * (3 / 7) / (1 / 4) * harder**3), score_of(1 / 9 * easier**3)
     assert (wider["low"], wider["high"]) == pytest.approx((low, high))
     (alone,) = [dict(rung, alike=False) for rung in LADDER if rung["chosen"]]
-    said = forecast.leaderboard(0.9, DRAWS, 1.0, [alone], 300, 100)
+    said = intervals.leaderboard(0.9, DRAWS, 1.0, [alone], 300, 100)
     low, high = score_of(1 / 9 * harder**2), score_of(1 / 9 * easier**2)
     assert said == pytest.approx(dict(low=low, high=high, plain=0.9)), "the chosen rung always counts"
     of_a_fifth = [rung | dict(score=rung["score"] and rung["score"] / 5) for rung in [alone]]  # as the partial AUC is
-    said = forecast.leaderboard(0.18, DRAWS / 5, 0.2, of_a_fifth, 300, 100)
+    said = intervals.leaderboard(0.18, DRAWS / 5, 0.2, of_a_fifth, 300, 100)
     assert said == pytest.approx(dict(low=low / 5, high=high / 5, plain=0.9 / 5))
 
 
 def test_a_hard_rung_makes_no_score_below_none():
     ladder = [rung | dict(score=score) for rung, score in zip(LADDER, (0.95, 0.9, 0.3, None), strict=True)]
-    said = forecast.leaderboard(0.6, np.full(100, 0.6), 1.0, ladder, 300, 100)
+    said = intervals.leaderboard(0.6, np.full(100, 0.6), 1.0, ladder, 300, 100)
     assert said["low"] == pytest.approx(1 / (1 + (0.4 / 0.6) * (0.7 / 0.3) / (0.1 / 0.9)))
 
 
 def test_where_smaller_is_better_no_loss_is_below_none():
     """The simple model's loss is 0.8 on the chosen rung, 1 on the other that matches, 0.2 on plain folds."""
     ladder = [rung | dict(score=score) for rung, score in zip(LADDER, (0.2, 0.8, 1.0, None), strict=True)]
-    said = forecast.leaderboard(0.4, np.linspace(0.3, 0.5, 101), 0.0, ladder, 300, 100)
+    said = intervals.leaderboard(0.4, np.linspace(0.3, 0.5, 101), 0.0, ladder, 300, 100)
     low, high = 0.4 * (0.32 / 0.4) ** 2, 0.4 * 1.25 * (0.48 / 0.4) ** 2
     assert said == pytest.approx(dict(low=low, high=high, plain=0.1))
 
 
 def test_a_simple_model_without_errors_scales_none():
     ladder = [rung | dict(score=1.0) for rung in LADDER[:3]]
-    said = forecast.leaderboard(0.9, DRAWS, 1.0, ladder, 300, 100)
+    said = intervals.leaderboard(0.9, DRAWS, 1.0, ladder, 300, 100)
     harder, easier = (0.14 / 0.86) / (1 / 9), (0.06 / 0.94) / (1 / 9)
     assert said == pytest.approx(dict(low=score_of(1 / 9 * harder**2), high=score_of(1 / 9 * easier**2), plain=0.9))
 
 
 def test_the_forecast_says_on_what_it_rests():
     said = dict(low=0.84, high=0.9701, plain=0.999)
-    first, second = forecast.leaderboard_lines(said, LADDER)
+    first, second = intervals.leaderboard_lines(said, LADDER)
     assert first == (
         "leaderboard, as far as can be told: 0.840 to 0.970 (matched folds, 20 clusters; plain folds would say 0.999)"
     )
     assert "what no image shows" in second
     unmatched = [rung | dict(matches=False) for rung in LADDER]
-    assert forecast.leaderboard_lines(said, unmatched) == ["no forecast: no folds match the test set (matched.png)"]
-    first, second = forecast.leaderboard_lines(said, [LADDER[0] | dict(chosen=True)])
+    assert intervals.leaderboard_lines(said, unmatched) == ["no forecast: no folds match the test set (matched.png)"]
+    first, second = intervals.leaderboard_lines(said, [LADDER[0] | dict(chosen=True)])
     assert first == "leaderboard, as far as can be told: 0.840 to 0.970 (plain folds)"
     assert "the CV can be believed" in second
     copies = LADDER[0] | dict(name="copies of one source together", chosen=True)
-    first, second = forecast.leaderboard_lines(said, [LADDER[0], copies])
+    first, second = intervals.leaderboard_lines(said, [LADDER[0], copies])
     assert first.endswith("0.840 to 0.970 (copies of one source together)")
     assert "the CV can be believed" in second
 
@@ -470,11 +472,11 @@ def test_test_images_of_which_models_are_far_less_sure_are_a_warning(sure, said)
     """The folds' confidences are 0.7, 0.75 and 0.8, so 0.6 is three deviations below their mean."""
     held_out = np.array([[0.7, 0.3], [0.25, 0.75], [0.8, 0.2]]), np.array([0, 1, 1]), np.array([0, 1, 2])
     tests = [np.array([[sure - 0.05, 1.05 - sure]] * 5)] * 2 + [np.array([[sure + 0.1, 0.9 - sure]] * 5)]
-    confidence, disagreement = forecast.confidence_lines(*held_out, tests)
+    confidence, disagreement = shift.confidence_lines(*held_out, tests)
     assert confidence.startswith(f"mean confidence {sure:.3f} on the test images, 0.750 out of fold: {said}")
     assert disagreement == "two fold models disagree on 0.0% of the test images; out of fold 33.3% are wrong"
     two = held_out[2] > 0
-    confidence, _ = forecast.confidence_lines(*(part[two] for part in held_out), tests[:2])
+    confidence, _ = shift.confidence_lines(*(part[two] for part in held_out), tests[:2])
     assert "much less:" not in confidence, "two folds don't say how much confidence varies"
 
 
@@ -483,8 +485,8 @@ def test_disagreement_is_counted_over_all_pairs_of_models():
     named = np.zeros((3, 10), int)
     named[1, 0] = named[2, 1:4] = 1
     tests = [np.where(np.eye(2, dtype=bool)[row], 0.8, 0.2) for row in named]
-    assert "disagree on 26.7% of the test images" in forecast.confidence_lines(*OUT_OF_FOLD, tests)[1]
-    assert len(forecast.confidence_lines(*OUT_OF_FOLD, tests[:1])) == 1, "one model has none to disagree with"
+    assert "disagree on 26.7% of the test images" in shift.confidence_lines(*OUT_OF_FOLD, tests)[1]
+    assert len(shift.confidence_lines(*OUT_OF_FOLD, tests[:1])) == 1, "one model has none to disagree with"
 
 
 # ---------------------------------------------------------------- by commands
@@ -492,7 +494,7 @@ def test_disagreement_is_counted_over_all_pairs_of_models():
 SUBJECTS, NEW, OF_ONE, COPIES = 9, 5, 8, 4  # subjects in train and only in test, pictures of one, copies in train
 
 
-def pictures():
+def draw_subjects():
     """Pictures of 64 px, of each subject in its own colours, whatever is on them. → images, the subject of each."""
     rng, images = np.random.default_rng(5), []
     for _ in range(SUBJECTS + NEW):
@@ -512,7 +514,7 @@ def prepared(tmp_path_factory):
     """A competition whose test set shows new subjects, prepared with --groups auto. Both classes are in each subject.
     Of the first pictures there are turned copies, one of them under the other label."""
     folder = tmp_path_factory.mktemp("matched")
-    images, subject = pictures()
+    images, subject = draw_subjects()
     count = SUBJECTS * OF_ONE
     images = (
         images[:count] + [np.ascontiguousarray(np.rot90(images[k * OF_ONE])) for k in range(COPIES)] + images[count:]
@@ -530,7 +532,7 @@ def prepared(tmp_path_factory):
     write_csv(folder / "input" / "sample_submit.csv", [(name, 0) for name in tests])
     flags, kept = ["--input", folder / "input", "--size", 32, "--folds", 3], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matched, "match", lambda *given, plain=matched.match: kept.append(plain(*given)) or kept[-1])
+        patch.setattr(matching, "match", lambda *given, plain=matching.match: kept.append(plain(*given)) or kept[-1])
         out = done("00_prepare.py", *flags, "--output", folder / "output")
     (chosen, rungs), path = *kept, folder / "output" / "prepared"
     copy = {count + k: k * OF_ONE for k in range(COPIES)}
@@ -568,7 +570,7 @@ def test_prepared_json_keeps_the_ladder(prepared):
         assert row["test_similarity"] == pytest.approx(np.median(rung.test))
         assert row["distance"] == pytest.approx(wasserstein_distance(rung.held_out, rung.test.ravel()))
         assert (row["score"] is not None) == (row["alike"] or not row["clusters"])
-    assert all(line in prepared.out for line in matched.report_lines(ladder))
+    assert all(line in prepared.out for line in matching.report_lines(ladder))
     assert content["relatives"]["groups"] == COPIES, "clusters aren't copies"
     assert [len(names) for names in content["relatives"]["conflicts"]] == [2]
 

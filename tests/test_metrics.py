@@ -1,14 +1,14 @@
-"""kit/metrics.py: each score is scikit-learn's, each bootstrap value the score of the images drawn, verdicts hold."""
+"""Metrics: each score is scikit-learn's, each bootstrap value the score of the images drawn, verdicts hold."""
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
 from common import softmax
-from kit import bootstrap, metrics
-from kit.bootstrap import bootstrap_weights, compare, interval, scored
-from kit.metrics import METRICS, is_better
-from kit.tasks import TASKS
+from kit.score import intervals, metrics
+from kit.score.intervals import bootstrap_weights, compare, interval, scored
+from kit.score.metrics import METRICS, is_better
+from kit.score.tasks import TASKS
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 TWO_ONLY = ("pauc", "f1-positive")
@@ -232,10 +232,10 @@ def test_mean_of_folds_leaves_out_a_fold_without_a_score():
     weights = np.ones((2, 300), np.uint8)
     weights[1, (folds == 1) & (targets == 1)] = 0
     each = [sk.roc_auc_score(targets[folds == k], probabilities[folds == k, 1]) for k in (0, 1)]
-    score, values = bootstrap.mean_of_folds("auc", targets, probabilities, folds, weights)
+    score, values = intervals.mean_of_folds("auc", targets, probabilities, folds, weights)
     assert score == pytest.approx(np.mean(each))
     assert values == pytest.approx([np.mean(each), each[0]])
-    score, values = bootstrap.mean_of_folds("auc", 0 * targets, probabilities, folds, weights)
+    score, values = intervals.mean_of_folds("auc", 0 * targets, probabilities, folds, weights)
     assert np.isnan([score, *values]).all()
 
 

@@ -16,7 +16,8 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
 from common import file_hash, softmax, write_csv, write_json
-from kit.model import TTAS, load_fold, predict
+from kit.train.checkpoint import load_fold
+from kit.train.inference import TTAS, predict
 
 QUICK = ["--draws", 100]
 FIGURE = r"(-?\d+\.\d{4}|nan)"

@@ -17,12 +17,14 @@ from damage import snapshot
 from PIL import Image, PngImagePlugin
 from sklearn.model_selection import StratifiedKFold
 
-from kit.cache import array_in_file
-from kit.folds import fold_table, make_folds
-from kit.images import ImageSource, contact_sheet, decode, resize
-from kit.labels import of_classes
-from kit.submission import check_submission, submission_rows
-from kit.tables import read_rows
+from kit.data.decode import decode, resize
+from kit.data.image_cache import array_in_file
+from kit.data.image_source import ImageSource
+from kit.data.labels import of_classes
+from kit.data.tables import read_rows
+from kit.folds.split import fold_table, make_folds
+from kit.report.pictures import contact_sheet
+from kit.submit.submission import check_submission, submission_rows
 
 script = load("00_prepare.py")
 

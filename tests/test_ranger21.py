@@ -1,4 +1,4 @@
-"""kit/ranger21.py against the package that the thesis ran, number by number."""
+"""kit/train/ranger21.py against the package that the thesis ran, number by number."""
 
 import contextlib
 import copy
@@ -10,7 +10,7 @@ import torch
 from ranger21 import Ranger21
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kit.ranger21 import Ranger21Fast
+from kit.train.ranger21 import Ranger21Fast
 
 SCHEDULE = dict(lr=3e-3, num_batches_per_epoch=100, num_epochs=2, warmdown_min_lr=3e-4, weight_decay=1e-2)
 OURS = dict(lr=3e-3, steps=200, min_lr=3e-4, weight_decay=1e-2)

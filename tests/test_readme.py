@@ -10,11 +10,11 @@ import torch
 from conftest import ROOT, load
 from torch.utils.flop_counter import FlopCounterMode
 
-from kit.flags import settings
-from kit.metrics import METRICS
-from kit.model import build_model
-from kit.optim import choose_trained
-from kit.probe import Views
+from kit.score.metrics import METRICS
+from kit.train.linear_probe import Views
+from kit.train.model import build_model
+from kit.train.optim import choose_trained
+from kit.train.settings import settings
 
 SCRIPTS = "00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"
 READMES = ROOT / "README.md", ROOT / "README.ja.md"

@@ -23,11 +23,11 @@ from sklearn.preprocessing import StandardScaler
 from timm.layers import resample_abs_pos_embed
 
 from common import UserError, softmax
-from kit import flags as flag_checks
-from kit import model as models
-from kit import probe as probes
-from kit.augment import AUGMENTATIONS, Augmentation
-from kit.optim import SCHEDULES, choose_trained
+from kit.train import checkpoint, inference, linear_probe
+from kit.train import model as networks
+from kit.train import settings as flag_checks
+from kit.train.augment import AUGMENTATIONS, Augmentation
+from kit.train.optim import SCHEDULES, choose_trained
 
 train = load("01_train_fold.py")
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def competition(folder, classes):
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """An experiment's picture takes longer than its training here."""
-    monkeypatch.setattr("kit.images.draw_classes", lambda *_: None)
+    monkeypatch.setattr("kit.report.pictures.draw_classes", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -223,11 +223,11 @@ def test_a_probes_fold_is_a_model_like_any_other(flags, resnet):
     result = kit(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
     assert (result.code, result.err) == (0, "")
     assert "fold 0 of base: kept epoch 1" in result.out
-    saved, classifier = models.load_fold(flags[3] / "base" / "fold0.pt", CPU)
+    saved, classifier = checkpoint.load_fold(flags[3] / "base" / "fold0.pt", CPU)
     images, table = np.load(flags[3] / "prepared" / "train_32.npy"), pd.read_csv(flags[3] / "base" / "fold0.csv")
     rows = np.flatnonzero(pd.read_csv(flags[3] / "prepared" / "folds.csv").fold == 0)
-    for kind, model in (("views", models.TTAS["d4"](classifier)), ("best", classifier), ("last", classifier)):
-        logits = models.predict(model, images, rows, 32, CPU)
+    for kind, model in (("views", inference.TTAS["d4"](classifier)), ("best", classifier), ("last", classifier)):
+        logits = inference.predict(model, images, rows, 32, CPU)
         assert np.abs(table[[f"{kind}_0", f"{kind}_1"]].to_numpy() - logits).max() < 1e-2, kind
     assert np.abs(table.views_1 - table.best_1).max() > 1e-2
     epochs = pd.read_csv(flags[3] / "base" / "fold0_epochs.csv")
@@ -245,12 +245,12 @@ def test_the_head_is_scikit_learns_logistic_regression(of_classes, resnet, class
     flags = of_classes(classes)
     out = done(TRAIN, *flags, *resnet, *PROBE, "--fold", 1, "--sampler", sampler)
     printed = float(re.search(r"^fold 1: a logistic regression on frozen features, C = (\S+)$", out, re.M)[1])
-    strength = probes.STRENGTHS[np.abs(np.log(probes.STRENGTHS / printed)).argmin()]
+    strength = linear_probe.STRENGTHS[np.abs(np.log(linear_probe.STRENGTHS / printed)).argmin()]
     assert printed == pytest.approx(strength, rel=0.05)
     folds = pd.read_csv(flags[3] / "prepared" / "folds.csv")
     count, vectors = len(folds), np.load(features_path(flags)).mean(1, dtype=np.float32)
     seen, targets = (folds.fold != 1).to_numpy(), folds.target.to_numpy()
-    head = models.load_fold(flags[3] / "base" / "fold1.pt", CPU)[1].head
+    head = checkpoint.load_fold(flags[3] / "base" / "fold1.pt", CPU)[1].head
     with torch.inference_mode():
         ours = softmax(head(torch.from_numpy(vectors)).numpy())
     theirs, others = (
@@ -266,7 +266,7 @@ def test_a_class_without_training_images_is_never_predicted(present):
     rng = np.random.default_rng(0)
     targets = np.repeat(present, 20)
     vectors = (rng.normal(0, 1, (len(targets), 5)) + targets[:, None] / 2).astype(np.float32)
-    weight, bias, strength = probes.fit_head(vectors, targets, np.arange(len(targets)), 4, False, 777)
+    weight, bias, strength = linear_probe.fit_head(vectors, targets, np.arange(len(targets)), 4, False, 777)
     assert weight.shape == (4, 5)
     assert weight.dtype == bias.dtype == np.float32
     ours = softmax(vectors @ weight.T + bias)
@@ -277,7 +277,7 @@ def test_a_class_without_training_images_is_never_predicted(present):
 
 
 def test_c_is_chosen_in_folds_that_keep_groups_together(flags, resnet, monkeypatch):
-    plain_fit, plain_choose, seen = probes.fit_head, probes.choose_strength, {}
+    plain_fit, plain_choose, seen = linear_probe.fit_head, linear_probe.choose_strength, {}
 
     def fit(vectors, targets, groups, *more):
         seen["groups"] = groups
@@ -287,15 +287,15 @@ def test_c_is_chosen_in_folds_that_keep_groups_together(flags, resnet, monkeypat
         seen["folds"] = folds
         return plain_choose(points, targets, folds, options)
 
-    monkeypatch.setattr(probes, "fit_head", fit)
-    monkeypatch.setattr(probes, "choose_strength", choose)
+    monkeypatch.setattr(linear_probe, "fit_head", fit)
+    monkeypatch.setattr(linear_probe, "choose_strength", choose)
     done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
     folds = pd.read_csv(flags[3] / "prepared" / "folds.csv")
     assert seen["groups"].tolist() == folds.group[folds.fold != 0].tolist()
     assert pd.Series(seen["groups"]).value_counts().tolist() == [2] * 12, "pairs of one source"
     by_group = pd.Series(seen["folds"]).groupby(seen["groups"])
     assert (by_group.nunique() == 1).all()
-    assert len(set(seen["folds"])) == probes.INNER
+    assert len(set(seen["folds"])) == linear_probe.INNER
 
 
 def test_c_is_the_one_of_least_log_loss():
@@ -305,12 +305,12 @@ def test_c_is_the_one_of_least_log_loss():
     for distance in (0.0, 0.3, 3.0):
         points = rng.normal(0, 1, (200, 20)) + distance * targets[:, None]
         losses = []
-        for c in probes.STRENGTHS:
+        for c in linear_probe.STRENGTHS:
             parts = [(folds != k, folds == k) for k in range(4)]
             fits = [(LogisticRegression(C=c).fit(points[seen], targets[seen]), asked) for seen, asked in parts]
             losses.append(np.mean([log_loss(targets[asked], fit.predict_proba(points[asked])) for fit, asked in fits]))
-        chosen.append(probes.choose_strength(points, targets, folds, dict(class_weight=None, max_iter=1000)))
-        assert chosen[-1] == probes.STRENGTHS[np.argmin(losses)]
+        chosen.append(linear_probe.choose_strength(points, targets, folds, dict(class_weight=None, max_iter=1000)))
+        assert chosen[-1] == linear_probe.STRENGTHS[np.argmin(losses)]
     assert chosen[0] < chosen[1] < chosen[2]
 
 
@@ -318,17 +318,17 @@ def test_groups_that_hold_whole_classes():
     """Three sources, a class each: an inner fold has no class that the others know."""
     targets = np.repeat([0, 1, 2], 10)
     vectors = np.random.default_rng(0).normal(0, 1, (30, 4)).astype(np.float32)
-    weight, _, strength = probes.fit_head(vectors, targets, targets, 3, False, 1)
+    weight, _, strength = linear_probe.fit_head(vectors, targets, targets, 3, False, 1)
     assert np.isfinite(weight).all()
-    assert strength in probes.STRENGTHS
+    assert strength in linear_probe.STRENGTHS
     rows = targets < 2  # two sources: an inner fold's model knows one class
-    _, _, strength = probes.fit_head(vectors[rows], targets[rows], targets[rows], 3, False, 1)
-    assert strength in probes.STRENGTHS
+    _, _, strength = linear_probe.fit_head(vectors[rows], targets[rows], targets[rows], 3, False, 1)
+    assert strength in linear_probe.STRENGTHS
 
 
 def test_a_head_of_several_layers_is_refused(flags, resnet, monkeypatch):
-    two = models.Head("features", lambda n, k: torch.nn.Sequential(torch.nn.Linear(n, 4), torch.nn.Linear(4, k)))
-    monkeypatch.setitem(models.HEADS, "two", two)
+    two = networks.Head("features", lambda n, k: torch.nn.Sequential(torch.nn.Linear(n, 4), torch.nn.Linear(4, k)))
+    monkeypatch.setitem(networks.HEADS, "two", two)
     line = refused(TRAIN, *flags, *resnet, "--tune", "probe", "--head", "two", "--fold", 0)
     assert "--head two is no single layer" in line
 
@@ -340,7 +340,7 @@ def test_03_takes_cached_features_and_needs_none(flags, resnet, monkeypatch):
         raise AssertionError("the network ran")
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "predict", network)
+        patch.setattr(inference, "predict", network)
         done("03_infer.py", *flags)
     paths = [flags[3] / "base" / f"fold{k}_test.npy" for k in (0, 1)]
     cached = [np.load(path) for path in paths]
@@ -371,26 +371,26 @@ def test_02_and_blends_take_a_probe_beside_a_trained_experiment(flags, resnet):
 
 def test_damaged_features_are_computed_anew(flags, resnet):
     run = started(flags, *resnet, *PROBE)
-    vectors = np.array(probes.features(run))
+    vectors = np.array(linear_probe.features(run))
     path = features_path(flags)
     whole = path.read_bytes()
     damages = {"cut": whole[: len(whole) // 2], "empty": b"", "garbage": b"x" * 1000, "lost": None}
     for name, content in damages.items():
         path.unlink() if content is None else path.write_bytes(content)
-        assert np.array_equal(probes.features(run), vectors), name
+        assert np.array_equal(linear_probe.features(run), vectors), name
         assert path.read_bytes() == whole, name
     before = path.stat().st_ino
-    probes.features(run)
+    linear_probe.features(run)
     assert path.stat().st_ino == before, "what is whole is kept"
 
 
 @pytest.mark.parametrize("end", ["ctrl-c", "kill", "half a block"])
 def test_a_killed_computation_goes_on_after_its_last_block(flags, resnet, monkeypatch, end):
-    monkeypatch.setattr(probes, "BLOCK", 8)  # the fifth block is in the training images
+    monkeypatch.setattr(linear_probe, "BLOCK", 8)  # the fifth block is in the training images
     run = started(flags, *resnet, *PROBE)
-    whole = np.array(probes.features(run))
+    whole = np.array(linear_probe.features(run))
     (path := features_path(flags)).unlink()
-    plain, calls = probes.predict, []
+    plain, calls = inference.predict, []
 
     def counted(*arguments):
         calls.append(arguments)
@@ -404,7 +404,7 @@ def test_a_killed_computation_goes_on_after_its_last_block(flags, resnet, monkey
         return counted(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probes, "predict", dies)
+        patch.setattr(linear_probe, "predict", dies)
         if end == "kill":
             if not (child := os.fork()):
                 torch.set_num_threads(1)
@@ -420,7 +420,7 @@ def test_a_killed_computation_goes_on_after_its_last_block(flags, resnet, monkey
     if end == "half a block":
         part.write_bytes(part.read_bytes()[:-10])
     calls.clear()
-    monkeypatch.setattr(probes, "predict", counted)
+    monkeypatch.setattr(linear_probe, "predict", counted)
     done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
     blocks = -(-48 // 8) + -(-TESTS // 8)
     assert len(calls) == blocks - (3 if end == "half a block" else 4)
@@ -429,7 +429,7 @@ def test_a_killed_computation_goes_on_after_its_last_block(flags, resnet, monkey
 
 
 def test_features_end_by_stop_after_and_go_on(flags, resnet, monkeypatch):
-    monkeypatch.setattr(probes, "BLOCK", 32)
+    monkeypatch.setattr(linear_probe, "BLOCK", 32)
     result = kit(TRAIN, *flags, *resnet, *PROBE, "--fold", 0, *STEP)
     assert result.code == 75
     assert "features: stopped by --stop-after; run it again to go on after 1 of" in result.out
@@ -438,10 +438,10 @@ def test_features_end_by_stop_after_and_go_on(flags, resnet, monkeypatch):
 
 def test_blocks_join_into_the_same_file(flags, resnet, monkeypatch):
     run = started(flags, *resnet, *PROBE)
-    at_once = np.array(probes.features(run))
+    at_once = np.array(linear_probe.features(run))
     features_path(flags).unlink()
-    monkeypatch.setattr(probes, "BLOCK", 7)
-    in_blocks = probes.features(run)
+    monkeypatch.setattr(linear_probe, "BLOCK", 7)
+    in_blocks = linear_probe.features(run)
     assert in_blocks.shape == at_once.shape
     assert np.allclose(in_blocks, at_once, rtol=2**-9, atol=1e-4)
 
@@ -629,7 +629,7 @@ def test_frozen_layers_drop_nothing_and_cost_no_backward_pass(flags, vit):
 def test_layers_that_timm_does_not_know_are_not_frozen():
     layer = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match="timm doesn't know the layers of this --model: leave --freeze out"):
-        choose_trained(models.Classifier(layer, layer, "features", (0.5,) * 3, (0.5,) * 3), "all", 0.5)
+        choose_trained(networks.Classifier(layer, layer, "features", (0.5,) * 3, (0.5,) * 3), "all", 0.5)
 
 
 # ---------------------------------------------------------------- schedule, clipping, average
@@ -731,9 +731,9 @@ def test_the_average_is_that_by_hand_and_is_validated_and_kept(flags, resnet, mo
         kept["weights"]["backbone.bn1.running_mean"], live["backbone.bn1.running_mean"], atol=1e-5
     )
 
-    again = models.build_model(run.config, 2, "none")
+    again = networks.build_model(run.config, 2, "none")
     again.load_state_dict(kept["weights"])
-    logits = models.predict(again.eval(), run.images, run.valid_rows, 32, CPU)
+    logits = inference.predict(again.eval(), run.images, run.valid_rows, 32, CPU)
     assert kept["logits"].numpy() == pytest.approx(logits, abs=1e-5)
 
 
@@ -841,7 +841,7 @@ def test_several_seeds_train_an_experiment_each(flags, vit):
 def test_the_tokens_are_the_class_token_and_the_mean_of_the_patches(model, registers, has_class):
     kwargs = dict(reg_tokens=registers)
     config = dict(model=model, model_kwargs=kwargs, head="tokens", size=32, norm="thesis")
-    classifier = models.build_model(config, 3, "none").eval()
+    classifier = networks.build_model(config, 3, "none").eval()
     images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         tokens = classifier.backbone.forward_features(images / 127.5 - 1)
@@ -869,7 +869,7 @@ def test_a_fold_learns_from_tokens_and_a_cnn_has_none(flags, vit, resnet):
 def test_recipes_name_flags_and_a_model_that_are_there(recipe, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = settings(f"@recipes/{recipe}")
-    models.check_name(config["model"])
+    networks.check_name(config["model"])
 
 
 REFUSED = [

@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 from test_oof import experiment, last_line, noisy, read_ledger, with_ladder
 
 from common import softmax
-from kit import figures
+from kit.report import figures
 
 HOSTILE = "\"><img src=x onerror=document.title='owned'><b>&amp.png"
 LABELS = "</script><u>document.title='owned'</u>", "b$_{x}$ & 'c' @@counts@@"  # the latter is a place of the page

@@ -12,7 +12,8 @@ import pytest
 import torch
 from conftest import ROOT, TINY, done, refused
 
-from kit import experiment, locks, model, resume
+from kit import experiment, locks
+from kit.train import checkpoint, inference
 
 FOLD = [*TINY, "--fold", 0, "--exp", "new", "--batch-size", 4]
 
@@ -33,7 +34,7 @@ def killed(trained, tmp_path_factory):
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     path = output / "new" / "fold0.resume.pt"
     while process.poll() is None:
-        if path.exists() and (state := resume.read_checked(path)["progress"])["epoch"] == 2 and state["step"] > 2:
+        if path.exists() and (state := checkpoint.read_checked(path)["progress"])["epoch"] == 2 and state["step"] > 2:
             process.send_signal(signal.SIGKILL)
             process.wait()
             return output / "new"
@@ -115,8 +116,8 @@ def test_the_views_of_a_trained_fold_are_not_paid_for_by_another_epoch(flags, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("kit.watch.Watch.forecast", lambda *_: None)  # it counts the views
-        patch.setitem(model.TTAS, "d4", stopped)
+        patch.setattr("kit.train.monitor.Watch.forecast", lambda *_: None)  # it counts the views
+        patch.setitem(inference.TTAS, "d4", stopped)
         with pytest.raises(KeyboardInterrupt):
             done("01_train_fold.py", *flags, *FOLD)
     out = done("01_train_fold.py", *flags, *FOLD)
@@ -137,9 +138,9 @@ def test_every_random_state_comes_back(tmp_path):
 
     import numpy as np
 
-    before = resume.random_states()
+    before = checkpoint.random_states()
     drawn = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
-    resume.restore_random_states(torch_roundtrip(before, tmp_path))
+    checkpoint.restore_random_states(torch_roundtrip(before, tmp_path))
     again = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
     assert torch.equal(drawn[0], again[0])
     assert (drawn[1] == again[1]).all()

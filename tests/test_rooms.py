@@ -13,15 +13,17 @@ from conftest import TINY, done, load, prepare
 from torch import nn
 
 from common import softmax
-from kit.augment import AUGMENTATIONS, Augment
-from kit.batches import SAMPLERS, draw_epoch
-from kit.labels import LABEL_FORMS, of_classes
-from kit.losses import LOSSES
-from kit.metrics import METRICS, Metric
-from kit.model import HEADS, TTAS, Head, load_fold
-from kit.optim import OPTIMIZERS, SCHEDULES
-from kit.submission import SUBMISSIONS, Form
-from kit.track import TRACKERS, Opened, Tracker
+from kit.data.labels import LABEL_FORMS, of_classes
+from kit.score.metrics import METRICS, Metric
+from kit.submit.submission import SUBMISSIONS, Form
+from kit.train.augment import AUGMENTATIONS, Augment
+from kit.train.checkpoint import load_fold
+from kit.train.dataset import SAMPLERS, draw_epoch
+from kit.train.inference import TTAS
+from kit.train.losses import LOSSES
+from kit.train.model import HEADS, Head
+from kit.train.optim import OPTIMIZERS, SCHEDULES
+from kit.train.trackers import TRACKERS, Opened, Tracker
 
 
 def focal(logits, targets):

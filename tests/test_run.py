@@ -10,14 +10,14 @@ import pytest
 from conftest import TINY, run_sh
 
 from common import UserError
-from kit import whole
+from kit import pipeline
 
 PLAIN = dict(PREPARE="--folds 2 --groups none")
 
 
 def test_the_folds_are_shared_between_the_gpus():
-    assert whole.shares(5, 2) == [[0, 2, 4], [1, 3]]
-    assert whole.shares(2, 3) == [[0], [1]]
+    assert pipeline.shares(5, 2) == [[0, 2, 4], [1, 3]]
+    assert pipeline.shares(2, 3) == [[0], [1]]
 
 
 def test_mistakes_in_the_variables_and_folds_in_a_file_end_it_before_any_work(tmp_path, monkeypatch, capsys):
@@ -26,21 +26,21 @@ def test_mistakes_in_the_variables_and_folds_in_a_file_end_it_before_any_work(tm
     for name in ("PREPARE", "INFER"):
         monkeypatch.setenv(name, "--folds '5")
         with pytest.raises(UserError, match=f"{name} can't be read"):
-            whole.main(flags)
+            pipeline.main(flags)
         monkeypatch.setenv(name, "--bogus 3")
         with pytest.raises(SystemExit, match="2"):
-            whole.main(flags)
+            pipeline.main(flags)
         assert "unrecognized arguments: --bogus 3" in capsys.readouterr().err
         monkeypatch.delenv(name)
     for exp in ("my/exp", "prepared"):
         with pytest.raises(UserError, match="--exp"):
-            whole.main([*flags, "--exp", exp])
+            pipeline.main([*flags, "--exp", exp])
     with pytest.raises(SystemExit, match="2"):
-        whole.main([*flags, "base"])
+        pipeline.main([*flags, "base"])
     assert "unrecognized arguments: base" in capsys.readouterr().err
     (tmp_path / "flags.args").write_text("--fold 0\n")
     with pytest.raises(UserError, match="it trains every fold"):
-        whole.main([*flags, f"@{tmp_path}/flags.args"])
+        pipeline.main([*flags, f"@{tmp_path}/flags.args"])
     assert not (tmp_path / "output").exists()
 
 

@@ -1,4 +1,4 @@
-"""kit/sample.py, labels.py and tables.py on tables alone: what would end in a submission that means something else."""
+"""Sample submissions, labels and tables, without images: what would end in a submission that means something else."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,9 @@ import pytest
 from conftest import write_csv
 
 from common import UserError
-from kit import labels, sample, tables
-from kit.submission import check_submission, submission_rows
+from kit.data import labels, tables
+from kit.submit import sample_submission
+from kit.submit.submission import check_submission, submission_rows
 
 ARGS = dict(
     image_column=None, label_column=None, label_form="auto", separator=" ", target_column=None, drop_unlabelled=False,
@@ -35,7 +36,7 @@ def sample_of(tmp_path, truth, rows, tests=None, source=SOURCE, **args):
     if tests:
         write_csv(tmp_path / "tests.csv", tests)
         tests = tables.read_table(tmp_path / "tests.csv", "")
-    return sample.read_sample(SimpleNamespace(**ARGS | args), tmp_path / "sample.csv", source, truth, tests)
+    return sample_submission.read_sample(SimpleNamespace(**ARGS | args), tmp_path / "sample.csv", source, truth, tests)
 
 
 def filled(tmp_path, truth, found, predictions, **prepared):
@@ -172,7 +173,7 @@ def test_a_class_names_the_only_value_column_wherever_it_stands(tmp_path):
     truth = truth_of(tmp_path, ["id", "label"], [["bad"], ["ok"]])
     for rows in ([["bad", "id"], ["0.5", "t0"]], [["id", "bad", "comment"], ["t0", "0.5", "x"]]):
         found = sample_of(tmp_path, truth, rows)
-        assert sample.positive_class(SimpleNamespace(**ARGS), "", truth, found.form) == "bad"
+        assert sample_submission.positive_class(SimpleNamespace(**ARGS), "", truth, found.form) == "bad"
     assert filled(tmp_path, truth.with_second("bad"), found, [[0.2, 0.8]], positive="bad")[1] == ["t0", "0.8", "x"]
 
 
@@ -180,4 +181,4 @@ def test_f1_of_one_class_asks_which(tmp_path):
     truth = truth_of(tmp_path, ["id", "label"], [["ng"], ["ok"]])
     found = sample_of(tmp_path, truth, [["id", "label"], ["t0", "ok"]])
     with pytest.raises(UserError, match=r"f1-positive scores one class \(ng, ok\): name it with --positive"):
-        sample.positive_class(SimpleNamespace(**ARGS | dict(metric="f1-positive")), "", truth, found.form)
+        sample_submission.positive_class(SimpleNamespace(**ARGS | dict(metric="f1-positive")), "", truth, found.form)

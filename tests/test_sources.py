@@ -15,9 +15,9 @@ from conftest import png, write_zip
 from PIL import Image
 
 from common import UserError
-from kit import archives
-from kit.formats import decode
-from kit.images import ImageSource
+from kit.data import archives
+from kit.data.decode import decode
+from kit.data.image_source import ImageSource
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8) for _ in range(4)]
@@ -493,7 +493,7 @@ def test_a_slide_is_read_by_its_level(slide, tmp_path, monkeypatch):
     assert seen.shape == (1250, 2500, 3)
     assert (seen == 130).all()
     write_folder(tmp_path / "a", {"x.tiff": slide, "x2.png": FILES["train/0000.png"]})
-    monkeypatch.setattr("kit.images.MOST_BYTES", 50)
+    monkeypatch.setattr("kit.data.image_source.MOST_BYTES", 50)
     source = ImageSource(tmp_path / "a")
     assert (source.decoded("x") == 130).all(), "a TIFF that is too large for memory is read from the disk"
     with pytest.raises(ValueError, match="MiB when unpacked"):

@@ -1,4 +1,4 @@
-"""kit/metrics.py of sets of labels and of numbers, and kit/thresholds.py: figures are scikit-learn's or counted by
+"""Metrics of sets of labels and of numbers, and decision thresholds: figures are scikit-learn's or counted by
 hand, weights are repetitions, and thresholds are the best ones there are."""
 
 import numpy as np
@@ -6,9 +6,9 @@ import pytest
 from scipy import special
 from sklearn import metrics as sk
 
-from kit import bootstrap, metrics, thresholds
-from kit.bootstrap import scored
-from kit.metrics import METRICS, reason_against
+from kit.score import intervals, metrics, thresholds
+from kit.score.intervals import scored
+from kit.score.metrics import METRICS, reason_against
 
 pytestmark = pytest.mark.filterwarnings("error")
 OF_LABELS, OF_NUMBERS = ([k for k, m in METRICS.items() if m.task == task] for task in ("labels", "numbers"))
@@ -101,7 +101,7 @@ def test_weights_are_repetitions_draws_are_scores_and_folds_are_averaged(key):
     assert np.isfinite(values).all()
     assert len(set(np.round(values, 9))) > 9
     folds = np.arange(COUNT) % 3
-    score, values = bootstrap.mean_of_folds(key, targets, predictions, folds, weights)
+    score, values = intervals.mean_of_folds(key, targets, predictions, folds, weights)
     each = [METRICS[key].score(targets[folds == k], predictions[folds == k]) for k in range(3)]
     assert score == pytest.approx(np.mean(each))
     drawn = [METRICS[key].score(targets[folds == k], predictions[folds == k], weights[5, folds == k]) for k in range(3)]

@@ -17,11 +17,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from common import UserError, read_table
-from kit import tasks, thresholds
-from kit.flags import for_task
-from kit.folds import deal
-from kit.losses import LOSSES, binary_cross_entropy, squared_error
-from kit.probe import STRENGTHS, fit_shared_head
+from kit.folds.split import deal
+from kit.score import tasks, thresholds
+from kit.train.linear_probe import STRENGTHS, fit_shared_head
+from kit.train.losses import LOSSES, binary_cross_entropy, squared_error
+from kit.train.settings import for_task
 
 COLOURS = ["red", "green", "blue"]
 RANGES = np.array([[0, 8], [-1, 1], [100, 300]])  # of three numbers
@@ -36,7 +36,7 @@ BOTH = pytest.mark.parametrize("kind", ["labels", "numbers"])
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """An experiment's picture takes longer than its training here."""
-    monkeypatch.setattr("kit.images.draw_classes", lambda *_: None)
+    monkeypatch.setattr("kit.report.pictures.draw_classes", lambda *_: None)
 
 
 # ---------------------------------------------------------------- small competitions
@@ -48,7 +48,7 @@ def coloured(rng, levels):
 
 
 def answers(kind, count, rng):
-    """→ (levels [n, 3] of the colours, the targets as kit/tasks.py has them)."""
+    """→ (levels [n, 3] of the colours, the targets as kit/score/tasks.py has them)."""
     if kind in ("numbers", "number"):
         levels = rng.random((count, 3))
         values = RANGES[:, 0] + levels * np.ptp(RANGES, axis=1)

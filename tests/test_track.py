@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from kit import track
+from kit.train import trackers
 
 FOLD = [*TINY, "--fold", 0, "--exp", "new"]
 EACH_STEP = ["--save-minutes", "1e-9"]  # saves after each step, and what is saved has been looked at
@@ -178,7 +178,7 @@ def test_stop_after_closes_the_run_and_goes_on_in_it(flags):
 
 
 def test_a_missing_library_is_refused_before_any_training(flags, tmp_path, monkeypatch):
-    for name in track.TRACKERS:
+    for name in trackers.TRACKERS:
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
         line = refused("01_train_fold.py", *flags, *FOLD, "--track", name)
         assert f"--track {name} can't be used here" in line
@@ -212,12 +212,12 @@ def test_a_tracker_that_fails_in_the_middle_is_one_warning(flags, monkeypatch):
             if step > 3:
                 raise ConnectionError("gone\nfor good")
 
-        return track.Opened("1", log, closed.append)
+        return trackers.Opened("1", log, closed.append)
 
-    monkeypatch.setitem(track.TRACKERS, "fragile", track.Tracker("json", fragile))
+    monkeypatch.setitem(trackers.TRACKERS, "fragile", trackers.Tracker("json", fragile))
     before = random.getstate()
     np.random.seed(3)
-    track.Track("fragile", Path("output/new"), 0, {}).note({}, "step", dict(loss=1), 1)
+    trackers.Track("fragile", Path("output/new"), 0, {}).note({}, "step", dict(loss=1), 1)
     assert random.getstate() == before
     assert np.random.random() == np.random.RandomState(3).random_sample()
     seen.clear()

@@ -18,17 +18,16 @@ from conftest import TINY, done, load, prepare, refused
 from ranger21 import Ranger21
 from safetensors.torch import save_file
 
-from kit import model as models
-from kit import watch
-from kit.aligned import AlignedSwiGLU, align
-from kit.augment import Augmentation
-from kit.batches import Images, draw_epoch, training_batches
-from kit.device import pick_amp
-from kit.losses import complement_cross_entropy, cross_entropy
-from kit.metrics import METRICS
-from kit.ranger21 import learning_rate
-from kit.resume import ResumeFile, epoch_start
-from kit.track import Track
+import common
+from kit.score.metrics import METRICS
+from kit.train import checkpoint, inference, model, monitor
+from kit.train.augment import Augmentation
+from kit.train.checkpoint import ResumeFile, epoch_start
+from kit.train.dataset import Images, draw_epoch, training_batches
+from kit.train.device import AlignedSwiGLU, align, pick_amp
+from kit.train.losses import complement_cross_entropy, cross_entropy
+from kit.train.ranger21 import learning_rate
+from kit.train.trackers import Track
 
 train = load("01_train_fold.py")
 CPU = torch.device("cpu")
@@ -52,7 +51,7 @@ def test_defaults_are_tables_3_1_and_4_1():
         optimizer="ranger21", lr=6e-5, min_lr=3e-5, keep="best", seed=777, accumulate=1,
     )  # fmt: skip
     assert settings().items() >= expected.items()
-    assert models.THESIS_MEAN == models.THESIS_STD == (0.5, 0.5, 0.5)
+    assert model.THESIS_MEAN == model.THESIS_STD == (0.5, 0.5, 0.5)
     assert pick_amp("auto", torch.device("cuda")) == "fp16"
 
 
@@ -199,7 +198,7 @@ def test_validation_images_are_not_augmented():
             seen.append(batch.permute(0, 2, 3, 1))
             return batch.float().mean((2, 3))
 
-    logits = models.predict(Recorder(), images, np.array([3, 1, 5]), 2, CPU)
+    logits = inference.predict(Recorder(), images, np.array([3, 1, 5]), 2, CPU)
     assert (torch.cat(seen).numpy() == images[[3, 1, 5]]).all()
     assert logits == pytest.approx(images[[3, 1, 5]].mean((1, 2)), rel=1e-5)
 
@@ -249,7 +248,7 @@ def test_accumulated_batches_equal_one_large_batch(monkeypatch):
     for size, accumulate in ((8, 1), (4, 2)):
         torch.manual_seed(1)
         backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
-        classifier = models.Classifier(backbone, torch.nn.Identity(), "features", (0.5,) * 3, (0.5,) * 3)
+        classifier = model.Classifier(backbone, torch.nn.Identity(), "features", (0.5,) * 3, (0.5,) * 3)
         batches = [(images[i : i + size], targets[i : i + size]) for i in range(0, 16, size)]
         train_small(small_run(classifier, batches, batch_size=size, accumulate=accumulate), monkeypatch)
         weights.append(backbone[1].weight.detach().clone())
@@ -260,12 +259,12 @@ def test_accumulated_batches_equal_one_large_batch(monkeypatch):
 
 def test_running_scores_look_back_on_a_bounded_window(monkeypatch):
     sizes = []
-    monkeypatch.setattr(watch, "WINDOW", 8)
-    monkeypatch.setattr(watch, "LOOK_SECONDS", -1)
-    plain_scores = watch.scores
-    for module in (watch, train):
+    monkeypatch.setattr(monitor, "WINDOW", 8)
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", -1)
+    plain_scores = monitor.scores
+    for module in (monitor, train):
         monkeypatch.setattr(module, "scores", lambda run, x, y: sizes.append(len(x)) or plain_scores(run, x, y))
-    classifier = models.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", (0.5,) * 3, (0.5,) * 3)
+    classifier = model.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", (0.5,) * 3, (0.5,) * 3)
     batches = [(torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))] * 10
     train_small(small_run(classifier, batches), monkeypatch)
     assert sizes == [4] + [8] * 9 + [40], "each refresh looks at 8 images, the epoch's end at all"
@@ -276,7 +275,8 @@ def test_training_auc_is_of_probabilities():
     targets = np.array([0, 1, 0, 1])
     assert METRICS["auc"].score(targets, logits, None) == 0.0, "raw second logits order these rows the other way round"
     assert (
-        watch.scores(SimpleNamespace(criterion=cross_entropy, metric="auc", prepared={}), logits, targets)["auc"] == 1.0
+        monitor.scores(SimpleNamespace(criterion=cross_entropy, metric="auc", prepared={}), logits, targets)["auc"]
+        == 1.0
     )
 
 
@@ -285,20 +285,20 @@ def test_losses_that_are_no_numbers_are_skipped_by_the_scaler_and_counted(monkey
     good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
     run = small_run(torch.nn.Linear(1, 1), None)
     run.scaler = SimpleNamespace(is_enabled=lambda: True)
-    monkeypatch.setattr(watch, "LOOK_SECONDS", 1e9)
+    monkeypatch.setattr(monitor, "LOOK_SECONDS", 1e9)
 
     def epoch(*losses):
         state = dict(epoch=1, step=0, seconds=0.0, logits=[torch.zeros(2, 2)], targets=[torch.tensor([0, 1])])
-        with watch.Watch(run, state, len(losses)) as seen:
+        with monitor.Watch(run, state, len(losses)) as seen:
             for step, loss in enumerate(losses):
                 seen.after(step, loss, False)
 
     epoch(good, bad, bad, good)
     assert "2 of 4 losses were no numbers" in capsys.readouterr().err
-    with pytest.raises(watch.UserError, match="loss is nan at step 6 of 6"):
+    with pytest.raises(common.UserError, match="loss is nan at step 6 of 6"):
         epoch(good, bad, bad, bad, bad, bad)
     run.scaler = SimpleNamespace(is_enabled=lambda: False)
-    with pytest.raises(watch.UserError, match="loss is nan at step 2 of 3"):
+    with pytest.raises(common.UserError, match="loss is nan at step 2 of 3"):
         epoch(good, bad, good)
 
 
@@ -318,14 +318,14 @@ def test_eva02_trains_from_a_weights_file(toy, tmp_path, ending):
     state = timm.create_model(EVA["model"], img_size=56, **EVA["model_kwargs"]).state_dict()
     path = tmp_path / f"eva{ending}"
     save_file(state, path) if ending == ".safetensors" else torch.save(state, path)
-    loaded = models.build_model(EVA, 2, path)
+    loaded = model.build_model(EVA, 2, path)
     assert all(torch.equal(value, state[key]) for key, value in loaded.backbone.state_dict().items())
     assert loaded.head.weight.shape == (2, 1000), "the thesis keeps the 1000 outputs"
 
     flags = toy()
     prepare(flags, 56)
     done("01_train_fold.py", *flags, "--fold", 0, *EVA_FLAGS, "--weights", path)
-    _, trained = models.load_fold(flags[3] / "base" / "fold0.pt", CPU)
+    _, trained = checkpoint.load_fold(flags[3] / "base" / "fold0.pt", CPU)
     moved = (trained.backbone.blocks[0].mlp.fc1_g.weight - state["blocks.0.mlp.fc1_g.weight"]).abs().max()
     assert 0 < moved < 0.01
 
@@ -347,7 +347,7 @@ def test_a_wrong_or_hostile_weights_file_is_refused(toy, tmp_path):
 
 def test_heads_and_norms():
     base = dict(model="test_resnet", model_kwargs={}, size=32, norm="model")
-    linear, fresh = (models.build_model(base | dict(head=head), 3, "none") for head in ("linear", "fresh"))
+    linear, fresh = (model.build_model(base | dict(head=head), 3, "none") for head in ("linear", "fresh"))
     batch = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
     assert linear(batch).shape == fresh(batch).shape == (2, 3)
     assert linear.backbone.num_classes == 1000
@@ -367,7 +367,7 @@ def test_tuning_the_head_leaves_the_rest_alone(toy, head):
     train_fold(flags, "--tune", "head", "--head", head, "--epochs", 1)
     after = torch.load(flags[3] / "base" / "fold0.pt")["model"]
     torch.manual_seed(np.random.SeedSequence([777, 0]).generate_state(1).item())
-    before = models.build_model(torch.load(flags[3] / "base" / "fold0.pt")["config"], 2, "none").state_dict()
+    before = model.build_model(torch.load(flags[3] / "base" / "fold0.pt")["config"], 2, "none").state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"head.weight", "head.bias"}
 

@@ -17,8 +17,8 @@ from conftest import TINY, done, kit, png, refused, write_csv, write_zip
 from test_tasks import METRIC, PREPARE, TRAIN, coloured, draw, flags_of, submitted
 
 from common import softmax
-from kit import model as models
-from kit import unseen
+from kit.submit import hidden_test
+from kit.train import checkpoint, device, inference
 
 INFER = "03_infer.py"
 FLIPS = [*TINY, *"--epochs 2 --lr 1e-2 --augment flip".split()]  # two views
@@ -29,7 +29,7 @@ TESTS = 8
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """An experiment's picture takes longer than its training here."""
-    monkeypatch.setattr("kit.images.draw_classes", lambda *_: None)
+    monkeypatch.setattr("kit.report.pictures.draw_classes", lambda *_: None)
 
 
 def patients(folder):
@@ -106,9 +106,9 @@ def views_of(world, tta, folds=(0, 1), exp="base"):
     images = np.load(world.output / "prepared" / "test_32.npy")
     found = []
     for fold in folds:
-        _, classifier = models.load_fold(world.output / exp / f"fold{fold}.pt", torch.device("cpu"))
-        network = models.TTAS[tta](classifier)
-        found.append(softmax(models.predict(network, images, np.arange(len(images)), 8, torch.device("cpu"))))
+        _, classifier = checkpoint.load_fold(world.output / exp / f"fold{fold}.pt", torch.device("cpu"))
+        network = inference.TTAS[tta](classifier)
+        found.append(softmax(inference.predict(network, images, np.arange(len(images)), 8, torch.device("cpu"))))
     return np.mean(found, axis=0)
 
 
@@ -133,18 +133,18 @@ def test_the_folds_files_alone_make_the_ordinary_submission(kind, bare):
 
 @pytest.mark.parametrize(("more", "expected"), [([".json"], "bf16"), ([], "none")])
 def test_the_precision_is_that_of_training_where_that_is_known(more, expected, bare, monkeypatch):
-    case, seen, plain = bare("binary", more), set(), models.autocast
+    case, seen, plain = bare("binary", more), set(), device.autocast
     for path in (case.output / "base").glob("*.json"):
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content | dict(run=content["run"] | dict(amp="bf16"))))
-    monkeypatch.setattr(models, "autocast", lambda device, amp: seen.add(amp) or plain(device, amp))
+    monkeypatch.setattr(inference, "autocast", lambda device, amp: seen.add(amp) or plain(device, amp))
     done(INFER, *case.flags)
     assert seen == {expected}
 
 
 def test_sets_need_the_held_out_predictions_for_their_thresholds(bare, monkeypatch):
     case = bare("sets")
-    monkeypatch.setattr(unseen, "read", lambda *_: pytest.fail("this must be said before any image is read"))
+    monkeypatch.setattr(hidden_test, "read", lambda *_: pytest.fail("this must be said before any image is read"))
     line = refused(INFER, *case.flags)
     assert "fold0.csv is missing: copy it there beside foldK.pt" in line
     assert not [*case.output.glob("*.csv")]
@@ -216,8 +216,8 @@ def test_unreadable_and_missing_images_become_grey_and_are_said(bare, tmp_path):
     assert cells.keys() == ordinary.keys()
     assert cells["t2.png"] == cells["t5.png"], "both are grey"
     grey = np.full((1, 32, 32, 3), 128, np.uint8)
-    each = [models.load_fold(case.output / "base" / f"fold{k}.pt", torch.device("cpu"))[1] for k in range(2)]
-    each = [models.predict(models.TTAS["flip"](one), grey, np.arange(1), 1, torch.device("cpu")) for one in each]
+    each = [checkpoint.load_fold(case.output / "base" / f"fold{k}.pt", torch.device("cpu"))[1] for k in range(2)]
+    each = [inference.predict(inference.TTAS["flip"](one), grey, np.arange(1), 1, torch.device("cpu")) for one in each]
     assert float(cells["t2.png"]) == pytest.approx(np.mean([softmax(one) for one in each], axis=0)[0, 1], abs=1e-5)
     for name in cells.keys() - {"t2.png", "t5.png"}:
         assert float(cells[name]) == pytest.approx(float(ordinary[name]), abs=1e-5)
@@ -249,17 +249,17 @@ def test_two_experiments_are_blended_with_weights(bare):
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only predictions move, by a second for each image, fold and view; two images are a chunk."""
-    now, plain = [0.0], unseen.predict
+    now, plain = [0.0], inference.predict
 
     def predict(model, images, *more):
         now[0] += len(images) * len(getattr(model, "transforms", None) or [0])
         return plain(model, images, *more)
 
-    monkeypatch.setattr(unseen, "predict", predict)
-    monkeypatch.setattr(unseen, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(unseen, "STARTED", 0.0)
-    monkeypatch.setattr(unseen, "CHUNK", 2)
-    monkeypatch.setattr(unseen, "FIRST", 2)
+    monkeypatch.setattr(hidden_test, "predict", predict)
+    monkeypatch.setattr(hidden_test, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(hidden_test, "STARTED", 0.0)
+    monkeypatch.setattr(hidden_test, "CHUNK", 2)
+    monkeypatch.setattr(hidden_test, "FIRST", 2)
     return now
 
 
@@ -292,9 +292,9 @@ def test_a_plan_counts_all_experiments_and_what_decoding_takes(monkeypatch):
     def experiment(folds, tta):
         return SimpleNamespace(models=[None] * folds, saved=dict(config=dict(tta=tta)))
 
-    monkeypatch.setattr(unseen, "TTAS", dict(d4=lambda _: SimpleNamespace(transforms=range(8)), none=lambda m: m))
+    monkeypatch.setattr(hidden_test, "TTAS", dict(d4=lambda _: SimpleNamespace(transforms=range(8)), none=lambda m: m))
     args = SimpleNamespace(tta=None, within=1000.0)
-    plan = unseen.Plan(args, [experiment(5, "d4"), experiment(2, "none")], 110)
+    plan = hidden_test.Plan(args, [experiment(5, "d4"), experiment(2, "none")], 110)
     assert [plan.at(plan.experiments[0], level) for level in range(6)] == [
         ("d4", 5), ("none", 5), ("none", 4), ("none", 3), ("none", 2), ("none", 1)]  # fmt: skip
     assert [plan.at(plan.experiments[1], level)[1] for level in range(6)] == [2, 2, 1, 1, 1, 1]
@@ -303,7 +303,9 @@ def test_a_plan_counts_all_experiments_and_what_decoding_takes(monkeypatch):
         assert plan.seconds(level, 10) == pytest.approx(100 * (2 + 0.1 * passes)), level
     args.tta = "none"
     assert plan.at(plan.experiments[0], 0) == ("none", 5)
-    assert unseen.Plan(SimpleNamespace(tta=None, within=None), plan.experiments, 9).choose(plan.experiments[0], 5) == (
+    assert hidden_test.Plan(SimpleNamespace(tta=None, within=None), plan.experiments, 9).choose(
+        plan.experiments[0], 5
+    ) == (
         "d4",
         5,
     )
@@ -314,7 +316,7 @@ def test_a_plan_counts_all_experiments_and_what_decoding_takes(monkeypatch):
 
 def test_images_are_decoded_a_chunk_at_a_time(bare, monkeypatch):
     case = bare("binary", exps=("base", "other"))
-    plain = {name: getattr(unseen, name) for name in ("read", "predict", "decode")}
+    plain = {name: getattr(hidden_test, name) for name in ("read", "predict", "decode")}
     chunks, alive, most = [], [0], [0]
     state = dict(reading=False)
 
@@ -338,12 +340,12 @@ def test_images_are_decoded_a_chunk_at_a_time(bare, monkeypatch):
         return image, reason
 
     for name, function in dict(read=read, predict=predict, decode=decode).items():
-        monkeypatch.setattr(unseen, name, function)
+        monkeypatch.setattr(hidden_test, name, function)
     monkeypatch.setattr(
-        unseen, "ThreadPoolExecutor", lambda _: contextlib.nullcontext(SimpleNamespace(map=map))
+        hidden_test, "ThreadPoolExecutor", lambda _: contextlib.nullcontext(SimpleNamespace(map=map))
     )  # one thread
-    monkeypatch.setattr(unseen, "CHUNK", 3)
-    monkeypatch.setattr(unseen, "FIRST", 2)
+    monkeypatch.setattr(hidden_test, "CHUNK", 3)
+    monkeypatch.setattr(hidden_test, "FIRST", 2)
     done(INFER, *case.flags, "base", "other")
     assert chunks == [2, 3, 3], "each image once, for both experiments"
     assert most[0] <= 2, "whole images don't wait for the others of their chunk"
@@ -367,7 +369,7 @@ def test_the_submission_gets_its_name_when_it_is_whole(bare, tmp_path, monkeypat
         raise AssertionError("a fault of the kit")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kit.submission.check_submission", fails)
+        patch.setattr("kit.submit.submission.check_submission", fails)
         with pytest.raises(AssertionError, match="a fault of the kit"):
             kit(INFER, *case.flags, "--name", path)
     assert path.read_bytes() == b"an earlier one"

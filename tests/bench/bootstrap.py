@@ -18,8 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import softmax
-from kit.bootstrap import bootstrap_weights, scored
-from kit.metrics import METRICS
+from kit.score.intervals import bootstrap_weights, scored
+from kit.score.metrics import METRICS
 
 
 def measure(key, images, classes, draws):

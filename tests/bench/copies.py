@@ -1,4 +1,4 @@
-"""How many copies of one photo does kit/copies.py find, and how many strangers does it join?
+"""How many copies of one photo does kit/folds/duplicates.py find, and how many strangers does it join?
 
     python tests/bench/copies.py                 # the table of docs/measured.md: 28 pieces of photos, 60 drawn products
     python tests/bench/copies.py --products 200
@@ -29,8 +29,8 @@ ENLARGED = dict(nearest=cv2.INTER_NEAREST, linear=cv2.INTER_LINEAR, cubic=cv2.IN
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from kit import copies  # noqa: E402
-from kit.images import contact_sheet  # noqa: E402
+from kit.folds import duplicates  # noqa: E402
+from kit.report.pictures import contact_sheet  # noqa: E402
 
 
 def photos():
@@ -102,11 +102,11 @@ def with_copies(sources, count, rng):
 def measure(name, sources, count, rng):
     """→ the table's two rows on `sources` with `count` copies each."""
     images, truth = with_copies(sources, count, rng)
-    records = np.stack([copies.describe(image) for image in images])
+    records = np.stack([duplicates.describe(image) for image in images])
     everything = np.array(list(combinations(range(len(images)), 2)))
     return [
         f"{name:8} {kind:11} {len(images):7} {judge(records, truth, everything, pairs)}"
-        for kind, pairs in (("every pair", everything), ("candidates", copies.candidates(records)))
+        for kind, pairs in (("every pair", everything), ("candidates", duplicates.candidates(records)))
     ]
 
 
@@ -115,9 +115,9 @@ def judge(records, truth, everything, pairs):
     is_kin = truth[everything[:, 0]] == truth[everything[:, 1]]
     kin, strangers = is_kin.sum(), (~is_kin).sum()
     proposed = (truth[pairs[:, 0]] == truth[pairs[:, 1]]).sum()
-    joined, _ = copies.relatives(records, pairs)
+    joined, _ = duplicates.relatives(records, pairs)
     right = truth[joined[:, 0]] == truth[joined[:, 1]]
-    groups = copies.components(joined, len(records))
+    groups = duplicates.components(joined, len(records))
     together = groups[everything[:, 0]] == groups[everything[:, 1]]
     return (
         f"{proposed / kin:10.3f} {right.sum() / kin:9.3f} {(~right).sum():5} of {strangers:<8} "
@@ -127,8 +127,8 @@ def judge(records, truth, everything, pairs):
 
 def joined(name, images, sheets=None):
     """→ a row on the pairs that the whole way joins. Draws them to the folder `sheets`, if any."""
-    records = np.stack([copies.describe(image) for image in images])
-    pairs, evidence = copies.relatives(records, copies.candidates(records))
+    records = np.stack([duplicates.describe(image) for image in images])
+    pairs, evidence = duplicates.relatives(records, duplicates.candidates(records))
     if sheets and len(pairs):
         thumbs = [record["thumb"][*map(slice, record["shape"])] for record in records]
         cells = [(thumbs[i], text) for pair, seen in zip(pairs, evidence, strict=True) for i, text in said(pair, seen)]

@@ -30,8 +30,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from common import UserError
-from kit import labels, sample, tables
-from kit.images import ImageSource, decode
+from kit.data import labels, tables
+from kit.data.decode import decode
+from kit.data.image_source import ImageSource
+from kit.submit import sample_submission
 
 
 def image_files():
@@ -132,8 +134,8 @@ def fuzz_tables(seconds, outcomes):
 
         def read_format(classes):
             truth = labels.of_classes(path, ["a.png", "b.png"], classes, "")
-            asked = sample.read_sample(options, path, source, truth, None)
-            sample.positive_class(options, path, truth, asked.form)
+            asked = sample_submission.read_sample(options, path, source, truth, None)
+            sample_submission.positive_class(options, path, truth, asked.form)
 
         @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.one_of(text, st.binary(max_size=60)))

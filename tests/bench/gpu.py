@@ -27,10 +27,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from kit.device import pick_amp, pick_device, pick_workers
-from kit.flags import settings
-from kit.model import TTAS, predict
-from kit.resume import epoch_start
+from kit.train.checkpoint import epoch_start
+from kit.train.device import pick_amp, pick_device, pick_workers
+from kit.train.inference import TTAS, predict
+from kit.train.settings import settings
 
 ROOT = Path(__file__).parent.parent.parent
 spec = importlib.util.spec_from_file_location("train_fold", ROOT / "01_train_fold.py")

@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-from kit.resume import read_checked
+from kit.train.checkpoint import read_checked
 
 ROOT = Path(__file__).parent.parent.parent
 TRAIN = (

@@ -37,13 +37,13 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import replacing, softmax  # noqa: E402
-from kit.bootstrap import bootstrap_weights, scored  # noqa: E402
-from kit.device import pick_device  # noqa: E402
-from kit.folds import deal  # noqa: E402
-from kit.forecast import leaderboard  # noqa: E402
-from kit.images import decode, resize  # noqa: E402
-from kit.metrics import METRICS  # noqa: E402
-from kit.model import build_features, predict  # noqa: E402
+from kit.data.decode import decode, resize  # noqa: E402
+from kit.folds.split import deal  # noqa: E402
+from kit.score.intervals import bootstrap_weights, leaderboard, scored  # noqa: E402
+from kit.score.metrics import METRICS  # noqa: E402
+from kit.train.device import pick_device  # noqa: E402
+from kit.train.inference import predict  # noqa: E402
+from kit.train.model import build_features  # noqa: E402
 
 FOOD = "Oatghurt", "Sour-Cream", "Sour-Milk", "Soyghurt", "Yoghurt"
 NETWORK, SIZE = "tf_efficientnet_lite0", 160

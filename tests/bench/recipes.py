@@ -30,7 +30,7 @@ import pandas as pd
 from real import NETWORK, ROOT, make_competition, photos, run, split
 
 from common import softmax
-from kit.metrics import METRICS
+from kit.score.metrics import METRICS
 
 COMPETITIONS = [("drink", seed) for seed in range(4)] + [("cloth", 0)]
 SEEDS = 777, 778, 779

@@ -135,7 +135,7 @@ def kit_prepare(folder):
 
 def kit_train(folder):
     import common
-    from kit.ranger21 import Ranger21Fast
+    from kit.train.ranger21 import Ranger21Fast
 
     run, step, times = common.run, Ranger21Fast.step, []
 
@@ -174,10 +174,10 @@ def copy_fold(folder):
 
 def kit_infer(folder):
     """03; the time inside `predict` is its own."""
-    from kit import model
+    from kit.train import inference
 
     copy_fold(folder)
-    inner, spent = model.predict, []
+    inner, spent = inference.predict, []
 
     def timed(*arguments, **options):
         began = time.perf_counter()
@@ -185,7 +185,7 @@ def kit_infer(folder):
         spent.append(time.perf_counter() - began)
         return result
 
-    model.predict = timed
+    inference.predict = timed
     script("03_infer.py", *flags(folder))
     return dict(inner=sum(spent))
 
@@ -197,7 +197,7 @@ def limit_prepare(folder):
     """Decodes and resizes each image, in a thread for each core."""
     import cv2
 
-    from kit.images import resize
+    from kit.data.decode import resize
 
     cv2.setNumThreads(1)
     paths = sorted(path for part in ("train", "test") for path in (folder / "input" / part).iterdir())
@@ -229,7 +229,7 @@ def cached(folder, part):
 def classifier():
     import torch
 
-    from kit.model import build_model
+    from kit.train.model import build_model
 
     torch.manual_seed(0)
     config = dict(model="test_vit", model_kwargs={}, size=SIZE, norm="thesis", head="linear")
@@ -247,7 +247,7 @@ def limit_train(folder):
     import torch
     import torch.nn.functional as F
 
-    from kit.ranger21 import Ranger21Fast
+    from kit.train.ranger21 import Ranger21Fast
 
     images, network = cached(folder, "train"), classifier()
     rows, valid, targets = fold_rows(folder)
@@ -284,10 +284,10 @@ def limit_infer(folder):
 
 
 def tuned(limit):
-    """→ the limit with the kit's setting of the allocator (kit/device.py: keep_memory): a lower one."""
+    """→ the limit with the kit's setting of the allocator (kit/train/device.py: keep_memory): a lower one."""
 
     def measured(folder):
-        from kit.device import keep_memory
+        from kit.train.device import keep_memory
 
         keep_memory()
         return limit(folder)

@@ -1,0 +1,104 @@
+"""How do the weights move, and which?
+
+An optimiser is a function (classifier, config, steps) → (torch optimiser, its learning-rate scheduler or None). `steps`
+is the number of updates of the whole fold; config holds lr, min_lr, weight_decay, layer_decay, schedule and warmup. A
+schedule is a function (step from 1 on, steps, lr, min_lr, warm_up: a share of the steps or None) → the learning rate.
+"""
+
+import math
+from functools import partial
+
+import timm.optim
+import torch
+from timm.models import group_parameters
+
+from common import UserError
+from kit.train.ranger21 import Ranger21Fast, learning_rate
+
+
+def cosine(step, steps, lr, min_lr, warm_up=None):
+    """Linear warm-up, then half a cosine down to `min_lr` (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+    rising = int((warm_up or 0) * steps)
+    if step <= rising:
+        return lr * step / rising
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+
+
+SCHEDULES = {"ranger21": learning_rate, "cosine": cosine}
+
+
+def layer_numbers(backbone):
+    """→ {parameter's name: number of its layer, the one nearest to the image being 0}, as timm counts layers."""
+    if not hasattr(backbone, "group_matcher"):
+        raise UserError("timm doesn't know the layers of this --model: leave --freeze out")
+    return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+
+
+def choose_trained(classifier, tune, freeze):
+    """Lets the weights learn that `tune` ("all" or "head") names, the backbone's first layers apart: of its layers, the
+    share `freeze`. Below the first weight that learns, nothing is kept for a backward pass."""
+    classifier.requires_grad_(tune == "all")
+    classifier.head.requires_grad_(True)
+    if freeze:
+        numbers = layer_numbers(classifier.backbone)
+        first = freeze * (1 + max(numbers.values()))
+        for name, p in classifier.backbone.named_parameters():
+            p.requires_grad_(p.requires_grad and numbers.get(name, first) >= first)
+        if not any(p.requires_grad for p in classifier.backbone.parameters()):
+            raise UserError(f"--freeze {freeze:g} freezes every layer below the head: lower it, or give --tune head")
+
+
+def train_mode(classifier, init):
+    """Dropout works and batch statistics move where weights learn, and only there. With `init` "probe" all statistics
+    stay: the head was fitted to features that were normalised by the pretrained ones."""
+    classifier.train()
+    for module in classifier.modules():
+        learn = [p.requires_grad for p in module.parameters()]
+        fitted = init == "probe" and isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        if fitted or (learn and not any(learn)):
+            module.eval()
+
+
+def layer_groups(classifier, config):
+    """The optimiser's parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): the head
+    learns at lr, each layer below at `layer_decay` times the rate of the one above. Biases and norms
+    don't decay (in Ranger21, whose habits stay, the last parameter of the group before does)."""
+    backbone, decay = classifier.backbone, config["weight_decay"]
+    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
+    groups = timm.optim.param_groups_layer_decay(backbone, decay, exempt, layer_decay=config["layer_decay"])
+    groups += timm.optim.param_groups_weight_decay(classifier.head, decay)
+    for group in groups:
+        scale = group.pop("lr_scale", 1.0)
+        group.update(lr=config["lr"] * scale, min_lr=config["min_lr"] * scale)
+    return [group for group in groups if group["params"]]
+
+
+def ranger21(classifier, config, steps):
+    """Ranger21, which brings its own schedule (thesis 3.5.1)."""
+    learning = [p for p in classifier.parameters() if p.requires_grad]
+    params = layer_groups(classifier, config) if config["layer_decay"] else learning
+    schedule = partial(SCHEDULES[config["schedule"]], warm_up=config["warmup"])
+    return Ranger21Fast(params, config["lr"], steps, config["min_lr"], config["weight_decay"], schedule), None
+
+
+def timm_optimizer(classifier, config, steps, name):
+    """One of timm's optimisers; biases and norms don't decay. Raises UserError where it can't be made here."""
+    params = layer_groups(classifier, config) if config["layer_decay"] else classifier
+    try:
+        optimizer = timm.optim.create_optimizer_v2(params, name, lr=config["lr"], weight_decay=config["weight_decay"])
+    except (ImportError, TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"--optimizer {name} can't be made here ({error}): try adamw") from None
+    schedule = partial(SCHEDULES[config["schedule"]], warm_up=config["warmup"])
+    factor = lambda done: schedule(min(done + 1, steps), steps, config["lr"], config["min_lr"]) / config["lr"]  # noqa: E731
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+OPTIMIZERS = {"ranger21": ranger21}
+
+
+OPTIMIZERS |= {name: partial(timm_optimizer, name=name) for name in "adamw sgd adam nadamw radam lamb lion".split()}
+
+
+def current_lr(optimizer):
+    """The learning rate of the last step, the highest one; Ranger21 keeps it beside `lr`, which never moves."""
+    return max(group.get("current_lr", group["lr"]) for group in optimizer.param_groups)
