@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 GARBAGE = gc.get_threshold()  # how often Python looks for it
 gc.set_threshold(10**6)  # until `run` seldom: else a fifth of the imports' time went into looking through new modules
+ROOT = Path(__file__).resolve().parent  # of the kit
 STARTED = time.monotonic()  # --stop-after counts from here
 # torchrun tells each process its place; a process that it didn't start is the only one
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -32,7 +33,7 @@ RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
 joined = False  # whether the processes have met; until then each finds the same mistakes
 PREPARE = "run python 00_prepare.py"
 AGAIN = f"{PREPARE} again, with its other flags and"
-OWN_FOLDERS = ("prepared", "unpacked", "tensorboard", "mlruns", "wandb")  # in --output, not of experiments
+OWN_FOLDERS = ("prepared", "unpacked", "tensorboard", "wandb")  # in --output, not of experiments
 WIDTH = 120  # characters of the widest line that is printed
 BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
 MANY = 100  # classes: of more, logits have a file of their own, and probabilities are float32
@@ -197,17 +198,17 @@ def key_value(text):
         return key, value
 
 
-def prepared_folder(args):
-    return args.output / "prepared"
+def prepared_folder(output):
+    return output / "prepared"
 
 
-def experiment_folder(args, name):
-    """OUTPUT/EXP. A name is one plain folder name, and not that of the kit's own folders."""
+def experiment_folder(output, name):
+    """Return OUTPUT/EXP. Raises UserError unless the name is one plain folder name, not one of the kit's own folders."""
     if not name or name != Path(name).name or name in (".", "..", *OWN_FOLDERS):
         raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
-    if (args.output / name).is_file():
-        raise UserError(f"--exp {name}: {args.output / name} is a file: give another name")
-    return args.output / name
+    if (output / name).is_file():
+        raise UserError(f"--exp {name}: {output / name} is a file: give another name")
+    return output / name
 
 
 @contextlib.contextmanager

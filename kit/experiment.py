@@ -5,16 +5,17 @@ a hash of the code, precision and device.
 """
 
 import contextlib
-from types import SimpleNamespace
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 import common
 from common import UserError, file_hash, listing, read_json, read_table, replacing, warn, write_csv, write_json
-from kit.data.prepared import read_prepared
+from kit.data.prepared import Prepared, read_prepared
 from kit.locks import lock, locked, opened, remove_leftovers
-from kit.score import tasks
 
 FOLD_FILES = ("pt", "csv", "json")
 MOST_COLUMNS = common.MANY  # classes whose logits are columns of foldK.csv
@@ -56,7 +57,7 @@ def check_config(folder, config, defaults, replaced=()):
 
 
 @contextlib.contextmanager
-def taken(folder, fold):
+def lock_fold(folder, fold):
     """Holds the fold for the block. Raises UserError where another process holds it."""
     with locked(folder / f".fold{fold}.lock", f"fold {fold} of {folder.name}"):
         remove_leftovers(folder, f"fold{fold}.*", f"fold{fold}_*")
@@ -64,7 +65,7 @@ def taken(folder, fold):
 
 
 @contextlib.contextmanager
-def claimed(folder, config, defaults, replaced):
+def lock_config(folder, config, defaults, replaced):
     """Makes config.json say `config`, and keeps it so for the block. replaced: the folds that are trained again.
 
     Raises UserError where finished folds, or folds that another process trains at this moment, have other settings."""
@@ -85,16 +86,16 @@ def claimed(folder, config, defaults, replaced):
         yield
 
 
-def logit_columns(kind, classes):
+def logit_columns(kind, count):
     """The columns of foldK.csv that hold the logits of one of KINDS; of many classes, foldK_logits.npy has them."""
-    return [f"{kind}_{c}" for c in range(len(classes))] if len(classes) <= MOST_COLUMNS else []
+    return [f"{kind}_{k}" for k in range(count)] if count <= MOST_COLUMNS else []
 
 
-def write_logits(folder, fold, table, kinds, classes):
+def write_logits(folder, fold, table, kinds, count):
     """Writes foldK.csv, `table` with the logits: a dict of KINDS, [n, K] each. Of many classes they get a file beside
     it, whose hash stands in the table."""
     path, columns = folder / f"fold{fold}.csv", {}
-    if len(classes) > MOST_COLUMNS:
+    if count > MOST_COLUMNS:
         beside = path.with_name(f"fold{fold}_logits.npy")
         with replacing(beside) as temporary, open(temporary, "wb") as file:
             parts = [np.asarray(kinds[kind], np.float32) for kind in KINDS]
@@ -104,38 +105,64 @@ def write_logits(folder, fold, table, kinds, classes):
                 file.write(np.ascontiguousarray(part).data)
         columns["logits"] = file_hash(beside)[:16]
     for kind in KINDS:
-        columns |= dict(zip(logit_columns(kind, classes), np.asarray(kinds[kind]).T, strict=False))
+        columns |= dict(zip(logit_columns(kind, count), np.asarray(kinds[kind]).T, strict=False))
     write_csv(path, pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))
 
 
-def read_oof(args, exp):
-    """Puts the out-of-fold predictions of the finished folds together (thesis 4.2).
+@dataclass
+class Oof:
+    """The out-of-fold predictions of an experiment: those of its finished folds, put together (thesis 4.2)."""
 
-    → a namespace: exp, folder, config, prepared, folds (the rows of folds.csv whose fold is finished), logits (a dict
-    of KINDS: float [N, K] in the order of `folds`), present and missing (lists of fold numbers), records (a dict of
-    foldK.json). Raises UserError where no fold is finished, or a fold's files, settings or folds don't fit."""
-    folder = common.experiment_folder(args, exp)
-    prepared, folds = read_prepared(args)
-    present = [k for k in range(prepared["folds"]) if is_finished(folder, k)]
+    exp: str  # the experiment's name
+    folder: Path  # OUTPUT/EXP
+    config: dict  # its settings
+    prepared: Prepared
+    folds: pd.DataFrame  # the N rows of folds.csv whose fold is finished
+    targets: np.ndarray  # [N] or [N, K], as the task has them
+    logits: "Logits"  # logits[kind], for one of KINDS: float [N, K] in the order of `folds`
+    present: list[int]  # the finished folds
+    missing: list[int]  # the others
+    records: dict[int, dict]  # foldK.json of each finished fold
+
+    @property
+    def task(self):
+        return self.prepared.task
+
+    @cached_property
+    def predictions(self):
+        """What is submitted, out of fold: float [N, K], by the kept weights with the experiment's views."""
+        return self.task.predictions(self.logits["views"])
+
+    @property
+    def folds_said(self):
+        """'3 of 5 folds', or '' where all are finished."""
+        return f"{len(self.present)} of {self.prepared.folds} folds" if self.missing else ""
+
+
+def read_oof(output, exp):
+    """Read the out-of-fold predictions of an experiment. → Oof. Raises UserError where no fold is finished, or a fold's
+    files, settings or folds don't fit."""
+    folder = common.experiment_folder(output, exp)
+    prepared, folds = read_prepared(output)
+    present = [k for k in range(prepared.folds) if is_finished(folder, k)]
     if not present:
         raise UserError(f"{folder} has no finished fold: train with 01_train_fold.py --exp {exp} --fold all")
     records = {k: read_record(folder, k) for k in present}
     config = records[present[0]]["config"]  # not config.json's: an --overwrite that failed may have changed that
     for k, record in records.items():
         path = folder / f"fold{k}.pt"
-        if record["config"]["folds_hash"] != prepared["folds_hash"]:
+        if record["config"]["folds_hash"] != prepared.folds_hash:
             raise UserError(f"{path} was trained on other folds than the present ones: {train_again(folder, k)}")
         if changed := differences(config, record["config"]):
             was = f"{path} was trained with other settings than fold {present[0]}: {'; '.join(changed)}"
             raise UserError(f"{was}: {train_again(folder, k)}")
-    warn_of_other_makers(exp, records)
-    parts = [read_fold(folder, k, prepared["classes"], folds[folds.fold == k]) for k in present]
+    warn_of_mixed_provenance(exp, records)
+    parts = [read_fold(folder, k, len(prepared.task), folds[folds.fold == k]) for k in present]
     rows = np.concatenate([np.flatnonzero(folds.fold == k) for k in present])
     own = folds.iloc[np.sort(rows)].reset_index(drop=True)
-    return SimpleNamespace(
-        exp=exp, folder=folder, config=config, prepared=prepared, present=present, records=records, folds=own,
-        missing=[k for k in range(prepared["folds"]) if k not in present],
-        targets=tasks.read_targets(prepared, own.target),
+    return Oof(
+        exp=exp, folder=folder, config=config, prepared=prepared, folds=own, present=present, records=records,
+        missing=[k for k in range(prepared.folds) if k not in present], targets=prepared.task.read_targets(own.target),
         logits=Logits(parts, np.argsort(np.argsort(rows))),
     )  # fmt: skip
 
@@ -155,12 +182,12 @@ class Logits:
         return whole
 
 
-def read_fold(folder, fold, classes, expected):
+def read_fold(folder, fold, count, expected):
     """→ the logits of foldK.csv, float64 [KINDS, n, K] (of many classes float32, mapped), in the order of `expected`,
     that fold's rows of folds.csv. Raises UserError where they don't fit."""
     path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
     table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype, "logits": str})
-    columns = [column for kind in KINDS for column in logit_columns(kind, classes)]
+    columns = [column for kind in KINDS for column in logit_columns(kind, count)]
     names = ["image_name", "target"]
     beside = [] if columns else ["logits"]
     if [*table.columns] != [*names, *beside, *columns] or table[names].values.tolist() != expected[
@@ -169,7 +196,7 @@ def read_fold(folder, fold, classes, expected):
         raise UserError(f"{path} doesn't hold the images of fold {fold}: {remedy}")
     if columns:
         numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-        logits = numbers.reshape(len(table), len(KINDS), len(classes)).transpose(1, 0, 2)
+        logits = numbers.reshape(len(table), len(KINDS), count).transpose(1, 0, 2)
     else:
         logits = read_wide(path.with_name(f"fold{fold}_logits.npy"), table.logits, remedy)
     bad = table.image_name[~np.all([np.isfinite(kind).all(axis=1) for kind in logits], axis=0)]
@@ -188,7 +215,7 @@ def read_wide(path, hashes, remedy):
         raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
 
 
-def warn_of_other_makers(exp, records):
+def warn_of_mixed_provenance(exp, records):
     """Warns where different code or different weights made the folds; records: a dict of fold number: foldK.json."""
     for what in ("code", "weights", "init"):
         makers = {}
@@ -199,18 +226,13 @@ def warn_of_other_makers(exp, records):
             warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")
 
 
-def of_folds(oof):
-    """'3 of 5 folds', or '' where all are there."""
-    return f"{len(oof.present)} of {oof.prepared['folds']} folds" if oof.missing else ""
-
-
-def note_in_ledger(args, experiment, cells):
+def note_in_ledger(output, experiment, cells):
     """Writes `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv.
 
     Where a value is None, and everywhere else, the file stays as it is, columns and remarks of the user's own included.
     → the table, all strings."""
-    path, remedy = args.output / "experiments.csv", "run python 02_oof.py for each experiment"
-    with locked(args.output / ".experiments.lock", path, wait=True):
+    path, remedy = output / "experiments.csv", "run python 02_oof.py for each experiment"
+    with locked(output / ".experiments.lock", path, wait=True):
         table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])
         if "experiment" not in table or table.experiment.duplicated().any():
             raise UserError(f"{path} needs a column `experiment`, each name once: mend or remove it, then {remedy}")

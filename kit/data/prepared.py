@@ -1,31 +1,85 @@
-"""What the four scripts share: flags, one-line errors, files written whole, the prepared data, progress."""
+"""Prepared data: what 00_prepare.py decided, and the cached images."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from common import AGAIN, PREPARE, UserError, file_hash, listing, prepared_folder, read_json, read_table
+from common import AGAIN, PREPARE, UserError, file_hash, listing, prepared_folder, read_json, read_table, write_json
+from kit.score.tasks import Task, task_from_json
+
+KEYS_FOR_TEST = "metric submission per_id reading".split()  # what 03 needs, beside the task, for other test images
 
 
-def read_prepared(args):
-    """→ (prepared.json as a dict, folds.csv as a table). Raises UserError where folds.csv was changed by hand."""
-    folder = prepared_folder(args)
-    prepared = read_json(folder / "prepared.json", PREPARE)
+@dataclass
+class Prepared:
+    """What 00_prepare.py decided, as OUTPUT/prepared/prepared.json holds it.
+
+    The fields down to `reading` decide the folds: a later run must agree with them. The others follow from the images.
+    """
+
+    folder: Path  # OUTPUT/prepared, or where it is being made; not in the file
+    made_from: dict  # hashes: of the tables, of the training images, of the test images
+    task: Task  # Classes, Labels or Numbers, with the K names in their final order
+    metric: str  # a key of METRICS
+    folds: int  # how many
+    seed: int
+    groups: str  # --groups or --group-pattern, with the model of --embed
+    submission: dict  # what the sample submission asks for: kit/submit/sample_submission.py
+    limit: int | None = None  # --limit, for a quick look
+    per_id: str | None = None  # "mean" or "max" where an id of the sample has several images
+    reading: dict = field(default_factory=dict)  # flags that other test images need too
+
+    sizes: list[int] = field(default_factory=list)  # px of the cached images
+    folds_hash: str = ""  # SHA-256 of folds.csv
+    duplicates: dict | None = None  # counts; None where no duplicates were searched
+    candidates: list | None = None  # folds compared with the test set; None where there were none
+    shift: dict | None = None  # adversarial validation
+    flags: dict = field(default_factory=dict)  # those of 00 that weren't the defaults
+    unreadable: list[str] = field(default_factory=list)  # names of images that are grey, with the reasons
+
+    def as_json(self) -> dict:
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("folder", "task")}
+        return self.task.as_json() | content
+
+    def decisions(self) -> dict:
+        """Return what a later run of 00 must agree with, as prepared.json holds it."""
+        names = [f.name for f in fields(self)]
+        later = names[names.index("sizes") :]
+        return {key: value for key, value in self.as_json().items() if key not in later}
+
+    def for_test(self) -> dict:
+        """Return what foldK.pt and foldK.json keep, so that 03 can predict other test images."""
+        return self.task.as_json() | {key: getattr(self, key) for key in KEYS_FOR_TEST}
+
+    def write(self) -> None:
+        write_json(self.folder / "prepared.json", self.as_json())
+
+    def open_images(self, part: str, size: int, count: int) -> np.ndarray:
+        """Return the cached images of `part` ("train" or "test"): uint8 [count, size, size, 3] RGB, memory-mapped.
+        Raises UserError where they aren't there, or are damaged."""
+        path = self.folder / f"{part}_{size}.npy"
+        if size not in self.sizes:
+            raise UserError(f"{self.folder} holds images of {listing(self.sizes)} px: {AGAIN} --size {size}")
+        try:
+            images = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: {AGAIN} --size {size}") from None
+        except (ValueError, EOFError) as error:
+            raise UserError(f"{path} is damaged ({error}): remove it, then {AGAIN} --size {size}") from None
+        if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
+            raise UserError(f"{path} holds {images.shape} {images.dtype}: remove it, then {AGAIN} --size {size}")
+        return images
+
+
+def read_prepared(output: Path) -> tuple[Prepared, pd.DataFrame]:
+    """Return (what OUTPUT/prepared/prepared.json holds, folds.csv). Raises UserError where folds.csv was changed."""
+    folder = prepared_folder(output)
+    content = read_json(folder / "prepared.json", PREPARE)
     folds = read_table(folder / "folds.csv", PREPARE)
-    if file_hash(folder / "folds.csv") != prepared["folds_hash"]:
+    if file_hash(folder / "folds.csv") != content["folds_hash"]:
         raise UserError(f"{folder}/folds.csv was changed since: restore it, or {AGAIN} --overwrite for new folds")
-    return prepared, folds
-
-
-def open_images(args, prepared, part, size, count):
-    """The cached images of `part` ("train" or "test"): uint8 [count, size, size, 3] RGB, mapped, not read."""
-    path = prepared_folder(args) / f"{part}_{size}.npy"
-    if size not in prepared["sizes"]:
-        raise UserError(f"{path.parent} holds images of {listing(prepared['sizes'])} px: {AGAIN} --size {size}")
-    try:
-        images = np.load(path, mmap_mode="r")
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: {AGAIN} --size {size}") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it, then {AGAIN} --size {size}") from None
-    if images.shape != (count, size, size, 3) or images.dtype != np.uint8:
-        raise UserError(f"{path} holds {images.shape} {images.dtype}: remove it, then {AGAIN} --size {size}")
-    return images
+    own = {f.name for f in fields(Prepared)} - {"folder", "task"}
+    known = {key: value for key, value in content.items() if key in own}
+    return Prepared(folder=folder, task=task_from_json(content), **known), folds

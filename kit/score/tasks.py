@@ -1,16 +1,17 @@
-"""What is asked of an image: one class of several, a set of labels, or numbers?
+"""Tasks: one class an image, a set of labels, or numbers; everything that depends on which of them it is.
 
     task      targets                                     predictions float [N, K]
-    classes   int64 [N]                                   softmax: a probability for each class
-    labels    float32 [N, K], 0 or 1                      sigmoid: a probability for each label
-    numbers   float32 [N, K], NaN where one is missing    sigmoid, scaled to the range of the training targets
+    Classes   int64 [N]                                   softmax: a probability for each class
+    Labels    float32 [N, K], 0 or 1                      sigmoid: a probability for each label
+    Numbers   float32 [N, K], NaN where one is missing    sigmoid, scaled to the range of the training targets
 
-prepared.json holds `task`, `classes` (the names of the K classes, labels or numbers) and, of numbers, `ranges`: the
-least and the largest training target of each. In folds.csv, `target` is a class' number, or the labels' numbers or the
-numbers themselves between blanks.
+prepared.json and foldK.json hold a task as `task`, `classes` (the K names) and, for numbers, `ranges`. In folds.csv the
+column `target` is a class's number, the labels' numbers or the numbers themselves, separated by blanks.
+Shapes: N images; K classes, labels or numbers.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,137 +20,339 @@ from scipy import special
 from common import softmax
 from kit.score.metrics import sk
 
-STRATA = 10  # quantiles of numbers that each fold gets its share of
+QUANTILES = 10  # strata of numbers
+STEEPNESS = 5  # of the softmax that makes probabilities of a ridge regression's outputs
+TINY = 1e-15  # the least probability whose logarithm is taken
 
 
-class Task(NamedTuple):
-    """noun: what one of the K is called. loss: the key of LOSSES that stands in for one that doesn't fit."""
+@dataclass
+class Task:
+    """What is predicted for each image. names: of the K classes, labels or numbers."""
 
-    noun: str
-    loss: str
-    metric: callable  # K → the key of METRICS that decides by default
+    names: list[str]
 
+    key: ClassVar[str]  # in prepared.json, and in registries whose entries suit some tasks
+    noun: ClassVar[str]  # what one of the K is called
+    value: ClassVar[str] = "probability"  # what one prediction is
+    loss: ClassVar[str]  # the key of LOSSES that replaces one for another task
+    sampler: ClassVar[str | None] = "shuffle"  # the key of SAMPLERS; None: as given
+    extra_metrics: ClassVar[tuple[str, ...]] = ()  # keys of METRICS that are shown beside the competition's own
+    splits_loss: ClassVar[bool] = False  # the loss of all images is the mean of their losses
+    rows_sum_to_1: ClassVar[bool] = False
+    can_rank: ClassVar[bool] = True  # ranks are as good as predictions
+    strata_are_classes: ClassVar[bool] = True  # each must be in the training images of every fold
+    counted: ClassVar[bool] = True  # `by_fold` counts images
+    column_value: ClassVar[str] = "probability"  # a key of SUBMISSIONS: several value columns in a submission
+    single_value: ClassVar[str | None] = None  # the same, for one value column; None: its cells decide
+    sections: ClassVar[tuple[str, ...]] = ()  # of report/page.html, beside those that every task has
+    goodness_name: ClassVar[str] = "minus the loss of an image"
 
-TASKS = {
-    "classes": Task("class", "ce", lambda count: "auc" if count == 2 else "accuracy"),
-    "labels": Task("label", "bce", lambda count: "column-auc"),
-    "numbers": Task("number", "bce", lambda count: "rmse" if count == 1 else "mcrmse"),
-}
+    def __len__(self) -> int:
+        return len(self.names)
 
+    def as_json(self) -> dict:
+        return dict(task=self.key, classes=self.names)
 
-def task_of(prepared):
-    return prepared.get("task", "classes")  # older prepared data know no other
+    @property
+    def is_binary(self) -> bool:
+        return False
 
-
-def read_targets(prepared, cells):
-    """→ the targets of the column `target` of folds.csv, or of a part of it."""
-    task, count = task_of(prepared), len(prepared["classes"])
-    if task == "classes":
-        return np.asarray(cells, np.int64)
-    if task == "numbers":
-        return np.array([str(cell).split(" ") for cell in cells], np.float32).reshape(-1, count)
-    targets = np.zeros((len(cells), count), np.float32)
-    for row, cell in zip(targets, cells, strict=True):
-        row[[int(number) for number in str(cell).split()]] = 1
-    return targets
-
-
-def written(task, targets):
-    """→ the column `target` of folds.csv: a list of whole numbers or strings."""
-    if task == "classes":
-        return [int(target) for target in targets]
-    if task == "numbers":
-        return [" ".join(f"{value:.9g}" for value in row) for row in targets]
-    return [" ".join(map(str, np.flatnonzero(row))) for row in targets]
-
-
-def predictions(prepared, logits):
-    """Logits [N, K] → predictions float [N, K] (common.softmax), numbers in their own units."""
-    if task_of(prepared) == "classes":
-        return softmax(logits)
-    return from_unit(prepared, special.expit(np.asarray(logits, np.float64)))
-
-
-def to_unit(prepared, targets):
-    """Targets as losses take them: numbers from 0 to 1, by the training targets' range; others as they are."""
-    if task_of(prepared) != "numbers":
+    def to_01(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets as losses take them: numbers scaled from 0 to 1 by the training range, others as they are."""
         return targets
-    low, high = np.array(prepared["ranges"], np.float32).T
-    return (targets - low) / np.where(high > low, high - low, 1)
 
-
-def from_unit(prepared, values):
-    """The inverse of to_unit; also of predictions."""
-    if task_of(prepared) != "numbers":
+    def from_01(self, values: np.ndarray) -> np.ndarray:
+        """Return the inverse of `to_01`, of targets or of predictions."""
         return values
-    low, high = np.array(prepared["ranges"], np.float64).T
-    return low + values * (high - low)
 
-
-def perfect(prepared, targets):
-    """→ the predictions float64 [N, K] that are right."""
-    if task_of(prepared) == "classes":
-        return np.eye(len(prepared["classes"]))[targets]
-    return np.asarray(targets, np.float64)
-
-
-def strata(task, targets):
-    """→ what every fold gets its share of: classes int [N], labels bool [N, K], or the quantiles of numbers int [N]
-    (of several, of the mean of their standard scores)."""
-    if task == "classes":
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return what every fold gets its share of: int [N], or bool [N, K] for labels."""
         return targets
-    if task == "labels":
-        return targets > 0
-    table = pd.DataFrame(targets)
-    score = ((table - table.mean()) / table.std().replace(0, 1)).mean(axis=1).fillna(0)
-    return pd.qcut(score.rank(method="first"), min(STRATA, max(1, len(score) // 10)), labels=False).to_numpy(np.int64)
+
+    def wrong(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """Return the rows, int, that can be called mistakes: for classes the wrong ones, otherwise all."""
+        return np.arange(len(targets))
+
+    def goodness(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """Return how good each image's prediction is, float [N]; larger is better."""
+        return -self.losses(targets, predictions)
+
+    def label_problems(self, targets: np.ndarray, predictions: np.ndarray) -> list:
+        """Return the single-class problems in which label errors are searched: (k or None, int [N], float [N, ·])."""
+        return []
+
+    def worst_output(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """Return the output, int [N], that Grad-CAM explains: the predicted class, or the one most wrong."""
+        distance = np.abs(self.to_01(targets) - self.to_01(predictions))
+        return np.nan_to_num(distance).argmax(axis=1)
+
+    def table_of_each(self, targets: np.ndarray, predictions: np.ndarray, most: int = 20) -> pd.DataFrame | None:
+        """Return a row for each label or number, the commonest ones where there are many; None for classes, whose
+        confusion matrix says more."""
+        rows = {}
+        for k, name in enumerate(self.names):
+            known = np.isfinite(targets[:, k])
+            rows[name] = self._row(targets[known, k].astype(np.float64), predictions[known, k])
+        table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(self.noun)
+        return table.sort_values("images", ascending=False, kind="stable")[:most] if len(table) > most else table
 
 
-def parse(prepared, cells):
-    """→ the targets that cells say, spelt as in the training table: of labels and numbers, between blanks. Raises
-    KeyError or ValueError for what is no target."""
-    number_of = {label: number for number, label in enumerate(prepared["classes"])}
-    if task_of(prepared) == "classes":
+@dataclass
+class Classes(Task):
+    """One class of several for each image. The positive class is the second of two."""
+
+    key, noun, loss, sampler = "classes", "class", "ce", None
+    extra_metrics, sections = ("accuracy",), ("classes", "label_errors")
+    splits_loss = rows_sum_to_1 = True
+    goodness_name = "probability of the image's label"
+
+    @property
+    def is_binary(self) -> bool:
+        return len(self.names) == 2
+
+    def default_metric(self) -> str:
+        return "auc" if self.is_binary else "accuracy"
+
+    def read_targets(self, cells) -> np.ndarray:
+        """Return the targets in the column `target` of folds.csv, or in a part of it."""
+        return np.asarray(cells, np.int64)
+
+    def write_targets(self, targets: np.ndarray) -> list:
+        """Return the column `target` of folds.csv: whole numbers, or strings."""
+        return [int(target) for target in targets]
+
+    def parse(self, cells, separator: str = " ") -> np.ndarray:
+        """Return the targets that cells name, spelt as in the training table; `separator` stands between the labels of
+        a cell. Raises KeyError or ValueError for anything else."""
+        number_of = {name: k for k, name in enumerate(self.names)}
         return np.array([number_of[cell] for cell in cells])
-    if task_of(prepared) == "numbers":
-        return read_targets(prepared, cells)
-    mark = prepared["submission"].get("between", " ")
-    sets = [[number_of[label] for label in cell.split(mark) if label] for cell in cells]
-    return read_targets(prepared, [" ".join(map(str, labels)) for labels in sets])
+
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        """Return predictions float [N, K], numbers in their own units, from logits [N, K]."""
+        return softmax(logits)
+
+    def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (targets, predictions float64) that a metric scores best; one image of each class is enough, since
+        N × K probabilities could fill the memory."""
+        some = np.unique(targets)
+        return some, np.eye(len(self))[some]
+
+    def losses(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        """Return how wrong each image's prediction is, float [N]: the log loss of its class, the mean log loss of its
+        labels, or the mean distance of its numbers on a scale from 0 to 1 (0 where all are missing)."""
+        return -np.log(np.clip(predictions[np.arange(len(targets)), targets], TINY, 1))
+
+    def goodness(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        return np.exp(-self.losses(targets, predictions))
+
+    def wrong(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(predictions.argmax(axis=1) != targets)
+
+    def label_problems(self, targets: np.ndarray, predictions: np.ndarray) -> list:
+        return [(None, targets, predictions)]
+
+    def worst_output(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        return predictions.argmax(axis=1)
+
+    def table_of_each(self, targets: np.ndarray, predictions: np.ndarray, most: int = 20) -> None:
+        return None
+
+    def right_answer(self, target, label: str) -> str:
+        """Return a line on what is right for an image; label: its cell in folds.csv."""
+        return f"label {label}"
+
+    def answers(self, target, prediction: np.ndarray, label: str) -> tuple[str, str]:
+        """Return two lines: what is right for an image, and what was predicted."""
+        k = prediction.argmax()
+        right = f"{self.right_answer(target, label)}: {prediction[target]:.3f}"
+        return right, f"predicted {self.names[k]}: {prediction[k]:.3f}"
+
+    def examples(self, targets: np.ndarray, most: int = 10) -> dict[str, np.ndarray]:
+        """Return {title: rows} that a picture should show: some classes or labels, or small to large numbers."""
+        return {f"label {name}": np.flatnonzero(targets == k) for k, name in enumerate(self.names[:most])}
+
+    def members(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """Return {name: rows} of every class or label, or of ranges of the first number."""
+        order = np.argsort(targets, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(targets, minlength=len(self)))[:-1])
+        return dict(zip(self.names, parts, strict=True))
+
+    def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+        """Return images of each class or label, or means of each number, with a column for each fold."""
+        names = pd.Categorical.from_codes(targets, self.names)
+        return pd.crosstab(pd.Series(names, name="label"), pd.Series(folds, name="fold"), dropna=False)
+
+    def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (float32 [M, J], rows int [N]): what a ridge regression learns; rows says which of the M an image has,
+        since N × K could fill the memory."""
+        rows = np.unique(targets, return_inverse=True)[1]
+        return np.eye(rows.max() + 1, dtype=np.float32), rows
+
+    def from_regression(self, outputs: np.ndarray) -> np.ndarray:
+        """Return predictions from a ridge regression's outputs, float [N, J]."""
+        return softmax(outputs * np.float32(STEEPNESS))
 
 
-def examples(prepared, folds, most=10):
-    """→ {title: rows of folds.csv that a picture should show}: of some classes or labels, or from small numbers to
-    large ones."""
-    task, classes = task_of(prepared), prepared["classes"]
-    if task == "classes":
-        return {f"label {label}": np.flatnonzero(folds.label == label) for label in classes[:most]}
-    targets = read_targets(prepared, folds.target)
-    if task == "labels":
-        return {f"label {classes[c]}": np.flatnonzero(targets[:, c]) for c in np.argsort(-targets.sum(axis=0))[:most]}
-    order = np.argsort(targets[:, 0], kind="stable")
-    order = order[np.isfinite(targets[order, 0])]
-    found = {}
-    for p in [part for part in np.array_split(order, 5) if len(part)]:
-        title = f"{classes[0]} from {targets[p[0], 0]:.4g} to {targets[p[-1], 0]:.4g}"
-        found[title] = np.concatenate([found.get(title, p[:0]), p])  # two fifths may hold one number alone
-    return found
+@dataclass
+class Labels(Task):
+    """Any number of labels for each image."""
+
+    key, noun, loss = "labels", "label", "bce"
+    sections, single_value = ("label_errors",), "set"
+
+    def default_metric(self) -> str:
+        return "column-auc"
+
+    def read_targets(self, cells) -> np.ndarray:
+        targets = np.zeros((len(cells), len(self)), np.float32)
+        for row, cell in zip(targets, cells, strict=True):
+            row[[int(k) for k in str(cell).split()]] = 1
+        return targets
+
+    def write_targets(self, targets: np.ndarray) -> list:
+        return [" ".join(map(str, np.flatnonzero(row))) for row in targets]
+
+    def parse(self, cells, separator: str = " ") -> np.ndarray:
+        number_of = {name: k for k, name in enumerate(self.names)}
+        sets = [[number_of[name] for name in cell.split(separator) if name] for cell in cells]
+        return self.read_targets([" ".join(map(str, numbers)) for numbers in sets])
+
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        return special.expit(np.asarray(logits, np.float64))
+
+    def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return targets, np.asarray(targets, np.float64)
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        return targets > 0
+
+    def losses(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        right = np.where(targets > 0.5, predictions, 1 - predictions)
+        return -np.log(np.clip(right, TINY, 1)).mean(axis=1)
+
+    def label_problems(self, targets: np.ndarray, predictions: np.ndarray) -> list:
+        columns = enumerate(zip(targets.T, predictions.T, strict=True))
+        return [(k, (target > 0).astype(int), np.stack([1 - p, p], axis=1)) for k, (target, p) in columns]
+
+    def right_answer(self, target, label: str) -> str:
+        return f"labels {label or 'none'}"
+
+    def answers(self, target, prediction: np.ndarray, label: str) -> tuple[str, str]:
+        likely = [f"{self.names[k]} {prediction[k]:.2f}" for k in np.argsort(-prediction)[:3]]
+        return self.right_answer(target, label), f"predicted {', '.join(likely)}"
+
+    def examples(self, targets: np.ndarray, most: int = 10) -> dict[str, np.ndarray]:
+        commonest = np.argsort(-targets.sum(axis=0))[:most]
+        return {f"label {self.names[k]}": np.flatnonzero(targets[:, k]) for k in commonest}
+
+    def members(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        parts = dict(zip(self.names, map(np.flatnonzero, targets.T), strict=True))
+        return parts | {"none of them": np.flatnonzero(targets.sum(axis=1) == 0)}
+
+    def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+        sums = {k: np.nansum(targets[folds == k], axis=0) for k in np.unique(folds)}
+        return pd.DataFrame(sums, index=self.names).rename_axis(columns="fold")
+
+    def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return targets, np.arange(len(targets))
+
+    def from_regression(self, outputs: np.ndarray) -> np.ndarray:
+        return np.clip(outputs, 0, 1)
+
+    def _row(self, target: np.ndarray, predicted: np.ndarray) -> dict:
+        area = sk("roc_auc_score")(target, predicted) if 0 < target.sum() < len(target) else np.nan
+        return dict(images=int(target.sum()), AUC=area)
 
 
-def table_of_each(prepared, targets, predictions, most=20):
-    """→ a table with a row for each label (how often it is right, its AUC) or number (mean, correlation, RMSE). Of
-    many, the commonest ones."""
-    rows = {}
-    for c, name in enumerate(prepared["classes"]):
-        known = np.isfinite(targets[:, c])
-        target, predicted = targets[known, c].astype(np.float64), predictions[known, c]
-        if task_of(prepared) == "labels":
-            area = sk("roc_auc_score")(target, predicted) if 0 < target.sum() < len(target) else np.nan
-            rows[name] = dict(images=int(target.sum()), AUC=area)
-            continue
+@dataclass
+class Numbers(Task):
+    """One number or several for each image. ranges: least and largest training target of each number."""
+
+    ranges: list[list[float]]
+
+    key, noun, value, loss = "numbers", "number", "prediction", "bce"
+    column_value = single_value = "number"
+    can_rank = strata_are_classes = counted = False
+
+    def as_json(self) -> dict:
+        return super().as_json() | dict(ranges=self.ranges)
+
+    def default_metric(self) -> str:
+        return "rmse" if len(self) == 1 else "mcrmse"
+
+    def read_targets(self, cells) -> np.ndarray:
+        return np.array([str(cell).split(" ") for cell in cells], np.float32).reshape(-1, len(self))
+
+    def write_targets(self, targets: np.ndarray) -> list:
+        return [" ".join(f"{value:.9g}" for value in row) for row in targets]
+
+    def parse(self, cells, separator: str = " ") -> np.ndarray:
+        return self.read_targets(cells)
+
+    def to_01(self, targets: np.ndarray) -> np.ndarray:
+        low, high = np.array(self.ranges, np.float32).T
+        return (targets - low) / np.where(high > low, high - low, 1)
+
+    def from_01(self, values: np.ndarray) -> np.ndarray:
+        low, high = np.array(self.ranges, np.float64).T
+        return low + values * (high - low)
+
+    def predictions(self, logits: np.ndarray) -> np.ndarray:
+        return self.from_01(special.expit(np.asarray(logits, np.float64)))
+
+    def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return targets, np.asarray(targets, np.float64)
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return quantiles; those of the mean standard score where there are several numbers."""
+        table = pd.DataFrame(targets)
+        score = ((table - table.mean()) / table.std().replace(0, 1)).mean(axis=1).fillna(0)
+        count = min(QUANTILES, max(1, len(score) // 10))
+        return pd.qcut(score.rank(method="first"), count, labels=False).to_numpy(np.int64)
+
+    def losses(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+        distance = np.abs(self.to_01(targets) - self.to_01(predictions))
+        return np.nansum(distance, axis=1) / np.maximum(1, np.isfinite(distance).sum(axis=1))
+
+    def right_answer(self, target, label: str) -> str:
+        return f"target {' '.join(f'{value:.4g}' for value in target[:5])}"
+
+    def answers(self, target, prediction: np.ndarray, label: str) -> tuple[str, str]:
+        return self.right_answer(target, label), f"predicted {' '.join(f'{value:.4g}' for value in prediction[:5])}"
+
+    def examples(self, targets: np.ndarray, most: int = 10) -> dict[str, np.ndarray]:
+        order = np.argsort(targets[:, 0], kind="stable")
+        order = order[np.isfinite(targets[order, 0])]
+        found = {}
+        for rows in [part for part in np.array_split(order, 5) if len(part)]:
+            title = f"{self.names[0]} from {targets[rows[0], 0]:.4g} to {targets[rows[-1], 0]:.4g}"
+            found[title] = np.concatenate([found.get(title, rows[:0]), rows])  # two fifths may hold one number alone
+        return found
+
+    def members(self, targets: np.ndarray) -> dict[str, np.ndarray]:
+        return self.examples(targets)
+
+    def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+        means = {k: np.nanmean(targets[folds == k], axis=0) for k in np.unique(folds)}
+        return pd.DataFrame(means, index=self.names).rename_axis(columns="fold")
+
+    def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.where(np.isfinite(targets), targets, np.nanmean(targets, axis=0)), np.arange(len(targets))
+
+    def from_regression(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
+
+    def _row(self, target: np.ndarray, predicted: np.ndarray) -> dict:
         varied = len(target) > 1 and target.std() > 0 and predicted.std() > 0
         correlation = np.corrcoef(target, predicted)[0, 1] if varied else np.nan
         error = np.sqrt(np.mean((target - predicted) ** 2))
-        rows[name] = dict(images=len(target), mean=target.mean(), predicted=predicted.mean(), r=correlation, RMSE=error)
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(TASKS[task_of(prepared)].noun)
-    return table.sort_values("images", ascending=False, kind="stable")[:most] if len(table) > most else table
+        return dict(images=len(target), mean=target.mean(), predicted=predicted.mean(), r=correlation, RMSE=error)
+
+
+TASKS: dict[str, type[Task]] = {task.key: task for task in (Classes, Labels, Numbers)}
+
+
+def task_from_json(content: dict) -> Task:
+    """Return the task that prepared.json, foldK.json or foldK.pt holds."""
+    ranges = dict(ranges=content["ranges"]) if "ranges" in content else {}
+    return TASKS[content["task"]](content["classes"], **ranges)

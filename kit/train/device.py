@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import SwiGLU
 from torch import nn
 
-from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count
+from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count, number
 from kit.train import distributed
 
 PRECISIONS = ("auto", "native", "fp16", "bf16", "none")
@@ -143,3 +143,12 @@ def compile_backbone(backbone):
     alike = len({type(block) for block in blocks}) == 1 and not isinstance(blocks[0], nn.Sequential)
     for part in blocks if alike else [backbone]:
         part.compile()
+
+
+def add_machine_flags(add, amp_auto):
+    """Add the five flags that say where and how a script computes. amp_auto: what --amp auto means there."""
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
+    add("--amp", choices=PRECISIONS, default="auto", help=f"precision: %(choices)s; auto: {amp_auto}")
+    add("--compile", action="store_true", help="torch.compile: about a minute at the start, then faster on a GPU")
+    add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
+    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
