@@ -1,41 +1,33 @@
-"""Trains folds of an experiment and keeps each one's model and out-of-fold predictions.
+"""Training of an experiment's folds: a model and out-of-fold predictions for each.
 
     python 01_train_fold.py --fold 2                                 # the thesis' recipe, experiment "base"
     python 01_train_fold.py --fold all --exp convnext @recipes/convnext.args
     torchrun --nproc-per-node 2 01_train_fold.py --fold 2            # one fold on two GPUs
 
 Reads OUTPUT/prepared. Writes OUTPUT/EXP/config.json and, for each fold, foldK.pt (the model), foldK.csv (predictions of
-the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped goes on from its foldK.resume.pt and,
-on a CPU, ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
+the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped resumes from its foldK.resume.pt and, on
+a CPU, ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
 """
 
 import common  # first: it makes the other imports faster
 
 # isort: split
-import contextlib
 import json
-import random
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 
-from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number, say
-from kit.data.prepared import open_images, read_prepared
-from kit.experiment import check_config, claimed, is_finished, read_record, taken, warn_of_other_makers
+from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number
 from kit.report.pictures import draw_classes
-from kit.score import tasks
 from kit.score.metrics import is_better
 from kit.train import distributed
 from kit.train.augment import AUGMENTATIONS, Augmentation
-from kit.train.checkpoint import SEEN, ResumeFile, earlier_weights, epoch_start, makers, save_fold
+from kit.train.checkpoint import OUTPUTS, epoch_start, save_fold
 from kit.train.dataset import SAMPLERS, training_batches
 from kit.train.device import (
-    PRECISIONS,
+    add_machine_flags,
     autocast,
-    compile_backbone,
     enough_memory,
     keep_memory,
     pick_amp,
@@ -45,11 +37,12 @@ from kit.train.device import (
 from kit.train.inference import PREDICT_BATCH, TTAS, predict, to_device
 from kit.train.linear_probe import probe, start_head
 from kit.train.losses import LOSSES
-from kit.train.model import HEADS, build_model
-from kit.train.monitor import Watch, note_epoch, scores, seen, warn_if_endless
-from kit.train.optim import OPTIMIZERS, SCHEDULES, choose_trained, train_mode
-from kit.train.settings import changed, check_flags, experiment_names, fold_numbers, for_task, init_makers, settings
-from kit.train.trackers import TRACKERS, Track
+from kit.train.model import HEADS
+from kit.train.monitor import EpochMonitor, note_epoch, outputs, scores, warn_if_slow
+from kit.train.optim import OPTIMIZERS, SCHEDULES, train_mode
+from kit.train.run import gather, start_fold
+from kit.train.settings import changed, check_flags, experiment_names, settings
+from kit.train.trackers import TRACKERS
 
 
 def make_parser():
@@ -65,14 +58,14 @@ def make_parser():
     add("--model", default="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", help="a timm name")
     add("--size", type=number(int, 1), default=448, metavar="PX", help="side of the images, prepared by 00_prepare.py")
     add("--weights", default="hub", metavar="FILE", help="hub, none (from scratch), or a .safetensors or .pth file")
-    add("--head", choices=HEADS, default="linear", help="%(choices)s: on outputs, on features, on a ViT's tokens")
+    add("--head", choices=HEADS, default="linear", help="linear: on class outputs; fresh: on features; tokens: class "
+        "token + mean patch")  # fmt: skip
     add("--tune", choices=("all", "head", "probe"), default="all", help="all weights, or the head alone; probe: a "
         "logistic regression on frozen features")  # fmt: skip
-    add("--init", default="weights", metavar="EXP", help="start from this experiment's folds; probe: a fitted head")
-    add("--freeze", type=number(float, 0), default=0, help="share of the layers that stays as it is, from the "
-        "image on")  # fmt: skip
-    add("--norm", choices=("thesis", "model"), default="thesis", help="thesis: mean and std 0.5; model: the weights' "
-        "own")  # fmt: skip
+    add("--init", default="weights", metavar="EXP", help="start from the same folds of EXP; probe: with a fitted head")
+    add("--freeze", type=number(float, 0), default=0, help="freeze this share of the layers, input side first")
+    add("--norm", choices=("thesis", "model"), default="thesis", help="mean and std: thesis: 0.5; model: those of its "
+        "weights")  # fmt: skip
     add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="K=V", help="for timm.create_model, such as "
         "drop_path_rate=0.1")  # fmt: skip
 
@@ -81,41 +74,39 @@ def make_parser():
     add("--batch-size", type=number(int, 1), default=17, help="images a batch, over all processes")
     add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
     add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end")
-    add("--loss", choices=LOSSES, default="cce", help="%(choices)s: complement, plain, binary cross entropy, squared "
-        "error")  # fmt: skip
+    add("--loss", choices=LOSSES, default="cce", help="ce: classes; bce: labels and numbers; mse: numbers; cce: the "
+        "thesis'")  # fmt: skip
     add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="%(choices)s")
-    add("--weight-decay", type=number(float, 0), default=1e-4, help="pulls the weights to 0")
+    add("--weight-decay", type=number(float, 0), default=1e-4, help="weight decay")
     add("--schedule", choices=SCHEDULES, default="ranger21", help="of the learning rate: %(choices)s")
-    add("--warmup", type=number(float, 0), help="share of the steps in which the rate rises (default: ranger21 0.22, "
-        "cosine 0)")  # fmt: skip
-    add("--layer-decay", type=number(float, above=0), help="a layer learns at X times the next one's rate (default: 1)")
-    add("--clip-grad", type=number(float, above=0), help="shorten gradients that are longer than this")
-    add("--ema", type=number(float, 0), default=0, help="keep and validate an average of the weights, such as 0.99")
+    add("--warmup", type=number(float, 0), help="share of the steps in which the learning rate rises (default: "
+        "ranger21 0.22, cosine 0)")  # fmt: skip
+    add("--layer-decay", type=number(float, above=0), help="multiply the learning rate by X per layer, towards the "
+        "input (default: 1)")  # fmt: skip
+    add("--clip-grad", type=number(float, above=0), help="maximum gradient norm")
+    add("--ema", type=number(float, 0), default=0, help="validate and keep a moving average of the weights, such as "
+        "0.99")  # fmt: skip
     add("--keep", choices=("best", "last"), default="best", help="the epoch: best validation score, or last")
-    add("--seed", type=number(int, 0), nargs="+", default=[777], help="decides all that is random; several train an "
-        "EXP_N each")  # fmt: skip
+    add("--seed", type=number(int, 0), nargs="+", default=[777], help="of all that is random; several seeds train an "
+        "EXP_SEED each")  # fmt: skip
 
     add = parser.group("images (thesis 3.1, 3.2)")
-    add("--augment", choices=AUGMENTATIONS, default="d4", help="the random transform: %(choices)s")
+    add("--augment", choices=AUGMENTATIONS, default="d4", help="random transforms of training images: %(choices)s")
     add("--sampler", choices=SAMPLERS, default="imbalanced", help="%(choices)s: each class or each image equally often")
     add("--tta", choices=("auto", *TTAS), default="auto", help="views averaged: %(choices)s; auto: as --augment")
 
     add = parser.group("time, memory and machine")
-    add("--track", choices=TRACKERS, help="show the training live in %(choices)s")
+    add("--track", choices=TRACKERS, help="log the training live to %(choices)s")
     add("--stop-after", type=duration, metavar="8.5h", help="save and end after this time; the same command goes on")
     add("--save-minutes", type=number(float, 0), default=10, help="between resume files within an epoch; 0: none")
     add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
     add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
-    add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: fp16 on a GPU")
-    add("--compile", action="store_true", help="torch.compile: about a minute at the start, then faster on a GPU")
-    add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
+    add_machine_flags(add, "fp16 on a GPU")
     return parser
 
 
 def defaults():
-    """→ the settings of a run without flags. A setting that is younger than an experiment had this value in it."""
+    """Return the settings of a run without flags. An older experiment has them in place of settings that it lacks."""
     args = make_parser().parse_args(["--fold", "0"])
     return settings(args, *args.seed)
 
@@ -123,11 +114,14 @@ def defaults():
 # ---------------------------------------------------------------- one epoch
 
 
-def train_step(run, images, targets, share, whole):
-    """Forward and backward pass of a batch, uint8 [B, 3, S, S] and int [B]: what to change to learn differently from
-    an image. share: this batch's part of the step's gradient; whole: a step follows. → (logits, loss), detached."""
-    with distributed.syncing(run.model, whole):
-        with autocast(run.device, run.amp):
+def train_step(run, images, targets, share, is_last):
+    """Compute the forward and the backward pass of a batch: what to change to learn differently from an image.
+
+    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: the batch's part of the step's gradient;
+    is_last: whether the step ends with it. → (logits, loss), detached."""
+    experiment = run.experiment
+    with distributed.syncing(run.model, is_last):
+        with autocast(experiment.device, experiment.amp):
             logits = run.model(images)
         loss = run.criterion(logits, targets)
         run.scaler.scale(loss * share).backward()
@@ -135,10 +129,10 @@ def train_step(run, images, targets, share, whole):
 
 
 def update(run, number):
-    """Step `number` of the optimiser, from 1 on, unless the GradScaler skips it for gradients that overflowed."""
-    if run.config["clip_grad"]:
+    """Take step `number` of the optimiser, from 1 on; the GradScaler skips it if gradients overflowed."""
+    if norm := run.experiment.config["clip_grad"]:
         run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.classifier.parameters(), run.config["clip_grad"])
+        torch.nn.utils.clip_grad_norm_(run.classifier.parameters(), norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -149,42 +143,45 @@ def update(run, number):
 
 
 def train_epoch(run, state):
-    """Trains from step state["step"] to the end of the epoch. → the scores over the epoch's images, as they came.
+    """Train from step state["step"] to the end of the epoch. → the scores of its images, each as the model was then.
 
-    `state` is kept up to date, and saved when due."""
-    train_mode(run.classifier, run.config["init"])
+    `state` is kept up to date, and saved when due. A step here is a batch; `accumulate` of them make an update."""
+    config, device = run.experiment.config, run.experiment.device
+    train_mode(run.classifier, config["init"])
     loader = training_batches(run, state["epoch"], state["step"])
-    steps, accumulate = state["step"] + len(loader), run.config["accumulate"]
-    with Watch(run, state, steps) as watch:
+    steps, accumulate = state["step"] + len(loader), config["accumulate"]
+    with EpochMonitor(run, state, steps) as monitor:
         for step, (images, targets) in enumerate(loader, state["step"]):
-            images, targets = to_device(images, run.device), targets.to(run.device, non_blocking=True)
+            images, targets = to_device(images, device), targets.to(device, non_blocking=True)
             first = step - step % accumulate
-            group = min(accumulate, steps - first)
-            whole = step + 1 - first == group
-            # Under torchrun each process counts by its part of the batch: their gradients will be averaged.
-            share = len(images) * WORLD / run.config["batch_size"] / group
-            logits, loss = train_step(run, images, targets, share, whole)
+            batches = min(accumulate, steps - first)
+            is_last = step + 1 - first == batches
+            # Under torchrun each process weighs its part of the batch: the gradients will be averaged.
+            share = len(images) * WORLD / config["batch_size"] / batches
+            logits, loss = train_step(run, images, targets, share, is_last)
             state["logits"].append(logits)
             state["targets"].append(targets)
             save = stop = False
-            if whole:
+            if is_last:
                 update(run, (state["epoch"] - 1) * -(-steps // accumulate) + first // accumulate + 1)
                 state["step"] = step + 1
                 if step + 1 < steps:
-                    stop, save = distributed.from_first(run.resume.time_is_up(), run.resume.due())  # a stop is due
-            watch.after(step, loss, save)
+                    stop, save = distributed.from_first(run.resume.time_is_up(), run.resume.due())  # a stop saves
+            monitor.after(step, loss, save)
             if save:
                 run.resume.save(state)
             if stop:
-                run.resume.stop(run.name, f"{step + 1} of {steps} steps")
-    parts = [*zip(*distributed.gather(seen(state)), strict=True)]
-    state.update({key: [] for key in SEEN})  # of many classes, a copy too many while the fold validates
+                run.resume.stop(run.epoch_name(state["epoch"]), f"{step + 1} of {steps} steps")
+    parts = [*zip(*distributed.gather(outputs(state)), strict=True)]
+    state.update({key: [] for key in OUTPUTS})  # large for many classes, and needless while the fold validates
     return scores(run, *(np.concatenate(part) if WORLD > 1 else part[0] for part in parts))
 
 
 def validate(run, model, bar):
-    """→ logits float32 [n, K] of the fold's held-out images, without any random transform."""
-    logits = predict(model, run.images, run.valid_rows, PREDICT_BATCH, run.device, run.amp, run.workers, bar)
+    """Return the logits of the fold's held-out images, float32 [n, K], without random transforms. bar: its name."""
+    experiment = run.experiment
+    machine = experiment.device, experiment.amp, experiment.workers
+    logits = predict(model, experiment.images, run.valid_rows, PREDICT_BATCH, *machine, bar)
     if not np.isfinite(logits).all():
         raise UserError(f"{bar}: the predictions are no numbers: lower --lr, or train with --amp none")
     return logits
@@ -193,147 +190,81 @@ def validate(run, model, bar):
 # ---------------------------------------------------------------- one fold
 
 
-def set_up(shared, fold):
-    """→ all that the training of a fold needs, as a namespace: `shared`, model, loss, optimiser, resume file."""
-    config, folds, device, args = shared.config, shared.folds, shared.device, shared.args
-    seed = np.random.SeedSequence([config["seed"], fold]).generate_state(1).item()
-    for seeder in (random.seed, np.random.seed, torch.manual_seed):
-        seeder(seed)
-    weights, head = args.weights, None
-    if config["init"] not in ("weights", "probe"):
-        weights, head = earlier_weights(experiment_folder(args, config["init"]), fold, config)
-    classifier = build_model(config, len(shared.prepared["classes"]), weights).to(device)
-    if head is not None:
-        classifier.head.load_state_dict(head)
-    if RANK > 0:  # dropout must not hide the same places in each process's share of a batch
-        torch.manual_seed(np.random.SeedSequence([config["seed"], fold, RANK]).generate_state(1).item())
-    choose_trained(classifier, config["tune"], config["freeze"])
-    train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
-    updates = -(-(len(train_rows) // config["batch_size"]) // config["accumulate"])
-    optimizer, scheduler = OPTIMIZERS[config["optimizer"]](classifier, config, updates * config["epochs"])
-    if args.compile:
-        compile_backbone(classifier.backbone)
-        if config["optimizer"] == "ranger21":
-            optimizer.compile()
-    path = shared.folder / f"fold{fold}.resume.pt"
-    ema = ModelEmaV3(classifier, decay=config["ema"], use_warmup=True) if config["ema"] else None
-    return SimpleNamespace(
-        **vars(shared), fold=fold, name=f"fold {fold}", train_rows=train_rows, valid_rows=valid_rows, told=False,
-        classifier=classifier, model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]],
-        optimizer=optimizer, scheduler=scheduler, ema=ema, kept_model=classifier if ema is None else ema.module,
-        scaler=torch.amp.GradScaler(device.type, enabled=shared.amp == "fp16"),
-        resume=ResumeFile(path, config, shared.defaults, args.save_minutes, args.stop_after),
-        track=Track(args.track, shared.folder, fold, config),
-    )  # fmt: skip
+def train_fold(run):
+    """Train a fold to its last epoch, from where it was stopped (thesis 4.2), and predict its held-out images.
 
-
-def train_fold(run, state):
-    """Trains the epochs that are left (thesis 4.2). → {"best" and "last": epoch, scores, logits, weights if kept}.
-
-    "best" is the epoch with the best validation score, the later of equals (listing, `>=`)."""
-    config, kept = run.config, state["kept"]
-    while state["epoch"] <= config["epochs"]:
-        epoch, last = state["epoch"], str(config["epochs"])
-        run.name = f"fold {run.fold} epoch {epoch:{len(last)}}/{last}"
-        train, began = train_epoch(run, state), time.perf_counter()
-        logits = validate(run, run.kept_model, f"{run.name} valid")
-        valid = scores(run, logits, run.targets[run.valid_rows])
-        note_epoch(run, state, train, valid, time.perf_counter() - began)
-        kept["last"] = dict(epoch=epoch, scores=valid, logits=torch.from_numpy(logits))
-        if "best" not in kept or is_better(run.metric, valid[run.metric], kept["best"]["scores"][run.metric]):
-            kept["best"] = kept["last"]
-        if kept[config["keep"]]["epoch"] == epoch:
-            weights = {key: value.cpu().clone() for key, value in run.kept_model.state_dict().items()}
-            kept[config["keep"]] = kept[config["keep"]] | dict(weights=weights)
-        state.update(epoch=epoch + 1, **epoch_start())
-        if epoch < config["epochs"] or config["tta"] != "none":
-            run.resume.save(state)
-            if distributed.from_first(run.resume.time_is_up())[0]:
-                run.resume.stop(run.name, f"{epoch} of {config['epochs']} epochs")
-    return kept
-
-
-def train_and_predict(run):
-    """→ (what train_fold returned, logits float32 [n, K] of the held-out images in all views, the epochs' rows)."""
-    if run.config["init"] == "probe":
+    → ({"best" and "last": epoch, scores, logits, weights if kept}, logits float32 [n, K] with the experiment's views,
+    the epochs' rows). "best" is the epoch with the best validation score, the later of equals (listing, `>=`)."""
+    config, metric = run.experiment.config, run.experiment.prepared.metric
+    if config["init"] == "probe":
         start_head(run)
     state = run.resume.load(run)
-    kept, tta = train_fold(run, state), run.config["tta"]
-    run.classifier.load_state_dict(kept[run.config["keep"]]["weights"])
-    logits = kept[run.config["keep"]]["logits"].numpy()
+    kept, keep, tta = state["kept"], config["keep"], config["tta"]
+    while (epoch := state["epoch"]) <= config["epochs"]:
+        name, train, began = run.epoch_name(epoch), train_epoch(run, state), time.perf_counter()
+        logits = validate(run, run.kept_model, f"{name} valid")
+        valid = scores(run, logits, run.experiment.targets[run.valid_rows])
+        note_epoch(run, name, state, train, valid, time.perf_counter() - began)
+        kept["last"] = dict(epoch=epoch, scores=valid, logits=torch.from_numpy(logits))
+        if "best" not in kept or is_better(metric, valid[metric], kept["best"]["scores"][metric]):
+            kept["best"] = kept["last"]
+        if kept[keep]["epoch"] == epoch:
+            weights = {key: value.cpu().clone() for key, value in run.kept_model.state_dict().items()}
+            kept[keep] = kept[keep] | dict(weights=weights)
+        state.update(epoch=epoch + 1, **epoch_start())
+        if epoch < config["epochs"] or tta != "none":
+            run.resume.save(state)
+            if distributed.from_first(run.resume.time_is_up())[0]:
+                run.resume.stop(name, f"{epoch} of {config['epochs']} epochs")
+    run.classifier.load_state_dict(kept[keep]["weights"])
+    logits = kept[keep]["logits"].numpy()
     if tta != "none":
         logits = validate(run, TTAS[tta](run.classifier), f"fold {run.fold}, {tta} views")
     return kept, logits, state["rows"]
 
 
-def train_and_keep(shared, fold):
-    """Trains one fold, from where it was stopped, unless it is finished."""
-    config, folder, replaced = shared.config, shared.folder, shared.replaced
-    with contextlib.ExitStack() as held:
-        if RANK == 0:
-            held.enter_context(taken(folder, fold))
-        # Nobody begins before the first process holds the fold; by then, another job may have finished it.
-        if distributed.from_first(is_finished(folder, fold) and fold not in replaced)[0]:
-            stopped = (folder / f"fold{fold}.resume.pt").exists()
-            anew = "goes on with training it again" if stopped else "trains it again"
-            say(f"fold {fold} of {folder.name} is finished (--overwrite {anew})")
+def draw_augmented(experiment):
+    """Draw augmented.png: training images as the model sees them."""
+    prepared, config, images = experiment.prepared, experiment.config, experiment.images
+    examples = prepared.task.examples(prepared.task.read_targets(experiment.folds.target))
+    transform = Augmentation(config["augment"], images.shape[1])
+    draw_classes(experiment.folder / "augmented.png", images, experiment.folds, examples, config["seed"], transform)
+
+
+def train_and_save(experiment, fold):
+    """Train one fold, unless it is finished, and save it."""
+    with start_fold(experiment, fold) as run:
+        if run is None:
             return
-        run = set_up(shared, fold)
-        held.enter_context(run.track)
-        if RANK == 0:
-            held.enter_context(claimed(folder, config, shared.defaults, {fold, *replaced}))
-            records = {k: read_record(folder, k) for k in range(run.prepared["folds"]) if is_finished(folder, k)}
-            warn_of_other_makers(folder.name, records | {fold: run.makers})
-            if not (picture := folder / "augmented.png").exists() or replaced:
-                transform = Augmentation(config["augment"], run.images.shape[1])
-                draw_classes(
-                    picture, run.images, run.folds, tasks.examples(run.prepared, run.folds), config["seed"], transform
-                )
-        warn_if_endless(run)
-        kept, logits, rows = probe(run) if config["tune"] == "probe" else train_and_predict(run)
+        if RANK == 0 and (experiment.replaced or not (experiment.folder / "augmented.png").exists()):
+            draw_augmented(experiment)
+        warn_if_slow(run)
+        kept, logits, rows = probe(run) if experiment.config["tune"] == "probe" else train_fold(run)
         if RANK == 0:
             save_fold(run, kept, logits, rows)
-
-
-def gather(args, folder, seed, device):
-    """→ what the folds of an experiment share, as a namespace. Raises UserError where its finished folds differ."""
-    prepared, folds = read_prepared(args)
-    config, usual = for_task(settings(args, seed), tasks.task_of(prepared)), defaults()
-    config["changed"] = changed(config, usual)
-    numbers = fold_numbers(args, prepared["folds"])
-    if args.batch_size > (count := len(folds) - folds.fold.value_counts().max()):
-        raise UserError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
-    config |= {key: prepared[key] for key in ("folds_hash", "metric")}  # decided by 00, and the same for all folds
-    made_by = makers(args.weights, init_makers(args, folder, numbers))
-    replaced = set(numbers) if args.overwrite else set()
-    check_config(folder, config, usual, replaced)
-    return SimpleNamespace(
-        args=args, config=config, defaults=usual, folder=folder, replaced=replaced, makers=made_by,
-        prepared=prepared, metric=prepared["metric"], folds=folds, numbers=numbers,
-        images=open_images(args, prepared, "train", config["size"], len(folds)),
-        targets=tasks.to_unit(prepared, tasks.read_targets(prepared, folds.target)),
-        device=device, amp=pick_amp(args.amp, device),
-        workers=pick_workers(args.workers, device),
-    )  # fmt: skip
 
 
 def main(args):
     check_flags(args)
     device = pick_device(args.device, args.deterministic)
     keep_memory()
-    exps = experiment_names(args)
-    folders = [experiment_folder(args, exp) for exp in exps]
+    exps, amp = experiment_names(args.exp, args.seed), pick_amp(args.amp, device)
+    folders = [experiment_folder(args.output, exp) for exp in exps]
     if args.print_config:
         config = settings(args, args.seed[0])
-        how = dict(fold=args.fold, exps=exps, device=str(device), amp=pick_amp(args.amp, device))
-        how |= dict(changed=changed(config, defaults()))
+        how = dict(fold=args.fold, exps=exps, device=str(device), amp=amp, changed=changed(config, defaults()))
         print(json.dumps(config | how, indent=1))
         return
-    experiments = [gather(args, folder, seed, device) for folder, seed in zip(folders, args.seed, strict=True)]
+    machine = {flag: getattr(args, flag) for flag in "weights compile track save_minutes stop_after".split()}
+    machine |= dict(device=device, amp=amp, workers=pick_workers(args.workers, device))
+    experiments = [
+        gather(folder, settings(args, seed), defaults(), args.fold, args.overwrite, **machine)
+        for folder, seed in zip(folders, args.seed, strict=True)
+    ]
     with distributed.together(device), enough_memory("give --batch-size 1 --accumulate 17 --grad-checkpointing"):
-        for shared in experiments:
-            for fold in shared.numbers:
-                train_and_keep(shared, fold)
+        for experiment in experiments:
+            for fold in experiment.chosen:
+                train_and_save(experiment, fold)
 
 
 if __name__ == "__main__":

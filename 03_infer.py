@@ -1,4 +1,4 @@
-"""Predicts the test set with the models of all folds and writes the submission.
+"""Predict the test set with the models of all folds, and write the submission.
 
     python 03_infer.py base
     python 03_infer.py base convnext --weights 0.6 0.4     # a blend of two experiments
@@ -14,40 +14,26 @@ import common  # first: it makes the other imports faster
 
 # isort: split
 import contextlib
-import csv
 import functools
-import itertools
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import torch
 
-from common import (
-    RANK,
-    WORLD,
-    Parser,
-    UserError,
-    conclude,
-    duration,
-    file_hash,
-    number,
-    prepared_folder,
-    read_table,
-    replacing,
-    say,
-)
-from kit.data.prepared import open_images
-from kit.experiment import note_in_ledger, of_folds, read_oof
-from kit.folds import shift
-from kit.score import tasks, thresholds
+from common import RANK, WORLD, Parser, UserError, conclude, duration, file_hash, listing, number, replacing, say
+from kit.experiment import note_in_ledger, read_oof
+from kit.score import thresholds
 from kit.score.blend import BLENDS, blend, read_weights, shared_folds
 from kit.score.metrics import METRICS
-from kit.submit.hidden_test import submit_unseen
-from kit.submit.submission import check_submission, per_unit, read_tests, submission_rows
+from kit.submit import hidden_test
+from kit.submit.submission import per_id, read_tests, write_submission
 from kit.train import distributed
 from kit.train.checkpoint import load_fold
-from kit.train.device import PRECISIONS, enough_memory, keep_memory, pick_amp_of, pick_device, pick_workers
+from kit.train.device import add_machine_flags, enough_memory, keep_memory, pick_amp_of, pick_device, pick_workers
 from kit.train.inference import PREDICT_BATCH, TTAS, predict
 from kit.train.linear_probe import head_logits, test_features
 
@@ -56,10 +42,9 @@ def make_parser():
     parser = Parser(__doc__)
     add = parser.group("what to predict and submit (thesis 3.8)")
     add("exps", nargs="*", default=["base"], metavar="EXP", help="the experiment, or several to blend")
-    add("--blend", choices=BLENDS, default="mean", metavar="HOW", help="of several: %(choices)s of the "
-        "probabilities")  # fmt: skip
-    add("--weights", nargs="+", type=weight, metavar="W", help="of several: a weight for each, or the file that 02 "
-        "wrote (default: equal ones)")  # fmt: skip
+    add("--blend", choices=BLENDS, default="mean", metavar="HOW", help="blend predictions by their %(choices)s")
+    add("--weights", nargs="+", type=weight, metavar="W", help="blend weights, one per experiment, or blend_*.json "
+        "(default: equal ones)")  # fmt: skip
     add("--tta", choices=TTAS, metavar="VIEWS", help="views averaged: %(choices)s (default: those of the experiment)")
     add("--name", type=Path, help="the submission, such as submission.csv (default: in OUTPUT, named by the CV)")
     add("--competition", metavar="ID", help="for the submit command: SIGNATE's task key or Kaggle's name")
@@ -73,11 +58,7 @@ def make_parser():
 
     add = parser.group("memory and machine")
     add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch")
-    add("--amp", choices=PRECISIONS, default="auto", help="precision: %(choices)s; auto: that of training")
-    add("--compile", action="store_true", help="torch.compile: about a minute at the start, then faster on a GPU")
-    add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")
+    add_machine_flags(add, "that of training")
     return parser
 
 
@@ -90,198 +71,241 @@ def weight(text):
     return number(float, 0)(text)
 
 
-def from_file(args):
-    """→ whether --weights is one file."""
-    return [*map(type, args.weights or [])] == [str]
+def is_file(weights):
+    """Return whether --weights is one file."""
+    return [*map(type, weights or [])] == [str]
 
 
-def pick_weights(args, oofs):
-    """→ (a weight for each experiment, None for equal ones; the honest score of fitted ones, None for others)."""
-    weights, exps = args.weights, ", ".join(args.exps)
-    if not from_file(args):
-        if weights and not ([*map(type, weights)] == [float] * len(oofs) and sum(weights) > 0):
-            raise UserError(f"--weights needs a number for each of {exps}, not all of them 0, or one file of 02_oof.py")
+@dataclass
+class TestSet:
+    """The prepared test images, and what the competition asks for."""
+
+    names: list[str]  # of the N images
+    submission_ids: np.ndarray  # int [N]: the sample's id for which an image counts
+    layout: pd.DataFrame  # the sample's rows
+    images: dict[int, np.ndarray]  # px → uint8 [N, px, px, 3], memory-mapped
+    content_hash: str  # predictions of other images, or in another order, aren't read again
+    solution: tuple | None  # (targets [N], {"public": bool [N], "private": bool [N]}) of INPUT/solution.csv
+
+
+@dataclass
+class Machine:
+    """Where and how the models compute."""
+
+    device: torch.device
+    amp: str  # one of PRECISIONS
+    compiled: bool
+    workers: int  # processes that load images
+    batch_size: int
+
+    def predict(self, model, images, amp, bar=None):
+        """Return a model's logits of images uint8 [N, S, S, 3], float32 [N, K]. amp: fp16, bf16 or none."""
+        rows = np.arange(len(images))
+        return predict(model, images, rows, self.batch_size, self.device, amp, self.workers, bar)
+
+
+def pick_machine(device, deterministic, amp, compiled, workers, batch_size):
+    device = pick_device(device, deterministic)
+    keep_memory()
+    return Machine(device, amp, compiled, pick_workers(workers, device), batch_size)
+
+
+def pick_weights(weights, oofs, how, tta):
+    """Return (a weight for each experiment, or None; the honest score of fitted weights, else None)."""
+    exps = [oof.exp for oof in oofs]
+    if not is_file(weights):
+        check_weights(weights, exps, "or one file of 02_oof.py")
         return weights, None
-    if any(kind_of(args, oof) != "views" for oof in oofs):
-        raise UserError(f"--tta {args.tta}: {weights[0]} was fitted on other views: leave --tta out, or give numbers")
-    return read_weights(Path(weights[0]), oofs, args.blend)
+    if any(kind_of(oof, tta) != "views" for oof in oofs):
+        raise UserError(f"--tta {tta}: {weights[0]} was fitted on other views: leave --tta out, or give numbers")
+    return read_weights(Path(weights[0]), oofs, how)
 
 
-def fold_logits(args, oof, fold, images, test_hash, device):
-    """→ logits float32 [N, K] of the test images by one fold's model: those kept in foldK_test.npy, if the same model
+def check_weights(weights, exps, otherwise):
+    """Raise UserError unless there are no weights, or a number for each experiment."""
+    if weights and not ([*map(type, weights)] == [float] * len(exps) and sum(weights) > 0):
+        raise UserError(f"--weights needs a number for each of {listing(exps)}, not all of them 0, {otherwise}")
+
+
+def kind_of(oof, tta):
+    """Return which out-of-fold logits are nearest to the submission's: those of the views, or of one view."""
+    return "views" if tta in (None, oof.config["tta"]) else oof.config["keep"]
+
+
+def cross_validate(oofs, tta, mix, fitted_cv=None):
+    """Return (the blend's out-of-fold score over the images that all experiments share; thresholds float [K] for a
+    metric of sets of labels, else None). The score is of thresholds fitted on the other folds; fitted_cv, that of
+    weights fitted so, goes before it."""
+    parts, (_, shared), metric = [], shared_folds(oofs), oofs[0].prepared.metric
+    for oof, rows in zip(oofs, shared, strict=True):
+        kind = kind_of(oof, tta)
+        if kind != "views" and tta != "none":
+            say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {tta}")
+        parts.append(oof.task.predictions(oof.logits[kind][rows]))
+    targets, mixed = oofs[0].targets[shared[0]], mix(parts)
+    cut = thresholds.fit(metric, targets, mixed) if METRICS[metric].of_sets else None
+    if cut is not None:
+        mixed = thresholds.held_out(metric, targets, mixed, oofs[0].folds.fold.to_numpy()[shared[0]])
+    return METRICS[metric].score(targets, mixed) if fitted_cv is None else fitted_cv, cut
+
+
+def read_test_set(oofs, folder):
+    """Return the TestSet. folder: INPUT, with or without a solution.csv."""
+    prepared = oofs[0].prepared
+    table, layout = read_tests(prepared.folder, f"{common.PREPARE} --overwrite")
+    names = table.image_name.tolist()
+    images = {size: prepared.open_images("test", size, len(names)) for size in {oof.config["size"] for oof in oofs}}
+    content_hash = f"{file_hash(prepared.folder / 'test.csv')} {prepared.made_from['test_images']}"
+    solution = read_solution(folder / "solution.csv", names, prepared.task)
+    return TestSet(names, table.submission_id.to_numpy(), layout, images, content_hash, solution)
+
+
+def read_solution(path, names, task):
+    """Return (targets [N] in the order of `names`, {"public": bool [N], "private": bool [N]}), or None without a
+    file."""
+    if not path.exists():
+        return None
+    table = common.read_table(path, "it was there a moment ago")
+    if not {"image_name", "label", "usage"} <= set(table.columns) or not set(names) <= set(table.image_name):
+        raise UserError(f"{path} needs columns image_name, label, usage and a row per test image: fix or remove it")
+    table = table.set_index("image_name").loc[names]
+    try:
+        targets = task.parse(table.label)
+    except (KeyError, ValueError):
+        raise UserError(f"{path} has labels that the training set hasn't: fix or remove it") from None
+    return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
+
+
+def fold_logits(oof, fold, test, tta, machine):
+    """Return one fold model's logits of the test images, float32 [N, K]: those in foldK_test.npy where the same model
     has predicted the same images with the same views and precision, else new ones."""
-    path, amp = oof.folder / f"fold{fold}_test.npy", pick_amp_of(oof.records[fold].get("run", {}), args.amp, device)
-    tta = args.tta or oof.config["tta"]
-    record = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test_hash, tta=tta, amp=amp)
-    name = f"{oof.exp} fold {fold}, {record['tta']} views"
+    path, amp = oof.folder / f"fold{fold}_test.npy", pick_amp_of(oof.records[fold]["run"], machine.amp, machine.device)
+    made_with = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test.content_hash, tta=tta, amp=amp)
+    name = f"{oof.exp} fold {fold}, {'one view' if tta == 'none' else f'{tta} views'}"
     about = path.with_suffix(".json")
-    if distributed.from_first(about.exists() and common.read_json(about, "run this again") == record)[0]:
-        with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted anew
-            kept = np.load(path)
-            say(f"{name}: {len(images)} images, predicted earlier")
-            return kept
-    saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), device, args.compile)
-    if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.prepared["classes"]:
+    if distributed.from_first(about.exists() and common.read_json(about, "run this again") == made_with)[0]:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted again
+            logits = np.load(path)
+            say(f"{name}: {len(logits)} images, predicted earlier")
+            return logits
+    saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), machine.device, machine.compiled)
+    if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.task.names:
         raise UserError(f"{oof.folder}/fold{fold}.pt isn't the model of fold{fold}.json: train it with --overwrite")
-    if (vectors := test_features(args, oof, fold, record["tta"], len(images))) is not None:
-        logits = head_logits(classifier.head, vectors)[1]
+    images, features = test.images[oof.config["size"]], test_features(oof, fold, tta, len(test.names))
+    if features is not None:
+        logits = head_logits(classifier.head, features)[1]
     else:
-        logits = predict(
-            TTAS[record["tta"]](classifier), images, np.arange(len(images)), args.batch_size, device,
-            amp, pick_workers(args.workers, device), name,
-        )  # fmt: skip
+        logits = machine.predict(TTAS[tta](classifier), images, amp, name)
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
-        remedy = "train the fold anew" if amp == "none" else "predict with --amp none, or train the fold anew"
+        remedy = "train the fold again" if amp == "none" else "predict with --amp none, or train the fold again"
         raise UserError(f"{name}: the predictions of {bad.sum()} images are no numbers: {remedy}")
     if RANK == 0:
         about.unlink(missing_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, logits)
-        common.write_json(about, record)
+        common.write_json(about, made_with)
     say(f"{name}: {len(images)} images predicted")
     return logits
 
 
-def predict_test(args, oof, images, test_hash, device):
-    """Predictions float64 [N, K]: the softmax of each fold model's logits (their mean over the views), or what the task
-    makes of them, then the mean over the models (thesis 3.8). → (these, sentences on how sure the models are)."""
-    logits = (fold_logits(args, oof, fold, images, test_hash, device) for fold in oof.present)
-    parts, lines = [tasks.predictions(oof.prepared, part) for part in logits], []
-    if tasks.task_of(oof.prepared) == "classes":
-        found = tasks.predictions(oof.prepared, oof.logits[kind_of(args, oof)])
-        lines = shift.confidence_lines(found, oof.targets, oof.folds.fold.to_numpy(), parts)
-    return np.mean(parts, axis=0), [f"{oof.exp}: {line}" for line in lines]
+def predict_test(oof, test, tta, machine):
+    """Return predictions float64 [N, K]: the mean over the fold models (thesis 3.8), each after its mean over the
+    views."""
+    tta = tta or oof.config["tta"]
+    parts = [oof.task.predictions(fold_logits(oof, fold, test, tta, machine)) for fold in oof.present]
+    return np.mean(parts, axis=0)
 
 
-def kind_of(args, oof):
-    """→ which out-of-fold logits are nearest to what is submitted: those of the views, or of one."""
-    return "views" if args.tta in (None, oof.config["tta"]) else oof.config["keep"]
-
-
-def cross_validate(args, oofs, mix):
-    """→ (the blend's score out of fold, over the rows that all experiments have, with the views of the submission;
-    where the metric reads sets of labels, thresholds float [K], for the score fitted on the other folds)."""
-    parts, (_, rows), prepared = [], shared_folds(oofs), oofs[0].prepared
-    for oof, own in zip(oofs, rows, strict=True):
-        kind = kind_of(args, oof)
-        if kind != "views" and args.tta != "none":
-            say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {args.tta}")
-        parts.append(tasks.predictions(prepared, oof.logits[kind][own]))
-    targets, metric, mixed = oofs[0].targets[rows[0]], prepared["metric"], mix(parts)
-    if not METRICS[metric].of_sets:
-        return METRICS[metric].score(targets, mixed), None
-    honest = thresholds.held_out(metric, targets, mixed, oofs[0].folds.fold.to_numpy()[rows[0]])
-    return METRICS[metric].score(targets, honest), thresholds.fit(metric, targets, mixed)
-
-
-def read_solution(args, names, prepared):
-    """→ (targets [N] in the order of `names`, {"public": mask, "private": mask}) of INPUT/solution.csv, or None."""
-    path = args.input / "solution.csv"
-    if not path.exists():
-        return None
-    table = read_table(path, "it was there a moment ago")
-    if not {"image_name", "label", "usage"} <= set(table.columns) or not set(names) <= set(table.image_name):
-        raise UserError(f"{path} needs columns image_name, label, usage and a row per test image: mend or remove it")
-    table = table.set_index("image_name").loc[names]
-    try:
-        targets = tasks.parse(prepared, table.label)
-    except (KeyError, ValueError):
-        raise UserError(f"{path} has labels that the training set hasn't: mend or remove it") from None
-    return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
-
-
-def write_submission(path, layout, predictions, prepared):
-    """Writes the submission and reads it back, before it gets its name."""
-    rows = submission_rows(layout, predictions, prepared)
-    with replacing(path) as temporary:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            separator = prepared["submission"].get("separator", ",")
-            csv.writer(file, lineterminator="\n", delimiter=separator).writerows(rows)
-        check_submission(temporary, layout, prepared)
-
-
-def name_of(args):
-    """→ the name of the submission and of its row in the ledger; what is unusual about a blend is part of it."""
-    weights = ["weighted"] if from_file(args) else args.weights or []
-    unusual = [args.tta, args.blend if args.blend != "mean" else None, *weights]
-    return "_".join(["+".join(args.exps), *(str(part) for part in unusual if part is not None)])
-
-
-def report(args, oofs, cv, path, probabilities, solution, count):
-    """Prints the score by the solution, or how to submit the file; then the CV. count: rows of the submission."""
-    prepared, name = oofs[0].prepared, name_of(args)
-    metric = METRICS[prepared["metric"]]
-    if solution:
-        targets, parts = solution
-        scores = {part: metric.score(targets[rows], probabilities[rows]) for part, rows in parts.items()}
-        note_in_ledger(args, name, dict(metric=prepared["metric"], cv=cv) | scores)
-        say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
-    if args.competition or not solution:
-        say(submit_line(args.competition, path, f"{name} CV {cv:.4f}", prepared["submission"]["header"]))
-    for oof in oofs:
-        if oof.missing:
-            say(f"{oof.exp}: {of_folds(oof)}")
-    if prepared["limit"]:
-        say(f"a quick look at {count} test images (--limit {prepared['limit']}): not to be submitted")
-    if "per_id" in prepared:
-        say(f"the submission takes the {prepared['per_id']} of an id's images; the CV is of single images")
-    honest = ", of weights fitted on the other folds" if from_file(args) else ""
-    conclude(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
+def submission_name(exps, tta, how, weights):
+    """Return the name of the submission and of its row in the ledger; it says what is unusual about a blend."""
+    weights = ["weighted"] if is_file(weights) else weights or []
+    unusual = [tta, how if how != "mean" else None, *weights]
+    return "_".join(["+".join(exps), *(str(part) for part in unusual if part is not None)])
 
 
 def submit_line(competition, path, note, header):
-    """→ the platform's command: SIGNATE's where the competition is a task's key, or where the sample has no header."""
+    """Return the platform's command: SIGNATE's for a task's key, or for a sample without a header."""
     if re.fullmatch("[0-9a-f]{32}", competition) if competition else header is None:
         return f'signate submit --task_key={competition or "KEY"} --path={shlex.quote(str(path))} --memo "{note}"'
     return f'kaggle competitions submit -c {competition or "NAME"} -f {shlex.quote(str(path))} -m "{note}"'
 
 
-def predict_unseen(args):
-    """Predicts --test-images from the folds' files alone, and writes the submission."""
+def note_leaderboard(output, name, metric_key, cv, solution, predictions):
+    """Print the scores by solution.csv, and note them in the ledger."""
+    (targets, parts), metric = solution, METRICS[metric_key]
+    scores = {part: metric.score(targets[rows], predictions[rows]) for part, rows in parts.items()}
+    note_in_ledger(output, name, dict(metric=metric_key, cv=cv) | scores)
+    say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
+
+
+def report(oofs, test, name, cv, path, competition, fitted):
+    """Print how to submit the file, what to know about it, and the CV. fitted: whether the blend's weights are."""
+    prepared, rows = oofs[0].prepared, len(test.layout)
+    if competition or not test.solution:
+        say(submit_line(competition, path, f"{name} CV {cv:.4f}", prepared.submission["header"]))
+    for oof in oofs:
+        if oof.missing:
+            say(f"{oof.exp}: {oof.folds_said}")
+    if prepared.limit:
+        say(f"a quick look at {rows} test images (--limit {prepared.limit}): not to be submitted")
+    if prepared.per_id:
+        say(f"the submission takes the {prepared.per_id} of an id's images; the CV is of single images")
+    honest = ", of weights fitted on the other folds" if fitted else ""
+    conclude(f"CV {cv:.4f} ({METRICS[prepared.metric].name}{honest}), {rows} rows, checked → {path}")
+
+
+def predict_hidden_test(args):
+    """Predict --test-images from the folds' files alone, and write the submission: `main` of a code competition."""
+    for flag in ("sample_submit", "test_csv", "within"):
+        if getattr(args, flag) and not args.test_images:
+            raise UserError(f"--{flag.replace('_', '-')} belongs to --test-images: give that too")
     if not args.sample_submit:
         raise UserError("--test-images needs the --sample-submit that lists them")
     if WORLD > 1:
         raise UserError("--test-images runs in one process: leave torchrun out")
-    device = pick_device(args.device, args.deterministic)
-    keep_memory()
+    check_weights(args.weights, args.exps, "and no file beside --test-images")
+    machine = pick_machine(args.device, args.deterministic, args.amp, args.compile, args.workers, args.batch_size)
     with enough_memory("lower --batch-size"):
-        predictions, layout, prepared = submit_unseen(args, device, pick_workers(args.workers, device))
-    path = args.name or args.output / f"submission_{name_of(args)}.csv"
-    write_submission(path, layout, predictions, prepared)
-    conclude(f"{len(layout)} rows, checked → {path}")
+        ensembles = hidden_test.read_ensembles(args.output, args.exps, machine.device, machine.amp, machine.compiled)
+        first = ensembles[0]
+        mix = functools.partial(blend, how=args.blend, weights=args.weights, task=first.task)
+        cut = hidden_test.fit_thresholds(ensembles, mix)  # its mistakes must not wait for the predictions
+        source, sample = hidden_test.read_test_images(
+            first, args.test_images, args.sample_submit, args.test_csv, args.output / "unpacked"
+        )
+        parts = hidden_test.predict_images(ensembles, source, sample.images, args.tta, args.within, machine.predict)
+    predictions = mix(parts)
+    if not np.isfinite(predictions).all():
+        raise UserError("the predictions are no numbers: predict with --amp none, or train the folds again")
+    predictions = predictions if cut is None else thresholds.apply(predictions, cut)
+    path = args.name or args.output / f"submission_{submission_name(args.exps, args.tta, args.blend, args.weights)}.csv"
+    by_id = per_id(predictions, sample.submission_ids, first.per_id or "mean")
+    write_submission(path, sample.layout, by_id, first.task, first.metric, first.form)
+    conclude(f"{len(sample.layout)} rows, checked → {path}")
 
 
 def main(args):
-    if args.test_images:
-        return predict_unseen(args)
-    given = [flag for flag in ("sample_submit", "test_csv", "within") if getattr(args, flag)]
-    if given:
-        raise UserError(f"--{given[0].replace('_', '-')} belongs to --test-images: give that too")
-    oofs = [read_oof(args, exp) for exp in args.exps]
-    weights, cv = pick_weights(args, oofs)
-    prepared, tests = oofs[0].prepared, prepared_folder(args) / "test.csv"
-    mix = functools.partial(blend, how=args.blend, weights=weights, task=tasks.task_of(prepared))
-    pooled, cut = cross_validate(args, oofs, mix)
-    cv = pooled if cv is None else cv
-    table, layout = read_tests(prepared_folder(args), f"{common.PREPARE} --overwrite")
-    names = table.image_name.tolist()
-    images = [open_images(args, prepared, "test", oof.config["size"], len(names)) for oof in oofs]
-    solution = read_solution(args, names, prepared)  # its mistakes must not wait for the predictions
-    test_hash = f"{file_hash(tests)} {prepared['made_from']['test_images']}"
-    device = pick_device(args.device, args.deterministic)
-    keep_memory()
-    with distributed.together(device), enough_memory("lower --batch-size"):
-        pairs = [predict_test(args, *pair, test_hash, device) for pair in zip(oofs, images, strict=True)]
+    if args.test_images or args.sample_submit or args.test_csv or args.within:
+        return predict_hidden_test(args)
+    oofs = [read_oof(args.output, exp) for exp in args.exps]
+    prepared, name = oofs[0].prepared, submission_name(args.exps, args.tta, args.blend, args.weights)
+    weights, fitted_cv = pick_weights(args.weights, oofs, args.blend, args.tta)
+    mix = functools.partial(blend, how=args.blend, weights=weights, task=prepared.task)
+    cv, cut = cross_validate(oofs, args.tta, mix, fitted_cv)
+    test = read_test_set(oofs, args.input)  # its mistakes must not wait for the predictions
+    machine = pick_machine(args.device, args.deterministic, args.amp, args.compile, args.workers, args.batch_size)
+    with distributed.together(machine.device), enough_memory("lower --batch-size"):
+        parts = [predict_test(oof, test, args.tta, machine) for oof in oofs]
     if RANK == 0:
+        predictions = mix(parts) if cut is None else thresholds.apply(mix(parts), cut)
         folder = oofs[0].folder if len(oofs) == 1 else args.output
-        predicted, lines = zip(*pairs, strict=True)
-        path, found = args.name or folder / f"submission_{name_of(args)}_CV{cv:.4f}.csv", mix(predicted)
-        found = found if cut is None else thresholds.apply(found, cut)
-        wanted = per_unit(found, table.unit, prepared.get("per_id", "mean"))
-        write_submission(path, layout, wanted, prepared)
-        say("\n".join(itertools.chain(*lines)))
-        report(args, oofs, cv, path, found, solution, len(layout))
+        path = args.name or folder / f"submission_{name}_CV{cv:.4f}.csv"
+        by_id = per_id(predictions, test.submission_ids, prepared.per_id or "mean")
+        write_submission(path, test.layout, by_id, prepared.task, prepared.metric, prepared.submission)
+        if test.solution:
+            note_leaderboard(args.output, name, prepared.metric, cv, test.solution, predictions)
+        report(oofs, test, name, cv, path, args.competition, is_file(args.weights))
 
 
 if __name__ == "__main__":

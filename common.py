@@ -1,4 +1,4 @@
-"""What the four scripts share: flags, one-line errors, files written whole, the prepared data, progress."""
+"""Shared by all scripts and parts: flags, one-line errors, files replaced atomically, tables, progress."""
 
 import argparse
 import ast
@@ -21,39 +21,40 @@ import pandas as pd
 from scipy import special
 from tqdm import tqdm
 
+__version__ = "0.1.0"
 GARBAGE = gc.get_threshold()  # how often Python looks for it
 gc.set_threshold(10**6)  # until `run` seldom: else a fifth of the imports' time went into looking through new modules
 ROOT = Path(__file__).resolve().parent  # of the kit
 STARTED = time.monotonic()  # --stop-after counts from here
-# torchrun tells each process its place; a process that it didn't start is the only one
+# Set by torchrun; a process that it didn't start is the only one
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
     (int(os.environ[name]) for name in TORCHRUN) if {*TORCHRUN, "MASTER_ADDR"} <= os.environ.keys() else (0, 0, 1, 1)
 )
-joined = False  # whether the processes have met; until then each finds the same mistakes
-PREPARE = "run python 00_prepare.py"
+joined = False  # whether the process group is there; until then each process finds the same mistakes
+PREPARE = "run python 00_prepare.py"  # a remedy
 AGAIN = f"{PREPARE} again, with its other flags and"
 OWN_FOLDERS = ("prepared", "unpacked", "tensorboard", "wandb")  # in --output, not of experiments
 WIDTH = 120  # characters of the widest line that is printed
 BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
-MANY = 100  # classes: of more, logits have a file of their own, and probabilities are float32
+MANY = 100  # classes; above it logits have a file of their own, and probabilities are float32
 LINE_SECONDS = 30  # between the lines of progress in a log
 LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {rate_fmt}, {remaining} left{postfix}"
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its message names the file, the row or the flag, and says what to do."""
+    """A user's mistake. The message names the file, the row or the flag, and the remedy."""
 
 
 def run(main, parser=None):
-    """Parses the flags and calls `main(args)`, without a parser `main(words)`. A UserError becomes one line on stderr
-    and exit code 2; any other error keeps its traceback. A process ends with it: garbage stays from then on."""
+    """Parse the flags and call `main(args)`, or `main(words)` without a parser. A UserError becomes one line on stderr
+    and exit code 2; any other error keeps its traceback. The process ends with it."""
     signal.signal(signal.SIGTERM, _stop)
     try:
         args = parser.parse_args() if parser else sys.argv[1:]
         gc.set_threshold(*GARBAGE)
         main(args)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python tidies up ends it silently
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python exits ends it silently
     except UserError as error:
         sys.exit(fail(error))
     except BrokenPipeError:  # the reader of our output, `| head` for one, has had enough
@@ -64,14 +65,14 @@ def run(main, parser=None):
 
 
 def _stop(number, frame):
-    """SIGTERM, by which Slurm and torchrun end a process: leaves as by an exception, so that no half file stays."""
-    print(f"{Path(sys.argv[0]).name}: stopped by SIGTERM; files are whole, run it again to go on", file=sys.stderr)
+    """Leave by an exception at SIGTERM, by which Slurm and torchrun end a process, so that no temporary file stays."""
+    print(f"{Path(sys.argv[0]).name}: stopped by SIGTERM: run it again to go on", file=sys.stderr)
     sys.exit(128 + number)
 
 
 def fail(message):
-    """Prints the one line of a user's mistake. → the exit code, 2. Names come from strangers' files, so a line break or
-    a terminal's control code in them is shown and not obeyed."""
+    """Print the one line of a user's mistake. → the exit code, 2. Names come from strangers' files, so a line break or
+    a terminal's control code in them is escaped."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
     if LOCAL_RANK > 0 and not joined:
         # The machine's first process makes the same mistake and will say so; torchrun then ends this one silently.
@@ -83,28 +84,28 @@ def fail(message):
 
 
 def warn(*words):
-    """Prints a warning at once, on stderr; under torchrun, the first process alone."""
+    """Print a warning on stderr, flushed; under torchrun, in the first process alone."""
     if RANK == 0:
         print(styled(f"{Path(sys.argv[0]).name}: warning:", YELLOW, sys.stderr), *words, file=sys.stderr, flush=True)
 
 
 def styled(text, code, stream):
-    """The text in a colour, or bold; as it is where `stream` is no terminal, or NO_COLOR or TERM=dumb forbid it."""
+    """Return the text in a colour or in bold; unchanged off a terminal, or with NO_COLOR or TERM=dumb."""
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not stream.isatty()
     return text if plain else f"\033[{code}m{text}\033[0m"
 
 
 def listing(items, most=10):
-    """'a, b, c and 4 more': the first ten of many culprits, the rest counted."""
+    """Return 'a, b, c and 4 more': the first `most` items, the others counted."""
     items = [str(item) for item in items]
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + rest
 
 
 def _one_line_for_ctrl_c(kind, error, trace, default=sys.excepthook):
-    """Ctrl-C needs no traceback. The process still dies of SIGINT, so that a shell loop around it stops as well."""
+    """Print one line for Ctrl-C, no traceback. The process still dies of SIGINT, which ends a shell loop too."""
     if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C; files are whole, run it again to go on", file=sys.stderr)
+        print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C: run it again to go on", file=sys.stderr)
     else:
         default(kind, error, trace)
 
@@ -113,7 +114,7 @@ sys.excepthook = _one_line_for_ctrl_c
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, @FILE arguments, no abbreviated flags, and a help of one line a flag."""
+    """An argparse parser with one-line errors, @FILE arguments, no abbreviations, and one line of help a flag."""
 
     def __init__(self, doc, *more):
         super().__init__(
@@ -123,7 +124,7 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
 
     def group(self, title):
-        """→ the add_argument of a new group of flags, with short metavars."""
+        """Return the add_argument of a new group of flags, with short metavars."""
         group = self.add_argument_group(title)
 
         def add(*names, **options):
@@ -135,10 +136,11 @@ class Parser(argparse.ArgumentParser):
         return add
 
     def shared(self, add):
-        """Adds the flags that every script has."""
+        """Add the flags that every script has."""
         add("--input", type=Path, default=Path("input"), metavar="DIR", help="the competition's files, only read")
         add("--output", type=Path, default=Path("output"), metavar="DIR", help="everything that the kit writes")
         add("-h", "--help", action="help", help="show this text and exit")
+        add("--version", action="version", version=f"foldkit {__version__}", help="show the kit's version and exit")
 
     def convert_arg_line_to_args(self, line):
         return shlex.split(line, comments=True)
@@ -148,7 +150,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """The docstring as it stands, a line for each flag at 120 columns, and every default that says something."""
+    """The docstring unchanged, one line a flag at 120 columns, and each default that isn't empty or a switch."""
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=26, width=min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDTH))
@@ -165,7 +167,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def number(kind, minimum=-math.inf, above=-math.inf):
-    """An argparse type: an int or float with a lower bound, so that 0 epochs or a NaN rate is an error that says so."""
+    """Return an argparse type: a finite int or float with a lower bound, so that a NaN rate is an error."""
 
     def parse(text):
         value = kind(text)
@@ -179,7 +181,7 @@ def number(kind, minimum=-math.inf, above=-math.inf):
 
 
 def duration(text):
-    """An argparse type: '8.5h' → 30600.0 seconds."""
+    """Parse a duration, as an argparse type: '8.5h' → 30600.0 seconds."""
     number, unit = text[:-1], dict(s=1, m=60, h=3600).get(text[-1:])
     seconds = float(number) * unit if unit and number.replace(".", "", 1).isdecimal() else 0
     if not seconds > 0:
@@ -188,7 +190,7 @@ def duration(text):
 
 
 def key_value(text):
-    """An argparse type: 'drop_path_rate=0.1' → ('drop_path_rate', 0.1)"""
+    """Parse a setting, as an argparse type: 'drop_path_rate=0.1' → ('drop_path_rate', 0.1)"""
     key, equals, value = text.partition("=")
     if not (key.isidentifier() and equals):
         raise argparse.ArgumentTypeError(f"{text}: write KEY=VALUE")
@@ -203,7 +205,7 @@ def prepared_folder(output):
 
 
 def experiment_folder(output, name):
-    """Return OUTPUT/EXP. Raises UserError unless the name is one plain folder name, not one of the kit's own folders."""
+    """Return OUTPUT/EXP. Raises UserError unless the name is a plain folder name, and none of the kit's own folders."""
     if not name or name != Path(name).name or name in (".", "..", *OWN_FOLDERS):
         raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
     if (output / name).is_file():
@@ -213,10 +215,10 @@ def experiment_folder(output, name):
 
 @contextlib.contextmanager
 def replacing(path):
-    """Yields a temporary path beside `path`, which takes its place when the block ends well.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block ends without an error.
 
-    The data is on disk before the name is: a reader, a crash or a power cut sees the old file or the new one, never
-    half of it. A disk that is full or can't be written is the user's to mend, so it ends as a UserError."""
+    The data is synced before the rename: a reader, a crash or a power cut sees the old file or the new one. Raises
+    UserError where the disk is full or can't be written."""
     temporary = path.with_name(f".tmp{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,13 +242,13 @@ def write_json(path, content):
 
 
 def write_csv(path, table):
-    """Writes a pandas table without its index; floats in the 9 digits that give a float32 back exactly."""
+    """Write a pandas table without its index; floats with the 9 digits that restore a float32 exactly."""
     with replacing(path) as temporary:
         table.to_csv(temporary, index=False, float_format="%.9g", lineterminator="\n")
 
 
 def read_json(path, remedy):
-    """Reads a file that another script wrote; `remedy` says which command makes it."""
+    """Read a JSON file of the kit's own. Raises UserError with the `remedy` where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -256,7 +258,7 @@ def read_json(path, remedy):
 
 
 def read_table(path, remedy, **options):
-    """Reads a CSV of the kit's own. Names and labels stay strings (`0001` must not become 1, nor `NA` a gap)."""
+    """Read a CSV of the kit's own, as `read_json`. Names and labels stay strings (`0001` isn't 1, `NA` isn't a gap)."""
     options = dict(dtype={"image_name": str, "label": str}, keep_default_na=False) | options
     try:
         return pd.read_csv(path, encoding="utf-8", **options)
@@ -267,14 +269,14 @@ def read_table(path, remedy, **options):
 
 
 def file_hash(path):
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def softmax(logits, block=1024):
-    """Probabilities from logits [N, K]; each row sums to 1. float64, of more than MANY classes float32: at 100,000
-    images of 1,000 classes 400 MB. Computed in float64, a block of rows at a time."""
+    """Return probabilities from logits [N, K]; each row sums to 1. float64, or float32 above MANY classes (400 MB for
+    100,000 images of 1,000 classes); computed in float64, a block of rows at a time."""
     probabilities = np.empty(np.shape(logits), np.float64 if np.shape(logits)[1] <= MANY else np.float32)
     for rows in (slice(start, start + block) for start in range(0, len(probabilities), block)):
         probabilities[rows] = special.softmax(np.asarray(logits[rows], np.float64), axis=1)
@@ -282,12 +284,12 @@ def softmax(logits, block=1024):
 
 
 def cpu_count():
-    """The cores that this process may use, which in a container or under Slurm are fewer than the machine has."""
+    """Return how many cores this process may use: in a container or under Slurm fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Lines(tqdm):
-    """tqdm for a log: a line every half minute instead of a bar that is drawn again."""
+    """A tqdm for logs: a line every half minute in place of a bar."""
 
     def display(self, msg=None, pos=None):
         if msg is None and self.n > 0:
@@ -295,8 +297,8 @@ class _Lines(tqdm):
 
 
 def progress(total, description, unit="img"):
-    """A tqdm bar with a rate and the time left; off a terminal, a line every 30 s. Silent without a description and in
-    all processes but the first."""
+    """Return a tqdm bar with a rate and the time left; off a terminal, one that prints a line every 30 s. It is silent
+    without a description, and in all processes but the first."""
     terminal = sys.stdout.isatty()
     pace = {} if terminal else dict(mininterval=LINE_SECONDS, maxinterval=LINE_SECONDS, miniters=1, bar_format=LINE)
     silent = description is None or RANK > 0
@@ -305,17 +307,17 @@ def progress(total, description, unit="img"):
 
 
 def wrapped(title, text):
-    """→ the text behind its title, in lines that fit a screen."""
+    """Return the text behind its title, in lines of at most WIDTH characters."""
     return textwrap.fill(text, WIDTH, initial_indent=title, subsequent_indent=" " * len(title),
                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
 
 
 def say(*words):
-    """Prints at once, also into a pipe or a log file; under torchrun, the first process alone."""
+    """Print, flushed also into a pipe or a log file; under torchrun, in the first process alone."""
     if RANK == 0:
         print(*words, flush=True)
 
 
 def conclude(text):
-    """Prints what a script came to, in bold: its last line."""
+    """Print a script's last line, in bold."""
     say(styled(text, BOLD, sys.stdout))

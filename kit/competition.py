@@ -1,119 +1,123 @@
-"""What is the competition? Its tables and images put together: the task, the labels, the metric, what it wants back."""
+"""The assembled competition: tables and images put together into labels, metric, groups and sample submission."""
 
 import hashlib
-from collections import Counter
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from common import UserError, listing, say
+from common import UserError, listing, prepared_folder, say
 from kit.data import labels, tables
-from kit.data.image_source import PixelSource, check_images, find_images
-from kit.data.tables import refuse
-from kit.folds.split import given_groups, pattern_groups
-from kit.score import tasks
+from kit.data.image_source import ImageSource, PixelSource, check_images, find_images
+from kit.data.prepared import FLAGS_FOR_TEST, Flags, Prepared
+from kit.folds.split import given_groups, make_folds, pattern_groups
 from kit.score.metrics import METRICS, reason_against
-from kit.score.tasks import TASKS
-from kit.submit.sample_submission import positive_class, read_sample
-
-SEARCHED = "auto", "copies"  # kinds of --groups that look at the images
-READING = "bands", "channels", "image_column", "target_column", "submit_header"  # flags that another test set needs too
+from kit.submit.sample_submission import Sample, read_sample
 
 
-def read_competition(args):
-    """Reads and checks all tables, and finds every image. → what is in them, and the settings that decide the folds."""
-    sources = {part: find_images(args, part) for part in ("train", "test")}
-    path, table, truth, sample, sample_path = read_tables(args, sources)
-    positive = positive_class(args, sample_path, truth, sample.form)
-    if truth.task == "classes" and len(truth.classes) == 2:
-        few = [f"{label} ({count})" for label, count in Counter(truth.cells).items() if count < args.folds]
-        refuse(path, few, f"has fewer than {args.folds} images of *: add some, or lower --folds")
-    truth = truth.with_second(positive)  # it comes second, as METRICS expect
-    metric = pick_metric(args, truth, sample.form["value"])
-    if isinstance(positive, list):
-        say(f"the submission adds up the probabilities of {listing(positive)}; the CV scores the classes one by one")
-    groups = groups_of(args, truth.names, table, sources["train"])
-    if args.limit:
-        rows = some_of_each(truth, args.limit, args.folds, args.seed)
-        truth, groups, sample = truth.part(rows), groups[rows], sample.part(args.limit)
-    content = (truth.names, truth.cells, sample.images, groups.tolist())
-    content = hashlib.sha256(repr(content).encode()).hexdigest()
-    settings = dict(
-        made_from=dict(tables=content) | {f"{part}_images": source.fingerprint for part, source in sources.items()},
-        task=truth.task, classes=truth.classes, positive=positive, metric=metric, folds=args.folds, seed=args.seed,
-        groups=args.group_pattern or args.groups + (f" by {args.embed} {args.weights or 'hub'}" if args.embed else ""),
-        submission=sample.form, limit=args.limit)  # fmt: skip
-    reading = {key: value for key in READING if (value := getattr(args, key)) not in (None, "auto")}
-    settings |= truth.ranges() | (dict(reading=reading) if reading else {})
-    settings |= dict(per_id=args.per_id) if len(sample.images) != len({*sample.units}) else {}
-    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(sample.images))])  # a test image is a group
-    check_images(sources["train"], truth.names, path)
+@dataclass
+class Competition:
+    """What read_competition found. N images: the training images, then the test images."""
+
+    names: dict[str, list[str]]  # "train", "test" → names of the images
+    labels: labels.TrainingLabels
+    sample: Sample
+    groups: np.ndarray  # int [N], before any image is looked at; a test image is a group of its own
+    sources: dict[str, ImageSource | PixelSource]  # "train", "test" → where the images are
+    prepared: Prepared  # decided so far; its fields from `sizes` on, which follow from the images, are empty
+
+
+def read_competition(flags: Flags) -> Competition:
+    """Read and check all tables, and find every image. Raises UserError for whatever doesn't fit."""
+    sources = {part: find_images(part, flags) for part in ("train", "test")}
+    table = read_training_table(sources["train"], flags)
+    sample_path = tables.find_table(flags.input, flags.sample_submit, tables.SAMPLE)
+    training = labels.read_labels(table, sources["train"], tables.read_cells(sample_path, tables.NO_SAMPLE)[0][0], flags)
+    tests = tables.read_table(flags.input / flags.test_csv, "see --test-csv") if flags.test_csv else None
+    tests = sources["test"].table or tests
+    sample = read_sample(sample_path, sources["test"], training.task, tests, flags, training.columns)
+    training = training.with_task(sample.task)
+    metric = pick_metric(flags.metric, sample)
+    groups = read_groups(training.names, table, sources["train"], flags)
+    if flags.limit:
+        rows = rows_of_each_class(training, flags.limit, flags.folds, flags.seed)
+        training, groups, sample = training.part(rows), groups[rows], sample.part(flags.limit)
+    make_folds(training, groups, flags.folds, flags.seed)  # raises now what would be raised after caching
+    check_images(sources["train"], training.names, table.path if table else sources["train"].path)
     check_images(sources["test"], sample.images, sample_path)
-    names = dict(train=truth.names, test=sample.images)
-    return SimpleNamespace(names=names, labels=truth, sample=sample, groups=groups, sources=sources, settings=settings)
+    content = (training.names, training.cells, sample.images, groups.tolist())
+    hashes = {f"{part}_images": source.fingerprint for part, source in sources.items()}
+    for_test = {name: getattr(flags, name) for name in FLAGS_FOR_TEST}
+    embedded = f" by {flags.embed} {flags.weights or 'hub'}" if flags.embed else ""
+    prepared = Prepared(
+        folder=prepared_folder(flags.output),
+        made_from=dict(tables=hashlib.sha256(repr(content).encode()).hexdigest()) | hashes,
+        task=training.task, metric=metric, folds=flags.folds, seed=flags.seed,
+        groups=flags.group_pattern or flags.groups + embedded, submission=sample.form, limit=flags.limit,
+        per_id=flags.per_id if len(sample.images) != len({*sample.submission_ids}) else None,
+        reading={name: value for name, value in for_test.items() if value not in (None, "auto")},
+    )  # fmt: skip
+    groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(sample.images))])
+    return Competition(dict(train=training.names, test=sample.images), training, sample, groups, sources, prepared)
 
 
-def pick_metric(args, truth, value):
-    """→ the key of the metric: --metric or, by default, that of the task and of what the submission holds. A line says
-    where the submission holds labels, and the metric scores probabilities."""
-    if args.metric == "auto":
-        usual = dict(label="accuracy", set="f1-samples").get(value)
-        return usual or TASKS[truth.task].metric(len(truth.classes))
-    if reason := reason_against(args.metric, truth.task, truth.classes):
-        raise UserError(f"--metric {args.metric} doesn't suit the {truth.task} {listing(truth.classes)}: {reason}")
-    metric = METRICS[args.metric]
-    if value in ("label", "set") and not (metric.of_labels or metric.of_sets):
-        say(f"the submission holds labels, and {metric.name} scores probabilities: the CV is of those")
-    return args.metric
-
-
-def read_tables(args, sources):
-    """→ (what errors name as the training table's path, the training Table or None, Labels, Sample, its path)."""
+def read_training_table(source, flags):
+    """Return the training Table, or None where the images' paths hold their labels."""
+    if source.table:
+        return source.table
+    paths = [tables.find_table(flags.input, name, tables.TRAIN) for name in flags.train_csv or [None]]
+    in_folders = len({key.rpartition("/")[0] for key in source.files}) > 1
+    if flags.label_pattern or (in_folders and not flags.train_csv and not paths[0].exists()):
+        return None
     remedy = "put the competition's table there, or name it with --train-csv"
-    paths, table = tables.find_tables(args.input, args.train_csv, tables.TRAIN), None
-    if isinstance(sources["train"], PixelSource):
-        table = sources["train"].table
-    elif not args.label_pattern and (paths[0].exists() or args.train_csv or not labels.in_folders(sources["train"])):
-        table = tables.stack([tables.read_table(path, remedy, args.train_header) for path in paths])
-        if args.join:
-            table = tables.join(table, tables.read_table(args.input / args.join, "see --join"))
-    sample_path = tables.find_table(args.input, args.sample_submit, tables.SAMPLE)
-    header = tables.read_rows(sample_path, "put the competition's sample there, or name it with --sample-submit")[0]
-    truth = labels.read_labels(args, table, sources["train"], header)
-    tests = tables.read_table(args.input / args.test_csv, "see --test-csv") if args.test_csv else None
-    if isinstance(sources["test"], PixelSource):
-        tests = sources["test"].table
-    sample = read_sample(args, sample_path, sources["test"], truth, tests)
-    return paths[0] if table else sources["train"].path, table, truth, sample, sample_path
+    table = tables.stack([tables.read_table(path, remedy, flags.train_header) for path in paths])
+    return tables.join(table, tables.read_table(flags.input / flags.join, "see --join")) if flags.join else table
 
 
-def groups_of(args, names, table, source):
-    """→ the group of each training image, int [N], before any image is looked at."""
-    if args.group_pattern:
-        return pattern_groups(args.group_pattern, names)
-    if args.groups in (*SEARCHED, "none"):
+def pick_metric(given, sample):
+    """Return the key of the metric: the given one or, for "auto", that of the task and of what the submission holds.
+    Prints what the submission holds where the CV is of something else."""
+    task, form = sample.task, sample.form
+    if "summed" in form:
+        summed = listing(form["summed"])
+        say(f"the submission adds up the probabilities of {summed}; the CV scores the classes one by one")
+    if given == "auto":
+        return dict(label="accuracy", set="f1-samples").get(form["value"]) or task.default_metric()
+    if reason := reason_against(given, task.key, task.names):
+        raise UserError(f"--metric {given} doesn't suit the {task.key} {listing(task.names)}: {reason}")
+    metric = METRICS[given]
+    if form["value"] in ("label", "set") and not (metric.of_labels or metric.of_sets):
+        say(f"the submission holds labels, and {metric.name} scores probabilities: the CV is of those")
+    return given
+
+
+def read_groups(names, table, source, flags):
+    """Return the group of each training image, int [N], before any image is looked at."""
+    if flags.group_pattern:
+        return pattern_groups(flags.group_pattern, names)
+    if flags.searched or flags.groups == "none":
         return np.arange(len(names))
-    return given_groups(args, names, table, table and tables.image_column(table, source, args.image_column))
+    images = table and tables.image_column(table, source, flags.image_column)
+    return given_groups(flags.groups, flags.input, names, table, images)
 
 
-def some_of_each(truth, count, least, seed):
-    """→ the rows of about `count` training images: of each class its share, and at least `least`."""
-    strata = tasks.strata(truth.task, truth.targets)
+def rows_of_each_class(training, count, least, seed):
+    """Return the rows of about `count` training images: of each class its share, and at least `least`."""
+    strata = training.task.strata(training.targets)
     if strata.ndim == 2:  # an image of several labels counts for the rarest
         strata = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
-    labels = pd.Series(strata).sample(frac=1, random_state=seed)
-    of_class = labels.groupby(labels)
-    share = (of_class.transform("size") * count / len(labels)).round().clip(lower=least)
-    return np.sort(labels.index[of_class.cumcount() < share])
+    shuffled = pd.Series(strata).sample(frac=1, random_state=seed)
+    by_class = shuffled.groupby(shuffled)
+    share = (by_class.transform("size") * count / len(shuffled)).round().clip(lower=least)
+    return np.sort(shuffled.index[by_class.cumcount() < share])
 
 
-def understood(data):
-    """→ a sentence on what the tables say, and ask for."""
-    settings = data.settings
-    form, positive = settings["submission"], settings["positive"]
-    header, value, metric = ",".join(form["header"] or []), form["value"], METRICS[settings["metric"]].name
+def summary_line(competition: Competition) -> str:
+    """Return a sentence on what the tables say and what the competition asks for."""
+    form, task = competition.sample.form, competition.sample.task
+    header, value = ",".join(form["header"] or []), form["value"]
     header = f"`{header if len(header) <= 60 else header[:60] + '…'}`" if header else "no header"
     if value == "probability":
-        value += f" of {'each ' + TASKS[settings['task']].noun if form['columns'] else repr(positive)}"
-    return f"{data.labels.said}; submission: {header}, {value}; metric {metric}"
+        value += f" of {'each ' + task.noun if form['columns'] else repr(form.get('summed') or task.names[1])}"
+    metric = METRICS[competition.prepared.metric].name
+    return f"{competition.labels.summary}; submission: {header}, {value}; metric {metric}"

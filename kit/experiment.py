@@ -1,7 +1,7 @@
-"""What does an experiment's folder hold, and do its folds belong together? The ledger of all experiments.
+"""Experiments: the files of their folds, checks that the folds belong together, and the ledger.
 
-foldK.pt, foldK.csv and foldK.json together say that fold K is finished. foldK.json says what made it: settings, scores,
-a hash of the code, precision and device.
+Fold K is finished where foldK.pt, foldK.csv and foldK.json are there. foldK.json holds its settings (config), scores
+and provenance: hashes of code and weights, precision, device, versions.
 """
 
 import contextlib
@@ -19,34 +19,35 @@ from kit.locks import lock, locked, opened, remove_leftovers
 
 FOLD_FILES = ("pt", "csv", "json")
 MOST_COLUMNS = common.MANY  # classes whose logits are columns of foldK.csv
-KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epoch, kept weights with the views
+KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epoch, kept weights in all views
 
 
 def differences(earlier, config):
-    """→ ['lr was 0.003 and is now 0.001', …] of two configs, over the keys that both have."""
+    """Return ['lr was 0.003 and is now 0.001', …] for the keys that both configs have."""
     keys = sorted(key for key in earlier.keys() & config.keys() - {"changed"} if earlier[key] != config[key])
     hashes = "folds_hash has changed: the folds are others"
     return [hashes if k == "folds_hash" else f"{k} was {earlier[k]!r} and is now {config[k]!r}" for k in keys]
 
 
 def is_finished(folder, fold):
+    """Return whether all files of a finished fold are there."""
     return all((folder / f"fold{fold}.{ending}").exists() for ending in FOLD_FILES)
 
 
 def train_again(folder, fold):
-    """→ the remedy where a fold's files can't be used."""
+    """Return the remedy for files of a fold that can't be used."""
     return f"train fold {fold} of {folder.name} again, with the flags it had and --overwrite"
 
 
 def read_record(folder, fold):
-    """→ foldK.json."""
+    """Return the content of foldK.json."""
     return read_json(folder / f"fold{fold}.json", train_again(folder, fold))
 
 
 def check_config(folder, config, defaults, replaced=()):
-    """Raises UserError where a finished fold has other settings than `config`, folds `replaced` apart.
+    """Raise UserError where a finished fold that isn't one of `replaced` has other settings than `config`.
 
-    A setting that the fold's record lacks is younger than the fold, so it had its default."""
+    A setting that the fold's record lacks is younger than the fold, which therefore had its default."""
     for path in sorted(folder.glob("fold*.pt")):
         fold = path.stem.removeprefix("fold")
         if fold.isdecimal() and is_finished(folder, fold) and int(fold) not in replaced:
@@ -58,7 +59,7 @@ def check_config(folder, config, defaults, replaced=()):
 
 @contextlib.contextmanager
 def lock_fold(folder, fold):
-    """Holds the fold for the block. Raises UserError where another process holds it."""
+    """Lock a fold for the block. Raises UserError where another process holds it."""
     with locked(folder / f".fold{fold}.lock", f"fold {fold} of {folder.name}"):
         remove_leftovers(folder, f"fold{fold}.*", f"fold{fold}_*")
         yield
@@ -66,7 +67,7 @@ def lock_fold(folder, fold):
 
 @contextlib.contextmanager
 def lock_config(folder, config, defaults, replaced):
-    """Makes config.json say `config`, and keeps it so for the block. replaced: the folds that are trained again.
+    """Write `config` to config.json, and keep it so for the block. replaced: the folds that are trained again.
 
     Raises UserError where finished folds, or folds that another process trains at this moment, have other settings."""
     path = folder / "config.json"
@@ -87,13 +88,13 @@ def lock_config(folder, config, defaults, replaced):
 
 
 def logit_columns(kind, count):
-    """The columns of foldK.csv that hold the logits of one of KINDS; of many classes, foldK_logits.npy has them."""
+    """Return the columns of foldK.csv with the logits of one of KINDS; none where foldK_logits.npy holds them."""
     return [f"{kind}_{k}" for k in range(count)] if count <= MOST_COLUMNS else []
 
 
 def write_logits(folder, fold, table, kinds, count):
-    """Writes foldK.csv, `table` with the logits: a dict of KINDS, [n, K] each. Of many classes they get a file beside
-    it, whose hash stands in the table."""
+    """Write foldK.csv: `table`, and the logits: kinds, a dict of KINDS, [n, K] each. For many classes they get a file
+    beside it, whose hash is in the table."""
     path, columns = folder / f"fold{fold}.csv", {}
     if count > MOST_COLUMNS:
         beside = path.with_name(f"fold{fold}_logits.npy")
@@ -168,31 +169,29 @@ def read_oof(output, exp):
 
 
 class Logits:
-    """The folds' logits (parts: float [KINDS, n, K] of each), put in order when one of KINDS is asked for: of many
-    classes the parts are mapped, and all three at once would fill the memory. rows: the place of each image."""
+    """Logits of all folds, put in order for one kind at a time: for many classes the parts are mapped, and all three
+    in memory would fill it. parts: each fold's, float [KINDS, n, K]; rows: the row of each of their images."""
 
     def __init__(self, parts, rows):
         self.parts, self.rows = parts, rows
 
     def __getitem__(self, kind):
-        whole, first = np.empty((len(self.rows), self.parts[0].shape[2]), self.parts[0].dtype), 0
+        logits, first = np.empty((len(self.rows), self.parts[0].shape[2]), self.parts[0].dtype), 0
         for part in self.parts:
-            whole[self.rows[first : first + part.shape[1]]] = part[KINDS.index(kind)]
+            logits[self.rows[first : first + part.shape[1]]] = part[KINDS.index(kind)]
             first += part.shape[1]
-        return whole
+        return logits
 
 
 def read_fold(folder, fold, count, expected):
-    """→ the logits of foldK.csv, float64 [KINDS, n, K] (of many classes float32, mapped), in the order of `expected`,
-    that fold's rows of folds.csv. Raises UserError where they don't fit."""
+    """Return the logits of foldK.csv, float64 [KINDS, n, K] (for many classes float32, mapped), in the order of
+    `expected`, that fold's rows of folds.csv. Raises UserError where they don't fit."""
     path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
     table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype, "logits": str})
     columns = [column for kind in KINDS for column in logit_columns(kind, count)]
     names = ["image_name", "target"]
-    beside = [] if columns else ["logits"]
-    if [*table.columns] != [*names, *beside, *columns] or table[names].values.tolist() != expected[
-        names
-    ].values.tolist():
+    same_columns = [*table.columns] == [*names, *(columns or ["logits"])]
+    if not same_columns or table[names].values.tolist() != expected[names].values.tolist():
         raise UserError(f"{path} doesn't hold the images of fold {fold}: {remedy}")
     if columns:
         numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
@@ -206,36 +205,35 @@ def read_fold(folder, fold, count, expected):
 
 
 def read_wide(path, hashes, remedy):
-    """→ the logits that `write_logits` put beside the table."""
+    """Return the logits in the file that `write_logits` put beside the table."""
     try:
         if not (hashes == file_hash(path)[:16]).all():
-            raise ValueError("its hash is another")
+            raise ValueError("its hash differs")
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
 
 
 def warn_of_mixed_provenance(exp, records):
-    """Warns where different code or different weights made the folds; records: a dict of fold number: foldK.json."""
+    """Warn where folds were trained with different code or weights. records: {fold: foldK.json}."""
     for what in ("code", "weights", "init"):
-        makers = {}
+        folds_of = {}
         for fold, record in sorted(records.items()):
-            makers.setdefault(str(record.get(what)), []).append(fold)
-        if len(makers) > 1:
-            parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in makers.values())
+            folds_of.setdefault(str(record.get(what)), []).append(fold)
+        if len(folds_of) > 1:
+            parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in folds_of.values())
             warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")
 
 
 def note_in_ledger(output, experiment, cells):
-    """Writes `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv.
+    """Write `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv.
 
-    Where a value is None, and everywhere else, the file stays as it is, columns and remarks of the user's own included.
-    → the table, all strings."""
+    None leaves a cell as it is. Other rows and columns, the user's own included, stay. → the table, all strings."""
     path, remedy = output / "experiments.csv", "run python 02_oof.py for each experiment"
     with locked(output / ".experiments.lock", path, wait=True):
         table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])
         if "experiment" not in table or table.experiment.duplicated().any():
-            raise UserError(f"{path} needs a column `experiment`, each name once: mend or remove it, then {remedy}")
+            raise UserError(f"{path} needs a column `experiment`, each name once: fix or remove it, then {remedy}")
         rows = {row["experiment"]: row for row in table.to_dict("records")}
         row = rows.setdefault(experiment, dict(experiment=experiment))
         for column, value in cells.items():

@@ -1,7 +1,7 @@
-"""The whole job: 00, 01 for all folds, 02 and 03. run.sh starts it.
+"""Pipeline of run.sh: 00, 01 for all folds, 02 and 03.
 
-One process does it all, so that torch, timm and the rest are imported once; with --parallel, each GPU trains its folds
-in a process of its own. It knows the scripts, since it is no part of them.
+One process runs them all, so that torch, timm and the rest are imported once; with --parallel, each GPU trains its
+folds in a process of its own. Unlike other parts it loads the scripts.
 """
 
 import importlib.util
@@ -9,20 +9,18 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
 import common
-from common import UserError, experiment_folder, prepared_folder
+from common import ROOT, UserError, experiment_folder
+from kit.data.prepared import read_prepared
 from kit.train.device import pick_device
 from kit.train.settings import check_flags, experiment_names
 
-ROOT = Path(__file__).parent.parent
-
 
 def load(name):
-    """→ a script, as a module."""
+    """Return a script as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -30,7 +28,7 @@ def load(name):
 
 
 def parse(script, words):
-    """→ a script's flags. A mistake in them is its own: the message bears its name."""
+    """Return a script's parsed flags. An error in them carries the script's name."""
     caller, sys.argv[0] = sys.argv[0], f"{script.__name__}.py"
     args = script.make_parser().parse_args([str(word) for word in words])
     sys.argv[0] = caller
@@ -38,26 +36,27 @@ def parse(script, words):
 
 
 def run(script, args):
+    """Run a script; its messages carry its name."""
     sys.argv[0] = f"{script.__name__}.py"
     script.main(args)
     sys.argv[0] = "run.sh"
 
 
 def words_of(name, flags):
-    """→ the flags in a variable or a flag of that name, as words."""
+    """Return the words in `flags`. name: of the environment variable or the flag that holds them."""
     try:
         return shlex.split(flags)
     except ValueError as error:
-        raise UserError(f"{name} can't be read ({error}): mend its quotes") from None
+        raise UserError(f"{name} can't be read ({error}): fix its quotes") from None
 
 
 def shares(folds, gpus):
-    """→ the folds of each of so many GPUs: GPU i of n takes folds i, i + n, i + 2n …"""
+    """Return the folds of each GPU: GPU i of n takes folds i, i + n, i + 2n …"""
     return [list(range(gpu, folds, gpus)) for gpu in range(min(gpus, folds))]
 
 
 def train_in_parallel(flags, folds):
-    """Trains the folds in a process for each visible GPU. Raises SystemExit with the code of one that failed, once all
+    """Train the folds in a process for each visible GPU. Raises SystemExit with the code of one that failed, once all
     have ended: a fold that fails doesn't end the others."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
     gpus = visible.split(",") if visible else [None]
@@ -67,17 +66,15 @@ def train_in_parallel(flags, folds):
         try:
             for gpu, share in zip(gpus, shares(folds, len(gpus)), strict=False):
                 command = [sys.executable, ROOT / "01_train_fold.py", *flags, "--fold", *map(str, share)]
-                place = {} if gpu is None else dict(CUDA_VISIBLE_DEVICES=gpu)
-                jobs.append(subprocess.Popen(
-                    command, env=os.environ | place, stdout=reader.stdin, start_new_session=True
-                ))  # fmt: skip
+                env = os.environ | ({} if gpu is None else dict(CUDA_VISIBLE_DEVICES=gpu))
+                jobs.append(subprocess.Popen(command, env=env, stdout=reader.stdin, start_new_session=True))
             codes = [job.wait() for job in jobs]
         finally:  # Ctrl-C and SIGTERM reach this process alone, and it ends the others
             for job in jobs:
                 job.terminate()
             for job in jobs:
                 job.wait()
-    if any(codes):  # 75 is a fold that --stop-after ended: worth less than one that failed
+    if any(codes):  # 75 is a fold that --stop-after ended: a failed one comes before it
         code = next((code for code in codes if code not in (0, 75)), 75)
         sys.exit(128 - code if code < 0 else code)  # below 0: by a signal
 
@@ -90,12 +87,12 @@ def main(flags):
         raise UserError("it trains every fold: leave --fold out, or run python 01_train_fold.py --fold K")
     if args.print_config:
         return run(train, args)
-    # Mistakes that can be seen before any work end it here.
+    # Errors that can be found before any work.
     check_flags(args)
-    exps, folders = experiment_names(args), ["--input", args.input, "--output", args.output]
+    exps, folders = experiment_names(args.exp, args.seed), ["--input", args.input, "--output", args.output]
     for exp in exps:
-        experiment_folder(args, exp)
-    if not parallel:  # each GPU's own process asks; this one would take some of a GPU's memory
+        experiment_folder(args.output, exp)
+    if not parallel:  # there the process of each GPU does it; here it would take some of a GPU's memory
         pick_device(args.device, args.deterministic)
     given = {name: words_of(name, os.environ.get(name, "")) for name in ("PREPARE", "INFER")}
     preparing = parse(prepare, [*folders, "--size", args.size, *given["PREPARE"]])
@@ -103,8 +100,7 @@ def main(flags):
     inferring = parse(infer, [*exps, *folders, "--device", args.device, *given["INFER"]])
     run(prepare, preparing)
     if parallel:
-        prepared = common.read_json(prepared_folder(args) / "prepared.json", common.PREPARE)
-        train_in_parallel(flags, prepared["folds"])
+        train_in_parallel(flags, read_prepared(args.output)[0].folds)
     else:
         run(train, args)
     run(oof, scoring)

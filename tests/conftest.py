@@ -171,3 +171,6 @@ def run_main(module, *arguments):
         module.main()
     finally:
         sys.argv = argv
+
+
+from small_models import no_pictures, of_classes, resnet, vit, weights, worlds  # noqa: E402, F401 (fixtures)

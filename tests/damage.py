@@ -1,4 +1,4 @@
-"""Damages a competition's files, and looks whether a script that refuses them leaves everything as it was."""
+"""Damage to a competition's files, and the check that a script that refuses them changes nothing."""
 
 import numpy as np
 from conftest import done, png, refused, toy_image, write_csv, write_zip
@@ -24,7 +24,7 @@ def flags_of(folder):
 
 
 def snapshot(folder):
-    """The bytes of every file; not of lock files, whose content says who held them last."""
+    """→ the bytes of every file except lock files, which name their last holder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() or path.is_symlink())
     return {
         str(path): path.read_bytes() if path.exists() else b"dead link"
@@ -34,7 +34,7 @@ def snapshot(folder):
 
 
 def refused_untouched(folder, script, *flags):
-    """→ the one line; nothing in the folder may have changed."""
+    """Runs a script that must refuse, and must change nothing in the folder. → its one line."""
     before = snapshot(folder)
     line = refused(script, *flags_of(folder), *flags)
     assert snapshot(folder) == before, "something was written, changed or removed"
@@ -42,7 +42,7 @@ def refused_untouched(folder, script, *flags):
 
 
 def edited(name, change):
-    """A file whose text is changed by a function."""
+    """→ a function that changes the text of a file by `change`."""
 
     def damage(folder):
         path = folder / name

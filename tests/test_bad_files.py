@@ -1,5 +1,5 @@
-"""What users and strangers get wrong in tables, archives and images: exit code 2, one line with culprit and remedy,
-nothing changed. And what looks wrong, but is simply read."""
+"""Mistakes in tables, archives and images: exit code 2, one line with culprit and remedy, nothing changed. Odd files
+that are read nevertheless."""
 
 import io
 import shutil
@@ -25,7 +25,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def copy(world, tmp_path):
-    """A copy of the world, to be damaged. → its folder."""
+    """A copy of the world for damaging. → its folder."""
     shutil.copytree(world, tmp_path / "world")
     return tmp_path / "world"
 
@@ -41,7 +41,7 @@ def train_csv(text, encoding="utf-8"):
 
 
 def rows(first, *others):
-    """train.csv with these rows in place of its first ones."""
+    """→ a function that puts these rows in place of train.csv's first ones."""
     return edited(
         "train.csv", lambda text: "\n".join(["image_name,label", first, *others, *text.splitlines()[2 + len(others) :]])
     )
@@ -79,7 +79,7 @@ TABLES = {
     "mixed types": (rows("0000.png,0.0", "0001.png,1", "0002.png,0.0"), [], "0.0 and 0, which are one number"),
     "leading zeros": (rows("0000.png,00", "0001.png,1", "0002.png,00"), [], "one number: spell them alike"),
     "one class": (edited("train.csv", lambda t: t.replace("png,1", "png,0")), [], "one class only (0)"),
-    "too many folds": (lambda inputs: None, ["--folds", 13], "fewer than 13 images of 0 (12), 1 (12)"),
+    "too many folds": (lambda inputs: None, ["--folds", 13], "a fold lacks 0 (images: 12, groups: 12), 1 "),
     "an image missing": (rows("x.png,0"), [], "lacks 1 of the images"),
     "images missing": (
         edited("train.csv", lambda t: t.replace(".png", ".jpg")),
@@ -143,7 +143,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("case", TABLES)
-def test_tables(copy, case):
+def test_a_mistake_in_a_table_is_refused(copy, case):
     damage, flags, words = TABLES[case]
     (copy / "secret.png").write_bytes(b"outside")
     damage(copy / "input")
@@ -155,7 +155,7 @@ def test_tables(copy, case):
 
 
 def replaced(content, name="train/0000.png"):
-    """train.zip with another content of one image."""
+    """→ a function that gives one image in train.zip another content."""
 
     def damage(inputs):
         with zipfile.ZipFile(inputs / "train.zip") as archive:
@@ -174,7 +174,7 @@ def bytes_of_zip(change):
     return damage
 
 
-def twice(inputs):
+def another_entry(inputs):
     with warnings.catch_warnings(), zipfile.ZipFile(inputs / "train.zip", "a") as archive:
         warnings.simplefilter("ignore")  # zipfile's about the double name
         archive.writestr("train/0000.png", png(np.zeros((9, 9, 3), np.uint8)))
@@ -205,7 +205,7 @@ def nested(inputs):
 
 
 def unpacked(inputs):
-    """The archive as a folder instead."""
+    """Turns the archive into a folder. → the folder."""
     with zipfile.ZipFile(inputs / "train.zip") as archive:
         archive.extractall(inputs)
     (inputs / "train.zip").unlink()
@@ -247,8 +247,12 @@ ARCHIVES = {
     "zip without entries": (lambda inputs: write_zip(inputs / "train.zip", {}), "holds no images but nothing"),
     "zip with wrong CRC": (bytes_of_zip(lambda data: data.replace(b"IDAT", b"IDAX", 1)), "Bad CRC-32"),
     "zip encrypted": (encrypted, "is encrypted: unpack it"),
+    "zip in parts": (
+        lambda inputs: (inputs / "train.zip").rename(inputs / "train.zip.001"),
+        "train.zip.001 is one of several parts: join them",
+    ),
     "zip nested": (nested, "holds no images but train.zip"),
-    "zip with two entries of one name": (twice, "two different files named train/0000.png"),
+    "zip with two entries of one name": (another_entry, "two different files named train/0000.png"),
     "zip bomb": (bomb, "bomb.png (600 MiB when unpacked"),
     "zip of other images": (lambda inputs: shutil.copy(inputs / "test.zip", inputs / "train.zip"), "lacks 24"),
     "folder empty": (lambda inputs: (without("train.zip")(inputs), (inputs / "train").mkdir()), "holds no images"),
@@ -269,7 +273,7 @@ ARCHIVES = {
 
 @pytest.mark.parametrize("case", ARCHIVES)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_archives_and_images(copy, case):
+def test_a_damaged_archive_or_image_is_refused(copy, case):
     damage, words = ARCHIVES[case]
     damage(copy / "input")
     assert words in refused_untouched(copy, "00_prepare.py", *PREPARE, "--overwrite")
@@ -284,22 +288,22 @@ def test_all_unreadable_images_are_named_together(copy):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Truncated")
-def test_images_truncated_at_every_tenth_byte(kind):
-    whole = saved(Image.fromarray(toy_image(np.random.default_rng(0), 0)), kind)
-    expected = decode(whole)
-    for length in range(0, len(whole), 10):
+def test_no_truncated_image_passes_for_a_complete_one(kind):
+    complete = saved(Image.fromarray(toy_image(np.random.default_rng(0), 0)), kind)
+    expected = decode(complete)
+    for length in range(0, len(complete), 10):
         try:
-            image = decode(whole[:length])
+            image = decode(complete[:length])
         except ValueError:
             continue
-        assert (image == expected).all(), f"{kind} of {length} bytes: half an image passes for a whole one"
+        assert (image == expected).all(), f"{kind} of {length} bytes: a truncated image passes for a complete one"
 
 
-# ---------------------------------------------------------------- what is simply read
+# ---------------------------------------------------------------- odd files that are read
 
 
 def renamed(name):
-    """The first training image under another name, in the archive and in the table."""
+    """→ a function that gives the first training image another name, in the archive and in the table."""
 
     def change(inputs):
         with zipfile.ZipFile(inputs / "train.zip") as archive:
@@ -337,19 +341,19 @@ READ = {
     "CMYK": replaced(saved(COLOUR.convert("CMYK"), "JPEG")),
     "palette with alpha": replaced(saved(COLOUR.convert("RGBA").quantize(8), "PNG")),
     "case clash": lambda inputs: replaced(png(np.zeros((9, 9, 3), np.uint8)), "train/0000.PNG")(inputs),
-    "the same entry twice": lambda inputs: twice_alike(inputs),
+    "the same entry twice": lambda inputs: same_entry(inputs),
     **{f"EXIF {k}": replaced(exif(k)) for k in range(1, 9)},
 }
 
 
-def twice_alike(inputs):
+def same_entry(inputs):
     with warnings.catch_warnings(), zipfile.ZipFile(inputs / "train.zip", "a") as archive:
         warnings.simplefilter("ignore")
         archive.writestr("train/0000.png", archive.read("train/0000.png"))
 
 
 @pytest.mark.parametrize("case", READ)
-def test_simply_read(copy, case):
+def test_an_odd_file_is_read(copy, case):
     READ[case](copy / "input")
     more = ["--positive", "NA"] if case == "labels of words" else []
     out = done("00_prepare.py", *flags_of(copy), *PREPARE, "--overwrite", *more)

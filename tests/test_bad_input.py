@@ -1,6 +1,6 @@
-"""What goes wrong after 00, case by case: exit code 2, one line with culprit and remedy, nothing changed.
+"""Mistakes in prepared data, folds and flags: exit code 2, one line with culprit and remedy, nothing changed.
 
-test_bad_files.py has the tables, archives and images that 00 refuses.
+test_bad_files.py has those in the competition's tables, archives and images.
 """
 
 import json
@@ -31,7 +31,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def copy(world, tmp_path):
-    """A copy of the world, to be damaged. → its folder."""
+    """A copy of the world for damaging. → its folder."""
     shutil.copytree(world, tmp_path / "world")
     return tmp_path / "world"
 
@@ -47,7 +47,7 @@ def cut(name):
     return damage
 
 
-def other_model(output):
+def other_settings(output):
     path = output / "base" / "fold0.pt"
     saved = torch.load(path)
     torch.save(saved | dict(config=saved["config"] | dict(lr=9.0)), path)
@@ -136,7 +136,7 @@ LATER = {
     "a fold's record of other folds": (record(folds_hash="0"), INFER, [], "fold1.pt was trained on other folds"),
     "a fold's record of other settings": (record(lr=9.0), OOF, [], "fold1.pt was trained with other settings"),
     "a fold's record cut": (cut("base/fold1.json"), OOF, [], "fold1.json is damaged"),
-    "checkpoint of other settings": (other_model, INFER, [], "fold0.pt isn't the model of fold0.json"),
+    "checkpoint of other settings": (other_settings, INFER, [], "fold0.pt isn't the model of fold0.json"),
     "checkpoint cut": (cut("base/fold0.pt"), INFER, [], "fold0.pt is damaged"),
     "checkpoint of text": (lambda o: (o / "base" / "fold0.pt").write_text("hello"), INFER, [], "fold0.pt is damaged"),
     "solution of other images": (
@@ -149,7 +149,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("case", LATER)
-def test_folds_models_and_flags(copy, case):
+def test_a_mistake_in_folds_models_or_flags_is_refused(copy, case):
     damage, script, flags, words = LATER[case]
     output = copy / "output"
     damage(output)
@@ -162,7 +162,7 @@ def test_folds_models_and_flags(copy, case):
     assert not list(output.rglob(".tmp*")) + list(output.rglob("fold*resume*"))
 
 
-# ---------------------------------------------------------------- where it is written
+# ---------------------------------------------------------------- input and output folders
 
 
 def test_input_is_only_read(copy):
@@ -177,19 +177,19 @@ def test_input_is_only_read(copy):
     assert snapshot(copy / "input") == before
 
 
-@pytest.mark.parametrize("place", ["a file", "/proc", "/dev/full"])
+@pytest.mark.parametrize("target", ["a file", "/proc", "/dev/full"])
 @pytest.mark.skipif(sys.platform != "linux", reason="names Linux's folders")
-def test_an_output_that_cannot_be_written(copy, place):
+def test_an_output_that_cannot_be_written_is_refused(copy, target):
     (copy / "a file").write_text("mine")
-    output = copy / place if place == "a file" else Path(place) / "output"
+    output = copy / target if target == "a file" else Path(target) / "output"
     line = refused("00_prepare.py", "--input", copy / "input", "--output", output, *PREPARE)
     assert "can't be written" in line
     assert (copy / "a file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("script", ["00_prepare.py", TRAINER, OOF, INFER])
-def test_a_disk_that_fills_up(copy, script, monkeypatch):
-    """Whatever a script writes, the disk is full when the data are to reach it."""
+def test_a_full_disk_leaves_the_earlier_files(copy, script, monkeypatch):
+    """The disk is full as soon as a script writes to it."""
 
     def full(descriptor):
         raise OSError(28, "No space left on device")

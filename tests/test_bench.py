@@ -1,4 +1,4 @@
-"""The benchmarks that need a GPU or much time, at their smallest; what they must find is asserted, not how fast."""
+"""Benches of tests/bench at their smallest size: what they find, not how fast."""
 
 import json
 import shutil
@@ -8,7 +8,16 @@ import sys
 import pytest
 from conftest import ROOT
 
+BENCHES = sorted((ROOT / "tests" / "bench").glob("*.py"))
 MAY_MOUNT = shutil.which("unshare") and subprocess.run(["unshare", "-rm", "true"], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bench", BENCHES, ids=lambda path: path.stem)
+def test_bench_starts_and_shows_its_commands(bench):
+    result = subprocess.run([sys.executable, bench, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert f"python tests/bench/{bench.name}" in result.stdout
 
 
 @pytest.mark.slow
@@ -17,13 +26,13 @@ def test_gpu_bench_runs_on_a_cpu():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     table = result.stdout.partition("| CPU |")[2]
-    rows = "bare model", "kit's training loop", "inference, views d4", "step of ranger21", "thesis' whole job"
+    rows = "bare model", "kit's training loop", "inference, views d4", "step of ranger21", "thesis' complete job"
     assert [words for words in rows if f"\n| {words}" not in table] == []
 
 
 @pytest.mark.slow
-def test_twenty_kills_and_the_same_bytes(tmp_path):
-    """Ranger21 and AdamW, 0 and 2 workers, at random moments and during saves."""
+def test_twenty_kills_leave_the_same_bytes(tmp_path):
+    """Kills Ranger21 and AdamW, 0 and 2 workers, at random moments and during saves."""
     command = [sys.executable, ROOT / "tests" / "bench" / "kill.py", "20", "--folder", tmp_path / "kill"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     rows = json.loads((tmp_path / "kill" / "kills.json").read_text())
@@ -35,7 +44,7 @@ def test_twenty_kills_and_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_fuzzing_for_a_few_seconds():
+def test_fuzzing_reads_or_refuses_each_input():
     command = [sys.executable, ROOT / "tests" / "bench" / "fuzz.py", "--seconds", "2"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -45,8 +54,8 @@ def test_fuzzing_for_a_few_seconds():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MAY_MOUNT or MAY_MOUNT.returncode, reason="needs a small disk: Linux' unshare")
-def test_full_disks_and_the_same_bytes_on_larger_ones(tmp_path):
-    """Each of the five commands at four sizes of disk; no traceback, no half file, and resume copies are optional."""
+def test_full_disks_give_one_line_and_the_same_bytes_on_larger_ones(tmp_path):
+    """Runs five commands at four sizes of disk: no traceback, no incomplete file; a resume file may fail."""
     command = ["unshare", "-rm", sys.executable, ROOT / "tests" / "bench" / "full_disk.py"]
     result = subprocess.run([*command, "--folder", tmp_path, "--most", "4"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]
@@ -56,10 +65,14 @@ def test_full_disks_and_the_same_bytes_on_larger_ones(tmp_path):
 
 
 @pytest.mark.slow
-def test_many_classes_at_a_small_size(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "bench" / "large.py", "--folder", tmp_path / "large"]
-    command += ["--train", "500", "--test", "100", "--classes", "110"]  # of more than 100, logits are kept otherwise
+@pytest.mark.parametrize(("flags", "expected"), [
+    ("--train 500 --test 100 --classes 110", ["00", "01 head", "02 head", "03 head", "all"]),  # from 101, other code
+    ("--growth 60 120", ["00", "01", "03"]),
+])  # fmt: skip
+def test_large_bench_measures_each_step(tmp_path, flags, expected):
+    command = [sys.executable, ROOT / "tests" / "bench" / "large.py", "--folder", tmp_path / "large", *flags.split()]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    steps = [line.split(" | ")[0].strip("| ") for line in result.stdout.splitlines()[2:]]
-    assert steps == ["00", "01 head", "02 head", "03 head", "all"]
+    rows = [line.strip("| ").split(" | ") for line in result.stdout.splitlines()[2:]]
+    assert [row[0] for row in rows] == expected
+    assert all(float(cell) > 0 for row in rows for cell in row[1:])

@@ -1,4 +1,4 @@
-"""kit/score/blend.py: fitted weights are scored on folds that they haven't seen, and reach 03 only where that pays."""
+"""kit/score/blend.py: blends, and weights that are scored on the other folds and written only where they pay."""
 
 import json
 import re
@@ -11,18 +11,20 @@ import pytest
 from conftest import TINY, done, refused
 from test_oof import experiment, noisy, printed
 
-from common import softmax, write_csv, write_json
-from kit.score.blend import blend, climb
+from common import UserError, softmax, write_csv, write_json
+from kit.score.blend import blend, fit_weights
 from kit.score.metrics import METRICS
+from kit.score.tasks import Classes, Labels, Numbers
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 GAIN = re.compile(r"(.+): greedy weights gain (\S+) \((\S+) to (\S+)\) on equal ones: (.+)")
 TARGETS = np.arange(600) % 2
 FOLDS = np.arange(600) % 3  # as experiment() makes them
+TWO = Classes(["a", "b"])
 
 
 def experiments(output, signals, metric="auc"):
-    """Writes an experiment for each {name: signal}, a float or float [N, 1]. → flags, {name: its probabilities}."""
+    """Write an experiment for each {name: signal}, a float or float [N, 1]. → flags, {name: its probabilities}."""
     logits = {exp: noisy(TARGETS, 2, signal, seed) for seed, (exp, signal) in enumerate(signals.items())}
     for exp, values in logits.items():
         flags = experiment(output, exp, TARGETS, values, metric=metric)
@@ -30,67 +32,78 @@ def experiments(output, signals, metric="auc"):
 
 
 def gain_of(out):
-    """The line on greedy weights in 02's output. → metric, gain, low, high, the rest of the line."""
+    """Return the line on greedy weights in 02's output: metric, gain, low, high, the rest of the line."""
     (match,) = filter(None, map(GAIN.fullmatch, out.splitlines()))
     return match[1], *map(float, match.groups()[1:4]), match[5]
 
 
 def by_other_folds(metric, probabilities):
-    """The blend of each fold with the weights that the other folds give."""
+    """Return the blend of each fold with the weights fitted on the other folds."""
     mixed = np.empty((len(TARGETS), 2))
     for k in range(3):
-        weights = climb(metric, TARGETS[k != FOLDS], [p[k != FOLDS] for p in probabilities])
+        weights = fit_weights(metric, TARGETS[k != FOLDS], [p[k != FOLDS] for p in probabilities])
         mixed[k == FOLDS] = sum(w * p[k == FOLDS] for w, p in zip(weights, probabilities, strict=True))
     return mixed
 
 
 def test_blends_are_weighted_means_of_probabilities_or_ranks():
     first, second = (softmax(noisy(TARGETS, 3, 1, seed)) for seed in (0, 1))
-    assert blend([first], "mean") == pytest.approx(first)
-    assert blend([first, second], "mean") == pytest.approx((first + second) / 2)
-    assert blend([first, second], "mean", [0.6, 0.4]) == pytest.approx(0.6 * first + 0.4 * second)
-    assert blend([first, second], "mean", [3, 2]) == pytest.approx(0.6 * first + 0.4 * second)
+    three = Classes(["a", "b", "c"])
+    assert blend([first], "mean", None, three) == pytest.approx(first)
+    assert blend([first, second], "mean", None, three) == pytest.approx((first + second) / 2)
+    assert blend([first, second], "mean", [0.6, 0.4], three) == pytest.approx(0.6 * first + 0.4 * second)
+    assert blend([first, second], "mean", [3, 2], three) == pytest.approx(0.6 * first + 0.4 * second)
     a, b = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])
-    assert blend([a], "rank") == pytest.approx(np.array([[3, 1], [1, 3], [2, 2]]) / 4)
-    assert blend([a, b], "rank") == pytest.approx(np.array([[3, 1], [1.5, 2.5], [1.5, 2.5]]) / 4)
-    assert blend([a, b], "rank", [1, 0]) == pytest.approx(blend([a], "rank"))
+    assert blend([a], "rank", None, TWO) == pytest.approx(np.array([[3, 1], [1, 3], [2, 2]]) / 4)
+    assert blend([a, b], "rank", None, TWO) == pytest.approx(np.array([[3, 1], [1.5, 2.5], [1.5, 2.5]]) / 4)
+    assert blend([a, b], "rank", [1, 0], TWO) == pytest.approx(blend([a], "rank", None, TWO))
 
 
-# ---------------------------------------------------------------- the climb
+def test_blends_of_labels_and_numbers_keep_their_rows():
+    a, b = np.array([[0.9, 0.9], [0.1, 0.2]]), np.array([[0.5, 0.7], [0.3, 0.4]])
+    labels, numbers = Labels(["a", "b"]), Numbers(["a", "b"], [[0, 1], [0, 1]])
+    for task in (labels, numbers):
+        assert blend([a, b], "mean", [3, 1], task) == pytest.approx((3 * a + b) / 4)
+    assert blend([a, b], "rank", None, labels) == pytest.approx(np.array([[2, 2], [1, 1]]) / 2)
+    with pytest.raises(UserError, match="--blend rank: ranks of numbers are no numbers"):
+        blend([a, b], "rank", None, numbers)
+
+
+# ---------------------------------------------------------------- fitted weights
 
 
 @pytest.mark.parametrize("metric", [key for key, metric in METRICS.items() if metric.task == "classes"])
-def test_the_climb_ends_above_each_model_and_their_mean(metric):
+def test_fitted_weights_score_above_each_model_and_their_mean(metric):
     score, sign = METRICS[metric].score, 1 if METRICS[metric].larger_is_better else -1
     probabilities = [softmax(noisy(TARGETS, 2, signal, seed)) for seed, signal in enumerate((0.2, 1.5, 1.2))]
-    weights = climb(metric, TARGETS, probabilities)
+    weights = fit_weights(metric, TARGETS, probabilities)
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0
-    alternatives = [*probabilities, *([blend(probabilities, "mean")] if metric not in ("map3", "map5") else [])]
-    best = max(sign * score(TARGETS, p) for p in alternatives)
-    assert sign * score(TARGETS, blend(probabilities, "mean", weights)) >= best
-    assert np.array_equal(weights, climb(metric, TARGETS, probabilities)), "nothing is drawn"
+    mean = [] if metric in ("map3", "map5") else [blend(probabilities, "mean", None, TWO)]
+    best = max(sign * score(TARGETS, p) for p in [*probabilities, *mean])
+    assert sign * score(TARGETS, blend(probabilities, "mean", weights, TWO)) >= best
+    assert np.array_equal(weights, fit_weights(metric, TARGETS, probabilities)), "nothing is drawn"
 
 
-def test_a_share_below_half_is_found_where_half_would_be_worse_than_nothing():
+def test_a_weight_below_one_half_is_found_where_one_half_would_be_worse_than_none():
     strong, weak = softmax(3 * noisy(TARGETS, 2, 1.5)), softmax(noisy(TARGETS, 2, 0.6, seed=1))  # the former too sure
     loss = [METRICS["logloss"].score(TARGETS, w * weak + (1 - w) * strong) for w in np.linspace(0, 1, 51)]
-    assert min(loss) < loss[0] < loss[25], "what this test supposes"
-    share = climb("logloss", TARGETS, [weak, strong])[0]
+    assert min(loss) < loss[0] < loss[25], "an assumption of this test"
+    share = fit_weights("logloss", TARGETS, [weak, strong])[0]
     assert share == pytest.approx(np.argmin(loss) / 50, abs=0.02)
 
 
-def test_undefined_scores_never_win():
+def test_models_with_undefined_scores_get_no_weight():
     good, bad = softmax(noisy(TARGETS, 2, 1)), softmax(noisy(TARGETS, 2, 0.2, seed=1))
-    assert climb("accuracy", TARGETS, [np.full_like(good, np.nan), good, good]).tolist() == [0, 1, 0]
-    assert climb("auc", np.zeros_like(TARGETS), [good, bad]).tolist() == [0.5, 0.5], "one class only"
+    assert fit_weights("accuracy", TARGETS, [np.full_like(good, np.nan), good, good]).tolist() == [0, 1, 0]
+    assert fit_weights("auc", np.zeros_like(TARGETS), [good, bad]).tolist() == [0.5, 0.5], "one class only"
 
 
 # ---------------------------------------------------------------- 02
 
 
 @pytest.mark.parametrize("metric", ["auc", "logloss"])
-def test_a_model_of_noise_is_weighed_down_and_the_file_says_how_good_that_is(tmp_path, metric):
+def test_noise_gets_little_weight_and_the_file_has_the_honest_score(tmp_path, metric):
     flags, p = experiments(tmp_path, dict(a=1.5, noise=0, b=1.3), metric)
     out = done("02_oof.py", *p, *flags)
     score = METRICS[metric].score
@@ -105,7 +118,7 @@ def test_a_model_of_noise_is_weighed_down_and_the_file_says_how_good_that_is(tmp
     content = json.loads(path.read_text())
     weights = content["weights"]
     assert [*weights] == [*p]
-    assert [*weights.values()] == climb(metric, TARGETS, [*p.values()]).tolist()
+    assert [*weights.values()] == fit_weights(metric, TARGETS, [*p.values()]).tolist()
     assert sum(weights.values()) == pytest.approx(1)
     assert weights["noise"] < 0.15 < weights["b"]
     fitted = score(TARGETS, sum(weights[exp] * p[exp] for exp in p))
@@ -128,12 +141,12 @@ def test_a_gain_within_the_noise_leaves_no_file(tmp_path, least):
     assert (gain > 0) == (least < 1)
     assert rest == "within the noise: take equal weights"
     assert not path.exists(), "whatever the order of the names"
-    assert climb("auc", TARGETS, [*p.values()]).max() > 0.34, "weights that fit better than equal ones there are"
+    assert fit_weights("auc", TARGETS, [*p.values()]).max() > 0.34, "weights that fit better than equal ones there are"
     assert not list(tmp_path.glob("blend*"))
     assert "03_infer" not in out
 
 
-def test_weights_that_mislead_on_the_next_fold_are_a_loss(tmp_path):
+def test_weights_that_fail_on_the_next_fold_are_a_loss(tmp_path):
     """Each model errs on one fold, so it looks best on the others: the score of fitted weights must see that fold."""
     signals = {f"m{k}": np.where(k == FOLDS, -1.5, 1.5)[:, None] for k in range(3)}
     flags, _ = experiments(tmp_path, signals)
@@ -144,7 +157,7 @@ def test_weights_that_mislead_on_the_next_fold_are_a_loss(tmp_path):
     assert not list(tmp_path.glob("blend*"))
 
 
-def test_one_fold_or_an_undefined_score_is_no_ground_for_weights(tmp_path):
+def test_one_fold_or_an_undefined_score_gives_no_weights(tmp_path):
     flags, p = experiments(tmp_path / "fold", dict(a=1.5, noise=0))
     done("02_oof.py", *p, *flags)
     assert (tmp_path / "fold" / "blend_a+noise.json").exists()
@@ -164,7 +177,8 @@ def test_one_fold_or_an_undefined_score_is_no_ground_for_weights(tmp_path):
 
 @pytest.fixture(scope="module")
 def weighed(trained, tmp_path_factory):
-    """Two trained experiments whose out-of-fold logits are made up: `other` is noise. → flags, output, 02's output."""
+    """Return flags, output and 02's output of two trained experiments with made-up out-of-fold logits: `other` is
+    noise."""
     output = tmp_path_factory.mktemp("weighed") / "output"
     shutil.copytree(trained.output, output)
     flags = ["--input", trained.input, "--output", output]
@@ -177,7 +191,7 @@ def weighed(trained, tmp_path_factory):
     return flags, output, done("02_oof.py", "base", "other", *flags)
 
 
-def test_the_printed_command_submits_the_weighted_mean_and_the_honest_score(weighed):
+def test_the_printed_command_writes_the_weighted_mean_and_the_honest_score(weighed):
     flags, output, out = weighed
     (command,) = re.findall("to submit that blend: python (.+)", out)
     content = json.loads((output / "blend_base+other.json").read_text())
@@ -186,13 +200,13 @@ def test_the_printed_command_submits_the_weighted_mean_and_the_honest_score(weig
         tables[exp] = pd.concat([pd.read_csv(output / exp / f"fold{k}.csv") for k in range(3)])
     fitted = sum(weights[exp] * softmax(table.filter(like="views_")) for exp, table in tables.items())
     flattered = METRICS["auc"].score(tables["base"].target.to_numpy(), fitted)
-    assert flattered > content["cv"] + 2e-4, "what this test supposes"
-    said = done(*shlex.split(command))
+    assert flattered > content["cv"] + 2e-4, "an assumption of this test"
+    last = done(*shlex.split(command)).splitlines()[-1]
     for exp in weights:
         done("03_infer.py", exp, *flags)
     (path,) = output.glob("submission_*")
     assert path.name == f"submission_base+other_weighted_CV{content['cv']:.4f}.csv"
-    assert said.splitlines()[-1].startswith(f"CV {content['cv']:.4f} (AUC, of weights fitted on the other folds), ")
+    assert last.startswith(f"CV {content['cv']:.4f} (AUC, of weights fitted on the other folds), ")
     paths = [next((output / exp).glob("submission_*")) for exp in ("base", "other")]
     parts = [np.loadtxt(part, delimiter=",", usecols=1) for part in paths]
     expected = weights["base"] * parts[0] + weights["other"] * parts[1]
@@ -208,7 +222,8 @@ def test_the_printed_command_submits_the_weighted_mean_and_the_honest_score(weig
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Experiments a, noise and b, and a file of weights for the first two. → a function: more flags → 03's one line."""
+    """Return the weights of the first two of the experiments a, noise and b, and a function: more flags → 03's one
+    line."""
     flags, _ = experiments(tmp_path, dict(a=1.5, noise=0, b=1.5))
     done("02_oof.py", "a", "noise", *flags)
     path = tmp_path / "blend_a+noise.json"
@@ -222,7 +237,7 @@ def damaged(tmp_path):
     return path, line
 
 
-def test_weights_of_other_experiments_blends_and_views_are_refused(damaged):
+def test_weights_for_other_experiments_blends_and_views_are_refused(damaged):
     _, line = damaged
     assert "is for a noise, not for a b: run python 02_oof.py a b" in line(exps=("a", "b"))
     assert "is for a noise, not for a: " in line(exps="a")
@@ -231,7 +246,7 @@ def test_weights_of_other_experiments_blends_and_views_are_refused(damaged):
 
 
 @pytest.mark.parametrize("change", ["a prediction", "a fold", "the metric"])
-def test_a_stale_file_is_refused(damaged, change):
+def test_weights_fitted_on_earlier_predictions_are_refused(damaged, change):
     path, line = damaged
     if change == "a prediction":
         table = pd.read_csv(path.parent / "noise" / "fold1.csv", dtype={"image_name": str})
@@ -246,7 +261,7 @@ def test_a_stale_file_is_refused(damaged, change):
     assert "was fitted on earlier predictions or for another metric: run python 02_oof.py a noise" in message
 
 
-def test_what_is_no_file_of_weights_is_refused(damaged, tmp_path):
+def test_files_that_hold_no_weights_are_refused(damaged, tmp_path):
     path, line = damaged
     content = json.loads(path.read_text())
     wrong = ["no JSON", [1], {}, *(content | dict(weights=w) for w in ([1, 2], {}, dict(a="x"), dict(a=-1, noise=2)))]

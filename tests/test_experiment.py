@@ -1,4 +1,4 @@
-"""An experiment's folds belong together, survive what happens to them, and say what they will take."""
+"""Experiments: settings that folds share, provenance, locks, the ledger, forecasts, devices and workers."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, TINY, done, kit, load, prepare, refused
 
 import common
-from kit.experiment import claimed, note_in_ledger
+from kit.experiment import lock_config, note_in_ledger
 from kit.locks import locked, remove_leftovers
 from kit.train import device, monitor
 from kit.train.checkpoint import ResumeFile
@@ -37,8 +37,8 @@ def flags(toy):
 # ---------------------------------------------------------------- all folds in one process
 
 
-def test_all_folds_in_one_process_are_those_of_one_process_each(toy):
-    """Also with dropout, whose random stream must begin anew with each fold."""
+def test_all_folds_in_one_process_equal_those_of_several_processes(toy):
+    """Also with dropout, whose generator must be seeded for each fold."""
     folders = toy(train=60)
     prepare(folders, 32, "--folds", 3)
     more = ["--model", "test_vit", "--model-kwargs", "img_size=32", "proj_drop_rate=0.2", "--epochs", 1]
@@ -56,16 +56,15 @@ def test_all_folds_in_one_process_are_those_of_one_process_each(toy):
 # ---------------------------------------------------------------- views
 
 
-def test_views_are_those_that_training_has_seen(flags):
-    """What is submitted is scored: d4's held-out images are predicted in 8 views, without augmentation in one."""
+def test_held_out_images_are_predicted_in_the_views_of_the_augmentation(flags):
+    """With d4 in 8 views, without augmentation in one."""
     done(TRAIN, *flags, *TINY, "--epochs", 1, "--fold", 0, "--exp", "turned")
     done(TRAIN, *flags, *QUICK, "--fold", 0, "--exp", "plain")
     for exp, tta, equal in (("turned", "d4", False), ("plain", "none", True)):
         table = pd.read_csv(flags[3] / exp / "fold0.csv")
         assert np.allclose(table[["views_0", "views_1"]], table[["best_0", "best_1"]]) == equal
         assert json.loads((flags[3] / exp / "config.json").read_text())["tta"] == tta
-    out = done("03_infer.py", "plain", *flags)
-    assert "none views" in out
+    assert "one view" in done("03_infer.py", "plain", *flags)
 
 
 # ---------------------------------------------------------------- settings
@@ -83,7 +82,7 @@ def test_a_flag_that_an_older_experiment_lacks_means_its_default(flags):
     assert "accumulate was 1 and is now 2" in refused(TRAIN, *flags, *QUICK, "--fold", 0, 1, "--accumulate", 2)
 
 
-def test_overwriting_the_only_fold_allows_other_settings(flags):
+def test_overwriting_every_finished_fold_allows_other_settings(flags):
     done(TRAIN, *flags, *QUICK, "--fold", 0)
     done(TRAIN, *flags, *QUICK, "--fold", 0, "--overwrite", "--seed", 1)
     assert json.loads((flags[3] / "base" / "config.json").read_text())["seed"] == 1
@@ -93,8 +92,8 @@ def test_overwriting_the_only_fold_allows_other_settings(flags):
     done(TRAIN, *flags, *QUICK, "--fold", "all", "--overwrite", "--seed", 2)
 
 
-def test_an_overwrite_that_fails_leaves_a_whole_experiment(flags):
-    """The old fold, its epochs and the other folds stay what they were until the new one is finished."""
+def test_a_failed_overwrite_leaves_the_old_files(flags):
+    """The old fold, its epochs and the other folds stay as they were until the new one is finished."""
     done(TRAIN, *flags, *TINY, "--fold", "all")
     before = {path.name: path.read_bytes() for path in (flags[3] / "base").glob("fold*")}
     line = refused(TRAIN, *flags, *TINY, "--fold", "all", "--overwrite", "--optimizer", "lion", "--lr", "1e30")
@@ -112,6 +111,7 @@ def test_paths_and_precision_are_no_settings(flags, tmp_path):
     assert (result.code, result.err) == (0, ""), "the same bytes under another name"
     other = json.loads((flags[3] / "base" / "fold1.json").read_text())
     assert other["run"]["amp"] == "bf16"
+    assert other["run"]["version"] == common.__version__
     assert "amp" not in other["config"]
     with open(tmp_path / "b.pth", "ab") as file:
         file.write(b"other weights")
@@ -119,7 +119,7 @@ def test_paths_and_precision_are_no_settings(flags, tmp_path):
     assert result.err == ""
 
 
-def test_a_change_of_the_code_between_folds_is_said(flags):
+def test_a_change_of_the_code_between_folds_is_a_warning(flags):
     done(TRAIN, *flags, *QUICK, "--fold", 0)
     path = flags[3] / "base" / "fold0.json"
     path.write_text(path.read_text().replace(json.loads(path.read_text())["code"], "0" * 64))
@@ -131,15 +131,15 @@ def test_a_change_of_the_code_between_folds_is_said(flags):
     assert "the folds of base are trained with different code (fold 0 | fold 1)" in result.err
 
 
-def test_a_cv_never_mixes_epochs_chosen_by_two_metrics(flags):
+def test_a_cv_of_epochs_chosen_by_two_metrics_is_refused(flags):
     done(TRAIN, *flags, *QUICK, "--fold", 0)
     prepare(flags, 32, "--folds", 2, "--overwrite", "--metric", "logloss")
     assert "metric was 'auc' and is now 'logloss'" in refused(TRAIN, *flags, *QUICK, "--fold", 1)
     assert "metric of 00_prepare.py" in refused("02_oof.py", *flags)
 
 
-def test_a_cv_never_mixes_two_recipes(flags):
-    """config.json can't change while a fold trains, and 02 checks what each fold says of itself."""
+def test_a_cv_of_folds_with_different_settings_is_refused(flags):
+    """config.json can't change while a fold trains, and 02 and 03 check the settings in each foldK.json."""
     done(TRAIN, *flags, *QUICK, "--fold", "all")
     path = flags[3] / "base" / "fold1.json"
     content = json.loads(path.read_text())
@@ -154,8 +154,8 @@ HOLD = """
 import sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from kit.experiment import claimed
-with claimed(Path({folder!r}), dict(lr=1.0), dict(lr=1.0), set()):
+from kit.experiment import lock_config
+with lock_config(Path({folder!r}), dict(lr=1.0), dict(lr=1.0), set()):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -168,7 +168,7 @@ def test_config_is_not_replaced_while_its_first_fold_trains(tmp_path):
     assert process.stdout.readline() == "held\n"
 
     def claim(lr):
-        with claimed(folder, dict(lr=lr), dict(lr=1.0), set()):
+        with lock_config(folder, dict(lr=lr), dict(lr=1.0), set()):
             return json.loads((folder / "config.json").read_text())["lr"]
 
     with pytest.raises(common.UserError, match=r"is being trained with other settings: lr was 1.0 and is now 2.0"):
@@ -179,7 +179,7 @@ def test_config_is_not_replaced_while_its_first_fold_trains(tmp_path):
     assert claim(2.0) == 2.0
 
 
-def test_leftovers_of_fold_1_are_not_those_of_fold_10(tmp_path):
+def test_leftovers_of_fold_10_stay_while_fold_1_is_locked(tmp_path):
     for name in ("fold1.pt", "fold1_epochs.csv", "fold10.pt", "fold10_epochs.csv"):
         (tmp_path / f".tmp5.{name}").touch()
     remove_leftovers(tmp_path, "fold1.*", "fold1_*")
@@ -190,14 +190,13 @@ NOTE = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from types import SimpleNamespace
 from kit.experiment import note_in_ledger
 for i in range(20):
-    note_in_ledger(SimpleNamespace(output=Path({output!r})), f"{name}{{i}}", dict(cv=i / 20))
+    note_in_ledger(Path({output!r}), f"{name}{{i}}", dict(cv=i / 20))
 """
 
 
-def test_two_processes_note_in_the_ledger_at_once(tmp_path):
+def test_two_processes_write_to_the_ledger_at_once(tmp_path):
     processes = [
         subprocess.Popen([sys.executable, "-c", NOTE.format(root=str(ROOT), output=str(tmp_path), name=name)])
         for name in "ab"
@@ -213,12 +212,12 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr("kit.locks.fcntl.lockf", no_locks)
     with locked(tmp_path / ".lock", "it"):
-        note_in_ledger(type("Args", (), dict(output=tmp_path)), "base", dict(cv=0.5))
+        note_in_ledger(tmp_path, "base", dict(cv=0.5))
     assert "no locks on the file system" in capsys.readouterr().err
     assert (tmp_path / "experiments.csv").exists()
 
 
-# ---------------------------------------------------------------- what it takes
+# ---------------------------------------------------------------- disk, time and memory
 
 
 def test_a_resume_file_that_cannot_be_written_is_a_warning(flags, monkeypatch):
@@ -246,7 +245,7 @@ def test_stop_after_ends_an_epoch_of_one_step(flags):
     assert "goes on in epoch 2" in done(TRAIN, *flags, *TINY, "--fold", 0, "--batch-size", 20)
 
 
-def test_a_full_gpu_names_the_flags(flags, monkeypatch):
+def test_a_full_gpu_memory_names_the_flags_that_help(flags, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -255,22 +254,22 @@ def test_a_full_gpu_names_the_flags(flags, monkeypatch):
     assert "--batch-size 1 --accumulate 17 --grad-checkpointing" in line
 
 
-def test_the_first_steps_say_what_a_fold_takes(flags, monkeypatch):
-    monkeypatch.setattr(monitor, "LOOK_SECONDS", -1)
+def test_the_first_steps_print_how_long_a_fold_takes(flags, monkeypatch):
+    monkeypatch.setattr(monitor, "READ_SECONDS", -1)
     out = done(TRAIN, *flags, *TINY, "--batch-size", 2, "--fold", "all")
-    told = re.findall(r"^fold (\d) takes about (\d+\.\d min|\d+ s) \(\d+\.\d\d s a step of 2 images\)$", out, re.M)
-    assert [fold for fold, _ in told] == ["0", "1"]
+    lines = re.findall(r"^fold (\d) takes about (\d+\.\d min|\d+ s) \(\d+\.\d\d s a step of 2 images\)$", out, re.M)
+    assert [fold for fold, _ in lines] == ["0", "1"]
 
 
-def test_a_large_model_without_a_gpu_is_said_to_take_hours(flags, monkeypatch):
+def test_a_large_model_without_a_gpu_is_a_warning_with_hours(flags, monkeypatch):
     monkeypatch.setattr(monitor, "LARGE", 1e5)
     result = kit(TRAIN, *flags, *QUICK, "--fold", 0)
     assert result.code == 0
     assert re.search(r"there is no GPU: this fold would take about \d+ hours\. Without a GPU: @recipes/cpu", result.err)
 
 
-def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
-    """Off a terminal: no bar, but lines with a rate and the time left, at least LINE_SECONDS apart."""
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch, capsys):
+    """Off a terminal there is no bar, but lines with a rate and the time left, at least LINE_SECONDS apart."""
     monkeypatch.setattr(common, "LINE_SECONDS", 0.2)
     with common.progress(100, "fold 0 epoch 1/2") as bar:
         for _ in range(50):
@@ -292,7 +291,7 @@ def test_another_gpu_opens_no_context_on_the_first(monkeypatch):
     assert chosen == [torch.device("cuda:1"), "used"]
 
 
-def test_precision_follows_the_machine(monkeypatch):
+def test_precision_follows_the_device(monkeypatch):
     gpu = torch.device("cuda")
     for capability, native in (((7, 5), "fp16"), ((9, 0), "bf16")):
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
@@ -311,7 +310,7 @@ def test_a_spawned_worker_opens_the_memory_map_itself(tmp_path):
     assert (again[(7, 0)][0] == images[(7, 0)][0]).all()
 
 
-def test_validation_has_a_batch_size_of_its_own(flags, monkeypatch):
+def test_validation_has_its_own_batch_size(flags, monkeypatch):
     train, sizes = load(TRAIN), []
     assert train.PREDICT_BATCH == 32
     plain = torch.utils.data.DataLoader
@@ -326,6 +325,6 @@ def test_validation_has_a_batch_size_of_its_own(flags, monkeypatch):
     assert sizes == [32]
 
 
-def test_resume_files_are_not_written_where_none_is_wanted(tmp_path):
+def test_no_resume_file_is_due_with_save_minutes_0(tmp_path):
     assert not ResumeFile(tmp_path / "x.pt", {}, {}, 0).due()
     assert os.listdir(tmp_path) == []

@@ -1,6 +1,6 @@
-"""The images of report.html: by class, enlarged; label suspects, overlays, what experiments disagree about.
+"""The images of report.html: browser and enlarged view, label errors, experiments compared, Grad-CAM.
 
-The page is driven in a real Chromium by keys, clicks and touches."""
+Chromium is driven by keys, clicks and touches."""
 
 import base64
 import io
@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import done, refused
 from PIL import Image
-from test_oof import QUICK, experiment, noisy
+from test_oof import QUICK, experiment, noisy, write_experiment
 from test_report import Browser, section
 
-from common import UserError, file_hash, softmax, write_csv, write_json
+from common import UserError, softmax, write_csv
 from kit.report import gallery, gradcam
 from kit.score import label_errors
+from kit.score.tasks import Classes, Labels, Numbers
 from kit.train.model import build_model
 
 ENTER, ESCAPE, LEFT, RIGHT = "\ue007", "\ue00c", "\ue012", "\ue014"
@@ -39,42 +40,28 @@ def browser(tmp_path_factory):
 
 
 def made_up(output, task, count=60, size=None, seed=0):
-    """Writes a finished experiment "base" of three folds and three classes, labels or numbers, as 00 and 01 would; with
+    """Write a finished experiment "base" of three folds and three classes, labels or numbers, as 00 and 01 would; with
     `size`, the images too. → the flags of 02, targets, logits."""
-    rng, classes = np.random.default_rng(seed), ["ant", "bee", "cat"]
+    rng, names = np.random.default_rng(seed), ["ant", "bee", "cat"]
     if task == "classes":
-        targets = np.arange(count) % 3
-        label, target, signal = [classes[c] for c in targets], targets, 2.0 * np.eye(3)[targets]
+        targets, task, metric = np.arange(count) % 3, Classes(names), "accuracy"
+        label, target, signal = [names[k] for k in targets], targets, 2.0 * np.eye(3)[targets]
     elif task == "labels":
-        targets = (rng.random((count, 3)) < 0.4).astype(np.float32)
-        label = [" ".join(c for c, has in zip(classes, row, strict=True) if has) for row in targets]
-        target, signal = [" ".join(map(str, np.flatnonzero(row))) for row in targets], 4 * targets - 2
+        targets, task, metric = (rng.random((count, 3)) < 0.4).astype(np.float32), Labels(names), "column-auc"
+        label = [" ".join(name for name, has in zip(names, row, strict=True) if has) for row in targets]
+        target, signal = task.write_targets(targets), 4 * targets - 2
     else:
-        targets = rng.random((count, 3)).astype(np.float32)
-        target = label = [" ".join(f"{value:.9g}" for value in row) for row in targets]
+        targets, task, metric = rng.random((count, 3)).astype(np.float32), Numbers(names, [[0, 1]] * 3), "mcrmse"
+        target = label = task.write_targets(targets)
         signal = 4 * targets - 2
     logits = signal + rng.normal(size=(count, 3))
-    metric = dict(classes="accuracy", labels="column-auc", numbers="mcrmse")[task]
-    names = [f"{i:06}.png" for i in range(count)]
-    folds = pd.DataFrame(dict(image_name=names, label=label, target=target, group=range(count)))
-    write_csv(output / "prepared" / "folds.csv", folds.assign(fold=np.arange(count) % 3))
-    about = dict(task=task, classes=classes, metric=metric, folds=3, groups="none", limit=None, unreadable=[])
-    about |= dict(folds_hash=file_hash(output / "prepared" / "folds.csv"), relatives=None, shift=None)
-    about |= dict(sizes=[size] if size else [], ranges=[[0, 1]] * 3)
-    write_json(output / "prepared" / "prepared.json", about)
+    images = [f"{i:06}.png" for i in range(count)]
+    folds = pd.DataFrame(dict(image_name=images, label=label, target=target, group=range(count)))
+    folds = folds.assign(fold=np.arange(count) % 3)
+    kinds = dict.fromkeys(("best", "last", "views"), logits)
+    write_experiment(output, "base", task, folds, kinds, metric, sizes=[size] if size else [])
     if size:
         np.save(output / "prepared" / f"train_{size}.npy", rng.integers(0, 256, (count, size, size, 3), np.uint8))
-    config = dict(model="made up", keep="best", tta="none", changed={}, folds_hash=about["folds_hash"])
-    for k in range(3):
-        rows, folder = np.arange(count) % 3 == k, output / "base"
-        columns = {f"{kind}_{c}": logits[rows, c] for kind in ("best", "last", "views") for c in range(3)}
-        table = folds.loc[rows, ["image_name", "target"]].reset_index(drop=True)
-        write_csv(folder / f"fold{k}.csv", pd.concat([table, pd.DataFrame(columns)], axis=1))
-        names = ["loss", "accuracy", metric]
-        figures = {f"{part}_{name}": [0.5, 0.6] for part in ("train", "valid") for name in names}
-        write_csv(folder / f"fold{k}_epochs.csv", pd.DataFrame(dict(epoch=[1, 2], **figures, lr=1e-3, seconds=1.5)))
-        write_json(folder / f"fold{k}.json", dict(fold=k, epoch=2, config=config, metric=metric, classes=classes))
-        (folder / f"fold{k}.pt").touch()
     return ["--input", output / "input", "--output", output, *QUICK], targets, logits
 
 
@@ -107,15 +94,15 @@ def content(browser, name):
 
 
 def enlarged(browser):
-    """→ the name under the enlarged image, or None while there is none."""
+    """Return the name under the enlarged image, or None while there is none."""
     return browser.run(
         "return document.getElementById('viewer').open ? document.querySelector('#legend span').textContent : null"
     )
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A report of 60 drawn images of three classes, the losses by image name, and the labels."""
+def report(tmp_path_factory):
+    """Return a report of 60 drawn images of three classes, the images by loss, and the labels."""
     output = tmp_path_factory.mktemp("gallery")
     flags, targets, logits = made_up(output, "classes", size=48)
     done("02_oof.py", *flags)
@@ -125,17 +112,17 @@ def world(tmp_path_factory):
     return SimpleNamespace(path=output / "base" / "report.html", order=order, label=label)
 
 
-def test_images_are_chosen_sorted_searched_and_turned_over(world, browser):
-    browser.open(world.path)
-    assert names(browser) == world.order[:24], "the largest loss first"
+def test_images_are_filtered_sorted_searched_and_paged(report, browser):
+    browser.open(report.path)
+    assert names(browser) == report.order[:24], "the largest loss first"
     assert content(browser, "range") == "1 to 24 of 60"
     click(browser, "#later")
     click(browser, "#later")
-    assert names(browser) == world.order[48:]
+    assert names(browser) == report.order[48:]
     assert content(browser, "range") == "49 to 60 of 60"
     assert browser.run("return document.getElementById('later').disabled")
     choose(browser, "kind", "1")
-    bees = [name for name in world.order if world.label[name] == "bee"]
+    bees = [name for name in report.order if report.label[name] == "bee"]
     assert names(browser) == bees
     choose(browser, "order", "best")
     assert names(browser) == bees[::-1]
@@ -151,27 +138,27 @@ def test_images_are_chosen_sorted_searched_and_turned_over(world, browser):
     assert browser.console() == []
 
 
-def test_an_image_is_enlarged_by_key_and_by_click(world, browser):
-    browser.open(world.path)
+def test_an_image_is_enlarged_by_key_and_click(report, browser):
+    browser.open(report.path)
     press(browser, "#images figure:nth-child(23) .shot", ENTER)
-    assert enlarged(browser) == world.order[22]
+    assert enlarged(browser) == report.order[22]
     assert content(browser, "where") == "23 of 60"
     press(browser, "#close", RIGHT * 3)
-    assert enlarged(browser) == world.order[25], "beyond the page of 24"
+    assert enlarged(browser) == report.order[25], "beyond the page of 24"
     press(browser, "#close", LEFT)
-    assert enlarged(browser) == world.order[24]
+    assert enlarged(browser) == report.order[24]
     press(browser, "#close", ESCAPE)
     assert enlarged(browser) is None
     time.sleep(0.3)  # the dialog's close event comes after the key's
     focused = browser.run("return document.activeElement.closest('figure').dataset.name")
-    assert focused == world.order[24], "the page turned to it"
+    assert focused == report.order[24], "the page with it is shown"
     assert content(browser, "range") == "25 to 48 of 60"
     click(browser, "#mistakes figure:nth-child(2) .shot")
     count = browser.run("return document.querySelectorAll('#mistakes figure').length")
     assert content(browser, "where") == f"2 of {count}"
     click(browser, "#before")
     click(browser, "#before")
-    assert content(browser, "where") == f"{count} of {count}", "round and round"
+    assert content(browser, "where") == f"{count} of {count}", "the last one comes before the first"
     large = browser.run("const r = document.querySelector('#large img').getBoundingClientRect(); return r.width")
     small = browser.run("const r = document.querySelector('.shot img').getBoundingClientRect(); return r.width")
     assert large > 2.5 * small
@@ -180,35 +167,28 @@ def test_an_image_is_enlarged_by_key_and_by_click(world, browser):
     assert browser.console() == []
 
 
-def test_a_finger_enlarges_and_swipes(world, browser):
+def test_an_image_is_enlarged_by_touch(report, browser):
     browser.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
     browser.devtools("Emulation.setTouchEmulationEnabled", enabled=True)
-    browser.open(world.path)
+    browser.open(report.path)
     middle = (
         "const part = document.querySelector(arguments[0]); part.scrollIntoView({block: 'center'});"
         "const r = part.getBoundingClientRect(); return [r.left + r.width / 2, r.top + r.height / 2]"
     )
 
-    def touch(selector, moved=0):
+    def touch(selector):
         x, y = browser.run(middle, selector)
         browser.devtools("Input.dispatchTouchEvent", type="touchStart", touchPoints=[dict(x=x, y=y)])
-        if moved:
-            browser.devtools("Input.dispatchTouchEvent", type="touchMove", touchPoints=[dict(x=x + moved, y=y)])
         browser.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
         time.sleep(0.4)
 
     touch("#images figure:nth-child(3) .shot")
-    assert enlarged(browser) == world.order[2]
+    assert enlarged(browser) == report.order[2]
     assert browser.run("return document.getElementById('viewer').getBoundingClientRect().right") <= 390
     touch("#after")
-    assert enlarged(browser) == world.order[3]
+    assert enlarged(browser) == report.order[3]
     touch("#close")
     assert enlarged(browser) is None
-    touch("#images figure:nth-child(3) .shot")
-    touch("#large", -90)
-    assert enlarged(browser) == world.order[3]
-    touch("#large", 90)
-    assert enlarged(browser) == world.order[2]
     assert browser.run("return document.documentElement.scrollWidth") <= 390
     browser.devtools("Emulation.setTouchEmulationEnabled", enabled=False)
     browser.devtools("Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False)
@@ -216,7 +196,7 @@ def test_a_finger_enlarges_and_swipes(world, browser):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_its_images(task, tmp_path, browser):
+def test_the_browser_of_images_of_each_task(task, tmp_path, browser):
     flags, targets, _ = made_up(tmp_path, task, size=32)
     done("02_oof.py", *flags)
     browser.open(tmp_path / "base" / "report.html")
@@ -245,8 +225,8 @@ def captions(browser, part):
     return browser.run(script, part)
 
 
-def test_the_page_stays_small_and_says_what_it_leaves_out(tmp_path, browser):
-    """Noise is the worst that a JPEG can meet: the bytes end before the 320 images do."""
+def test_the_page_stays_small_and_counts_the_images_it_leaves_out(tmp_path, browser):
+    """Noise makes the largest JPEGs: MOST_BYTES is reached before the 320 images are."""
     flags, *_ = made_up(tmp_path, "classes", count=3000, size=192)
     done("02_oof.py", *flags)
     path = tmp_path / "base" / "report.html"
@@ -272,11 +252,11 @@ def test_chosen_images_are_the_worst_and_some_of_each_class():
     assert sorted(gallery.choose(loss[:7], [np.arange(7)])) == list(range(7))
 
 
-# ---------------------------------------------------------------- label suspects
+# ---------------------------------------------------------------- label errors
 
 
 def drawn(count, classes, seed=0):
-    """Honest probabilities: the true class is drawn from them. → (true int [N], probabilities [N, K])."""
+    """Return (true int [N], probabilities [N, K]); the true classes are drawn from them, so they are honest."""
     rng = np.random.default_rng(seed)
     signal = 3.5 + np.log(classes)
     logits = rng.normal(size=(count, classes)) + signal * np.eye(classes)[rng.integers(classes, size=count)]
@@ -286,23 +266,23 @@ def drawn(count, classes, seed=0):
 
 
 def flipped(true, classes, share, seed=1):
-    """→ labels of which a share is another class, and which those are."""
+    """Return labels of which a share is another class, and which those are."""
     rng = np.random.default_rng(seed)
     wrong = rng.random(len(true)) < share
     return np.where(wrong, (true + rng.integers(1, classes, len(true))) % classes, true), wrong
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_flipped_labels_are_suspected_and_clean_ones_are_not(classes):
+def test_flipped_labels_are_found_and_clean_ones_are_not(classes):
     true, probabilities = drawn(4000, classes)
     accuracy = (probabilities.argmax(axis=1) == true).mean()
     assert 0.92 < accuracy < 0.98
-    clean = (label_errors.confident(true, probabilities) != true).sum()
+    clean = (label_errors.suggest(true, probabilities) != true).sum()
     assert clean < 0.05 * len(true), "few on clean data"
-    by_chance = label_errors.expected(true, probabilities)
+    by_chance = label_errors.expected_count(true, probabilities)
     assert abs(clean - by_chance) < 4 * by_chance**0.5, "as many as it says"
     labels, wrong = flipped(true, classes, 0.1)
-    suggested = label_errors.confident(labels, probabilities)
+    suggested = label_errors.suggest(labels, probabilities)
     suspected = suggested != labels
     assert suspected[wrong].mean() > 0.9, "recall"
     assert wrong[suspected].mean() > 0.63, "precision: the images that are hard by chance are among them"
@@ -310,17 +290,19 @@ def test_flipped_labels_are_suspected_and_clean_ones_are_not(classes):
 
 
 def test_confident_learning_by_hand():
-    """Class 1's images have 0.6 on the average, class 0's 0.8; class 2 has no image."""
-    p = np.array([[0.9, 0.1, 0], [0.7, 0.3, 0], [0.3, 0.6, 0.1], [0.05, 0.6, 0.35], [0.81, 0.1, 0.09], [0.0, 0.0, 1]])
+    """Class 0's images have 0.8 on average, class 1's 0.325; class 2 has no image."""
+    p = np.array(
+        [[0.94, 0.06, 0], [0.66, 0.34, 0], [0.3, 0.6, 0.1], [0.05, 0.6, 0.35], [0.81, 0.1, 0.09], [0.0, 0.0, 1]]
+    )
     labels = np.array([0, 0, 1, 1, 1, 1])
     thresholds = [0.8, (0.6 + 0.6 + 0.1 + 0) / 4]
     assert thresholds == pytest.approx([0.8, 0.325])
-    assert label_errors.confident(labels, p).tolist() == [0, 0, 1, 1, 0, 1], (
-        "0.81 reaches 0.8; class 2 has no threshold"
+    assert label_errors.suggest(labels, p).tolist() == [0, 0, 1, 1, 0, 1], (
+        "0.34 reaches its threshold, but 0.66 is more; 0.81 reaches 0.8; class 2 has no threshold"
     )
 
 
-def test_suspects_are_written_and_shown(tmp_path, browser):
+def test_label_errors_are_written_and_shown(tmp_path, browser):
     targets = np.arange(300) % 3
     labels, wrong = flipped(targets, 3, 0.08)
     logits = 8 * np.eye(3)[targets] + np.random.default_rng(0).normal(size=(300, 3)) / 2
@@ -328,27 +310,27 @@ def test_suspects_are_written_and_shown(tmp_path, browser):
     done("02_oof.py", *flags)
     table = pd.read_csv(tmp_path / "base" / "suspects.csv", dtype=dict(image_name=str))
     assert [*table] == "image_name label suggested probability_label probability_suggested".split()
-    found = table.image_name.str[:6].astype(int).to_numpy()
-    assert wrong[found].all()
-    assert len(found) > 0.9 * wrong.sum()
-    assert table.suggested.tolist() == [f"class {targets[i]}" for i in found]
+    rows = table.image_name.str[:6].astype(int).to_numpy()
+    assert wrong[rows].all()
+    assert len(rows) > 0.9 * wrong.sum()
+    assert table.suggested.tolist() == [f"class {targets[i]}" for i in rows]
     p = softmax(logits)
-    assert table.probability_label.to_numpy() == pytest.approx(p[found, labels[found]])
+    assert table.probability_label.to_numpy() == pytest.approx(p[rows, labels[rows]])
     gaps = (table.probability_suggested - table.probability_label).to_numpy()
     assert (np.diff(gaps) <= 1e-9).all(), "the surest first"
     browser.open(tmp_path / "base" / "report.html")
     shown = captions(browser, "suspects")
-    assert len(shown) == min(24, len(found))
+    assert len(shown) == min(24, len(rows))
     assert shown[0].splitlines()[:3] == [
         table.image_name[0], f"label {table.label[0]}: {table.probability_label[0]:.3f}",
         f"rather {table.suggested[0]}: {table.probability_suggested[0]:.3f}",
     ]  # fmt: skip
     page = (tmp_path / "base" / "report.html").read_text()
-    assert f"{len(found)} times, a label may be wrong" in page
+    assert f"{len(rows)} times, a label may be wrong" in page
     assert "about 0 would be suspected if all were right" in page
 
 
-def test_a_label_too_many_and_one_that_is_missing(tmp_path):
+def test_a_label_too_many_and_a_missing_label(tmp_path):
     flags, targets, _ = made_up(tmp_path, "labels")
     folder = tmp_path / "base"
     for k in range(3):
@@ -400,7 +382,7 @@ def test_experiments_are_compared_image_by_image(tmp_path, browser):
     assert browser.console() == []
 
 
-def test_unfinished_experiments_are_compared_on_what_both_have(tmp_path):
+def test_unfinished_experiments_are_compared_on_shared_folds(tmp_path):
     targets = np.arange(90) % 2
     for exp, seed in (("one", 0), ("two", 1)):
         flags = experiment(tmp_path, exp, targets, noisy(targets, 2, 2, seed))
@@ -414,7 +396,7 @@ def test_unfinished_experiments_are_compared_on_what_both_have(tmp_path):
         assert all(i % 3 != 1 for i in shown)
 
 
-# ---------------------------------------------------------------- overlays
+# ---------------------------------------------------------------- Grad-CAM
 
 
 def network(name, size, **config):
@@ -440,12 +422,12 @@ def test_grad_cam_of_a_pooled_map_is_its_class_activation_map():
         wanted = torch.nn.functional.interpolate(wanted[None, None], (160, 160), mode="bilinear")[0, 0].detach().numpy()
         assert mask.shape == (160, 160)
         assert np.corrcoef(mask.ravel(), wanted.ravel())[0, 1] > 0.99
-    assert np.corrcoef(*(mask.ravel() for mask in masks))[0, 1] < 0.9, "of another image and class, another"
+    assert np.corrcoef(*(mask.ravel() for mask in masks))[0, 1] < 0.9, "another image and class has another map"
 
 
 @pytest.mark.parametrize("name", ["test_vit", "eva02_tiny_patch14_224"])
-def test_grad_cam_of_a_vit_sees_where_the_image_changes_the_answer(name):
-    """The patches whose gradient, times themselves, speaks for the class, computed here by autograd."""
+def test_grad_cam_of_a_vit_weighs_patches_by_their_gradient(name):
+    """The expected map is computed here by autograd: the patches times their gradient."""
     size, kwargs = (224, dict(depth=2)) if name.startswith("eva") else (160, {})
     model, images = network(name, size, model_kwargs=kwargs), images_of(size, 1)
     (mask,) = gradcam.heat(model, images, [1], name)
@@ -501,7 +483,7 @@ def test_overlays_of_the_worst_mistakes(trained, tmp_path, browser):
     assert browser.console() == []
 
 
-def test_overlays_that_cannot_be_drawn_are_one_line(trained, tmp_path, monkeypatch):
+def test_overlays_that_cannot_be_drawn_are_refused_in_one_line(trained, tmp_path, monkeypatch):
     shutil.copytree(trained.output, tmp_path / "output")
     flags, folder = ["--input", trained.input, "--output", tmp_path / "output", "--overlays"], tmp_path / "output"
     (folder / "base" / "fold1.pt").write_bytes(b"")
@@ -512,7 +494,7 @@ def test_overlays_that_cannot_be_drawn_are_one_line(trained, tmp_path, monkeypat
         monkeypatch.setitem(sys.modules, module, None)
     line = refused("02_oof.py", *flags)
     assert "--overlays needs grad-cam (" in line
-    assert line.endswith("): pip install grad-cam"), "the cause comes before the remedy"
+    assert line.endswith("): pip install grad-cam"), "the cause, then the remedy"
 
 
 def test_a_network_without_a_map_is_an_error_that_names_it():

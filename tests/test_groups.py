@@ -1,4 +1,4 @@
-"""00_prepare.py and groups: copies of one source stay in one fold, and what was found is said and written."""
+"""00_prepare.py --groups: duplicates stay in one fold, and what was found is printed and written."""
 
 import json
 from types import SimpleNamespace
@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from bench.copies import drawn, with_copies
-from conftest import done, png, refused, write_csv, write_zip
+from bench.duplicates import drawn, with_copies
+from conftest import done, png, refused, toy_image, write_csv, write_zip
 from PIL import Image
 
 from kit.folds import duplicates
@@ -16,8 +16,8 @@ TRAIN, TEST, SHARED = 75, 15, 6  # images; of the test images, those whose sourc
 
 
 def competition(folder):
-    """Writes 30 sources × 3 copies, of which one training image has the wrong label.
-    → the source of each training and test image, labels, and the name of the wrong one."""
+    """Write 30 sources × 3 copies, of which one training image has the wrong label. → the source of each training and
+    test image, and the name of the wrong one."""
     images, source = with_copies(drawn(30), 2, np.random.default_rng(2))
     order = np.random.default_rng(0).permutation(TRAIN + SHARED)  # 27 sources
     train, test = order[:TRAIN], np.concatenate([order[TRAIN:], np.arange(TRAIN + SHARED, TRAIN + TEST)])
@@ -36,7 +36,7 @@ def competition(folder):
 
 @pytest.fixture(scope="module")
 def grouped(tmp_path_factory):
-    """That competition, prepared with --groups auto."""
+    """Prepare that competition with --groups auto."""
     folder = tmp_path_factory.mktemp("grouped")
     sources = competition(folder / "input")
     flags = ["--input", folder / "input", "--output", folder / "output", "--size", 32]
@@ -44,24 +44,24 @@ def grouped(tmp_path_factory):
     return SimpleNamespace(flags=flags, out=out, prepared=folder / "output" / "prepared", **vars(sources))
 
 
-def test_relatives_stay_in_one_fold_and_folds_are_balanced(grouped):
+def test_duplicates_stay_in_one_fold_and_folds_are_balanced(grouped):
     folds = pd.read_csv(grouped.prepared / "folds.csv")
     assert folds.groupby("group").fold.nunique().max() == 1
     split = folds.groupby(grouped.train).fold.nunique() > 1
     assert split.mean() < 0.05, "sources over several folds"
     counts = pd.crosstab(folds.fold, folds.label)
     largest = folds.group.value_counts().max()
-    # whole groups can't be dealt more evenly than this, class by class; the mislabelled one counts in both classes
+    # whole groups can't be assigned more evenly than this; the one with the wrong label counts in both classes
     assert (counts.max() - counts.min() <= largest + 1).all()
 
 
-def test_what_is_printed_and_written_about_relatives(grouped):
-    found = json.loads((grouped.prepared / "prepared.json").read_text())["relatives"]
+def test_duplicates_and_label_conflicts_are_printed_and_written(grouped):
+    counts = json.loads((grouped.prepared / "prepared.json").read_text())["duplicates"]
     alone = np.bincount(grouped.train)[grouped.train] == 1
-    assert found["train_with_relative"] == pytest.approx(1 - alone.mean(), abs=0.03)
-    assert found["test_with_relative"] == pytest.approx(np.isin(grouped.test, grouped.train).mean(), abs=0.07)
-    (conflict,) = [names for names in found["conflicts"] if grouped.wrong in names]
-    for line in duplicates.report_lines(found):
+    assert counts["train_with_duplicate"] == pytest.approx(1 - alone.mean(), abs=0.03)
+    assert counts["test_with_duplicate"] == pytest.approx(np.isin(grouped.test, grouped.train).mean(), abs=0.07)
+    (conflict,) = [names for names in counts["conflicts"] if grouped.wrong in names]
+    for line in duplicates.duplicate_lines(counts):
         assert line in grouped.out
     table = pd.read_csv(grouped.prepared / "duplicates.csv", dtype=str, keep_default_na=False)
     group = table[table.group == table.group[table.image_name == grouped.wrong].item()]
@@ -71,15 +71,15 @@ def test_what_is_printed_and_written_about_relatives(grouped):
     assert min(Image.open(grouped.prepared / "duplicates.png").size) > 500
 
 
-def test_with_fewer_than_40_test_images_auto_only_keeps_relatives_together(grouped):
-    """tests/test_matched.py has the competitions with more."""
-    assert json.loads((grouped.prepared / "prepared.json").read_text())["ladder"] is None
+def test_with_fewer_than_40_test_images_auto_only_keeps_duplicates_together(grouped):
+    """tests/test_matching.py has the competitions with more."""
+    assert json.loads((grouped.prepared / "prepared.json").read_text())["candidates"] is None
     assert not (grouped.prepared / "matched.png").exists()
-    found, folds = (pd.read_csv(grouped.prepared / name) for name in ("duplicates.csv", "folds.csv"))
-    found = found[found.part == "train"].set_index("image_name").group
-    kin = folds.set_index("image_name").group[found.index]
-    assert (kin.groupby(found).nunique() == 1).all()
-    assert (folds.groupby("group").size() > 1).sum() == (found.value_counts() > 1).sum()
+    listed, folds = (pd.read_csv(grouped.prepared / name) for name in ("duplicates.csv", "folds.csv"))
+    listed = listed[listed.part == "train"].set_index("image_name").group
+    groups = folds.set_index("image_name").group[listed.index]
+    assert (groups.groupby(listed).nunique() == 1).all()
+    assert (folds.groupby("group").size() > 1).sum() == (listed.value_counts() > 1).sum()
 
 
 def test_groups_by_column_file_and_none(grouped, tmp_path):
@@ -94,7 +94,7 @@ def test_groups_by_column_file_and_none(grouped, tmp_path):
     assert pd.read_csv(folds).fold.tolist() == by_column.fold.tolist()
     out = done("00_prepare.py", *flags, "--groups", "none")
     assert (pd.read_csv(folds).groupby(grouped.train).fold.nunique() > 1).any()
-    assert "relatives" not in out
+    assert "have a duplicate" not in out
     assert not folds.with_name("duplicates.csv").exists()
 
 
@@ -104,18 +104,26 @@ def test_groups_that_cannot_be_used_are_refused(grouped, tmp_path):
     write_csv(path, [("image_name", "group"), ("0000.png", 1)])
     assert "no group for 0001.png" in refused("00_prepare.py", *flags, path)
     write_csv(path, [("image_name", "group"), *((f"{k:04}.png", k % 2) for k in range(TRAIN))])
-    assert "2 groups can't fill them" in refused("00_prepare.py", *flags, path)
+    assert "only 2 groups of images" in refused("00_prepare.py", *flags, path)
 
 
-def test_candidates_by_the_features_of_a_timm_model(grouped, tmp_path, monkeypatch):
-    """The model's features, one row of unit length an image, take the place of words and colours."""
-    compared, candidates = [], duplicates.candidates
+def test_images_that_are_all_copies_of_one_source_are_refused(toy):
+    flags, content = toy(), png(toy_image(np.random.default_rng(0), 0))
+    write_zip(flags[1] / "train.zip", {f"train/{i:04}.png": content for i in range(40)})
+    line = refused("00_prepare.py", *flags, "--size", 32)
+    assert "all images look like copies of one source (same part, same camera?): give --groups none" in line
+    done("00_prepare.py", *flags, "--size", 32, "--groups", "none")
 
-    def spy(records, vectors=None):
+
+def test_candidate_pairs_by_the_features_of_a_timm_model(grouped, tmp_path, monkeypatch):
+    """The model's features, one row of unit length for each image, replace words and colours."""
+    compared, candidate_pairs = [], duplicates.candidate_pairs
+
+    def spy(records, vectors):
         compared.append(np.array(vectors))
-        return candidates(records, vectors)
+        return candidate_pairs(records, vectors)
 
-    monkeypatch.setattr(duplicates, "candidates", spy)
+    monkeypatch.setattr(duplicates, "candidate_pairs", spy)
     flags = [*grouped.flags, "--output", tmp_path / "output", "--limit", 30, "--folds", 2]
     done("00_prepare.py", *flags, "--embed", "test_resnet", "--weights", "none")
     prepared = tmp_path / "output" / "prepared"

@@ -1,10 +1,9 @@
-"""What winners hand in: the zip remakes the submission, by the commands that stand in it."""
+"""The winner's zip: what is in it, and that its commands remake the submission."""
 
-import csv
-import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,17 +11,20 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from conftest import TINY, done, kit, load, prepare
 
+import common
 from common import file_hash
 from kit.submit import handover
+from kit.train.settings import changed, settings
 
 PREPARE, TRAIN = load("00_prepare.py"), load("01_train_fold.py")
 
 
 def hand_over(flags, *words):
-    """Makes a zip that must be made. → it, open; its names are without the top folder."""
+    """Make a zip, which must succeed. → it, open; its names are without the top folder."""
     result = kit("kit/submit/handover.py", *words, *flags)
     assert result.code == 0, result.err
     path = Path(re.search(r"→ (.*\.zip)", result.out)[1])
@@ -42,13 +44,13 @@ def refused(flags, *words):
 
 
 def shell_commands(text, title):
-    """→ the literal commands of HANDOVER.md under `# title`."""
+    """Return the literal commands of HANDOVER.md under `# title`."""
     return re.search(rf"```bash\n# {title}\n(.*?)```", text, re.DOTALL)[1]
 
 
 @pytest.fixture(scope="module")
 def scored(trained, tmp_path_factory):
-    """The demo with scores and a submission, for reading only. → its flags."""
+    """Score the demo and write its submission, for reading only. → its flags."""
     output = tmp_path_factory.mktemp("scored") / "output"
     shutil.copytree(trained.output, output)
     flags = ["--input", trained.input, "--output", output]
@@ -90,63 +92,52 @@ def test_remakes_the_submission_to_the_byte(toy, tmp_path, way):
     remade = output / "remade.csv"
     assert remade.read_bytes() == submission.read_bytes()
     assert ("epoch 3/3" in result.stdout) == (way == "from scratch")
-    submission_in_zip = folder / "submission" / submission.name
+    submission_in_zip = folder / submission.name
     submission_in_zip.write_bytes(submission_in_zip.read_bytes()[:-2] + b"9\n")
     compare = command[2].strip().splitlines()[-1]
     assert subprocess.run(["bash", "-euc", compare], cwd=folder, capture_output=True).returncode == 1
 
 
-def test_what_is_in_the_zip(flags):
+def test_contents_of_the_zip(flags):
     made, base = hand_over(flags, "base"), flags[3] / "base"
-    files = "config.json recipe.args oof.csv report.html fold0.pt fold2.pt fold1.csv fold1.json fold1_epochs.csv"
-    expected = {f"output/base/{name}" for name in files.split()}
+    files = "config.json oof.csv report.html fold0.pt fold2.pt fold1.csv fold1.json fold1_epochs.csv".split()
+    expected = {f"output/base/{name}" for name in files} | {"output/experiments.csv"}
     expected |= {f"output/prepared/{name}" for name in ("prepared.json", "folds.csv", "test.csv", "sample.csv")}
-    expected |= {
-        "01_train_fold.py",
-        "kit/train/model.py",
-        "run.sh",
-        "requirements.lock",
-        "installed.txt",
-        "weights.csv",
-    }
+    expected |= {"01_train_fold.py", "kit/train/model.py", "kit/report/page.html", "run.sh", "requirements.lock"}
+    expected |= {"installed.txt", "SHA256SUMS"}
     assert expected <= made.names.keys()
     assert not [name for name in made.names if name.endswith((".npy", ".lock", ".zip")) and name.startswith("output")]
-    assert {*made.read("directory_structure.txt").split("\n")} - {""} == made.names.keys()
     assert re.search(r"^torch==\d", made.read("installed.txt"), re.MULTILINE)
-    weights = [*csv.DictReader(io.StringIO(made.read("weights.csv")))]
-    assert [row["sha256"] for row in weights] == [file_hash(base / f"fold{k}.pt") for k in range(3)]
-    assert {row["in_archive"] for row in weights} == {"yes"}
+    (submission,) = base.glob("submission_*.csv")
+    hashes = [f"{file_hash(submission)}  {submission.name}"]
+    hashes += [f"{file_hash(base / f'fold{k}.pt')}  output/base/fold{k}.pt" for k in range(3)]
+    assert made.read("SHA256SUMS").splitlines() == hashes
     assert made.names["output/base/fold0.pt"].compress_type == zipfile.ZIP_STORED
     assert made.names["output/base/oof.csv"].compress_type == zipfile.ZIP_DEFLATED
-    words = made.read("output/base/recipe.args")
-    args = TRAIN.make_parser().parse_args([*words.split("\n", 1)[1].split(), "--fold", "0"])
+    (training,) = re.findall(r"python 01_train_fold.py (.*)", shell_commands(made.text, "from scratch"))
+    args = TRAIN.make_parser().parse_args(shlex.split(training))
     config = json.loads((base / "config.json").read_text())
-    assert TRAIN.settings(args, *args.seed).items() <= config.items()
+    assert settings(args, *args.seed).items() <= config.items()
 
 
-def test_says_the_scores_and_leaves_the_rest_to_the_author(flags):
+def test_the_page_has_the_scores_and_marks_what_the_author_must_fill_in(flags):
     done("02_oof.py", *flags, "--draws", 100, "--lb-public", 0.8125)
     text = hand_over(flags).text
-    (row,) = csv.DictReader((flags[3] / "experiments.csv").open())
-    assert f"| base | {row['cv']} | {row['cv_low']} to {row['cv_high']} | 0.812500 |" in text
-    headings = "Background Summary Features Training findings Simple Execution References".split()
-    assert all(re.search(rf"^### .*{word}", text, re.MULTILINE) for word in headings)
-    assert text.count("**TO FILL**") > 5
+    row = pd.read_csv(flags[3] / "experiments.csv", dtype=str).iloc[0]
+    assert f"\nbase,{row.cv},{row.cv_low},{row.cv_high},0.812500," in text
+    assert text.count("**TO FILL**") == 5
     assert "$" not in text
 
 
 def test_no_weights(flags):
-    made = hand_over(flags, "--no-weights")
+    made, base = hand_over(flags, "--no-weights"), flags[3] / "base"
     assert not [name for name in made.names if name.endswith(".pt")]
-    rows = [*csv.DictReader(io.StringIO(made.read("weights.csv")))]
-    assert [(row["sha256"], row["in_archive"]) for row in rows] == [
-        (file_hash(flags[3] / "base" / f"fold{k}.pt"), "no") for k in range(3)
-    ]
-    assert "not in this archive" in made.text
+    for k in range(3):
+        assert f"{file_hash(base / f'fold{k}.pt')}  output/base/fold{k}.pt" in made.read("SHA256SUMS").splitlines()
 
 
-def test_a_blend_and_what_it_started_from(flags):
-    """An experiment that began with another one's folds needs that one's training first."""
+def test_a_blend_and_an_experiment_that_began_with_another(flags):
+    """The one that it began with is trained first."""
     done("01_train_fold.py", *flags, *TINY, "--fold", "all", "--exp", "next", "--init", "base", "--epochs", 1)
     done("02_oof.py", "next", *flags, "--draws", 100)
     done("03_infer.py", "next", *flags)
@@ -163,41 +154,35 @@ def test_a_blend_and_what_it_started_from(flags):
         made.text, "from the kept weights"
     )
     (name,) = (path.name for path in flags[3].glob("submission_base+next_rank_CV*.csv"))
-    assert f"submission/{name}" in made.names
+    assert name in made.names
 
 
-def test_fitted_weights_are_those_of_the_way():
-    args = SimpleNamespace(exps=["next", "base"], infer="--weights=old/blend_base+next.json --blend rank")
-    made = handover.infer_command(args, "scratch", "--output", "scratch")
+def test_fitted_weights_are_read_from_the_folder_that_they_are_made_in():
+    flags = "--weights=old/blend_base+next.json --blend rank".split()
+    made = handover.infer_command(["next", "base"], flags, "scratch", "--output", "scratch")
     assert made == (
         "python 03_infer.py next base --weights=scratch/blend_base+next.json --blend rank --output scratch "
         "--name scratch/remade.csv"
     )
-    args.infer = "--weights old/blend_base+next.json"
-    assert "base --weights output/blend_base+next.json --name" in handover.infer_command(args, "output")
+    made = handover.infer_command(["next", "base"], ["--weights", "old/blend_base+next.json"], "output")
+    assert "base --weights output/blend_base+next.json --name" in made
 
 
-def test_wrong_uses(flags):
+def test_errors(flags):
     folder = flags[3] / "base"
     assert "has no finished fold" in refused(flags, "nobody")
-    assert "nowhere.csv is none of this competition" in refused(flags, "--submission", "nowhere.csv")
-    assert "is none of this competition" in refused(flags, "--submission", flags[3] / "base" / "oof.csv")
     (submission,) = folder.glob("submission_*.csv")
-    assert f"submission/{submission.name}" in hand_over(flags, "--infer", "--batch-size 8").names
+    assert submission.name in hand_over(flags, "--infer", "--batch-size 8").names
     (flags[3] / "handover_base.zip").unlink()
-    other = folder / "other.csv"
-    for damaged in ("", "image_name\n", submission.read_text()[:-5] + "cat\n", "x" * 200_000):
-        other.write_text(damaged)
-        assert "is none of this competition" in refused(flags, "--submission", other)
+    assert "nowhere.csv has no submission" in refused(flags, "--infer", "--name nowhere.csv")
     assert "--infer can't be read" in refused(flags, "--infer", "--blend 'rank")
     result = kit("kit/submit/handover.py", "--infer", "--blnd rank", *flags)
     assert (result.code, "03_infer.py: error: unrecognized arguments: --blnd" in result.err) == (2, True)
-    assert "has no submission of base later than the folds: run python 03_infer.py base --tta" in refused(
-        flags, "--infer=--tta none"
-    )
+    missing = "has no submission of base later than the folds: run python 03_infer.py base"
+    assert missing in refused(flags, "--infer=--tta none")
     before = (folder / "fold2.csv").stat().st_mtime - 1
     os.utime(submission, (before, before))
-    assert "has no submission of base later than the folds: run python 03_infer.py base" in refused(flags)
+    assert missing in refused(flags)
     os.utime(folder / "oof.csv", (before, before))
     assert "no oof.csv and report.html later than its folds" in refused(flags)
     (folder / "oof.csv").unlink()
@@ -208,46 +193,36 @@ def test_wrong_uses(flags):
     assert not [*flags[3].glob(".tmp*")]
 
 
-def test_the_code_is_that_of_the_commit_or_says_how_it_differs(flags, tmp_path, monkeypatch):
+def test_other_code_than_the_folds_were_trained_with_is_a_warning(flags):
+    assert "other code" not in hand_over(flags).err
+    path = flags[3] / "base" / "fold1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(code="0" * 64)))
+    assert "folds of base were trained by other code than this" in hand_over(flags).err
+
+
+def test_the_code_is_the_kits_files_with_their_commit(tmp_path, monkeypatch):
     root = tmp_path / "copy"
-    (root / "kit").mkdir(parents=True)
+    (root / "kit" / "train").mkdir(parents=True)
     (root / "input").mkdir()
-    for name in ("common.py", "kit/train/model.py", "requirements.lock", "input/make_demo.py"):
-        (root / name).write_text("x = 1\n")
-    (root / "output").symlink_to(flags[3])  # lies in the kit, and git isn't told to ignore it
-    monkeypatch.setattr(handover, "ROOT", root)
-    (root / "results").mkdir()
-
-    def names():
-        paths, about, difference = handover.code_files()
-        return {str(path.relative_to(root)) for path in paths}, about, difference
-
     kept = {"common.py", "kit/train/model.py", "requirements.lock", "input/make_demo.py"}
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    assert names() == (kept, "the kit's files as they lay there (no git checkout)", None)
+    for name in (*kept, "kaggle.json", "input/train.csv", "kit/train/model.pyc"):
+        (root / name).write_text("x = 1\n")
+    monkeypatch.setattr(common, "ROOT", root)
+    assert handover.find_files(tmp_path / "output", [], {}, True).keys() == kept, "no keys, no data"
+    assert handover.commit() == "no git checkout"
 
     def git(*words):
         who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         return subprocess.run(["git", *who, *words], cwd=root, check=True, capture_output=True, text=True).stdout
 
     git("init", "-q")
-    (root / ".gitignore").write_text("output\n")
-    git("add", "-A")
+    git("add", *kept)
     git("commit", "-qm", "first")
+    git("tag", "v1")
     commit = git("rev-parse", "HEAD").strip()
-    assert names() == ({*kept, ".gitignore"}, f"git commit {commit}", None)
-    (root / "kit" / "model.py").write_text("x = 2\n")
-    (root / "kit" / "new.py").write_text("")
-    (root / "results" / "big.npy").write_text("not code")
-    (root / "input" / "train.csv").write_text("not code")
-    (root / "kaggle.json").write_text("a key")
-    found, about, difference = names()
-    assert found == {*kept, ".gitignore", "kit/new.py"}
-    assert about.startswith(f"git commit {commit} with changes")
-    assert "-x = 1\n+x = 2" in difference
-    git("rm", "-qr", "--cached", ".")  # a repository that lies around the kit and doesn't hold it
-    git("commit", "-qm", "second")
-    assert names() == ({*kept, "kit/new.py"}, "the kit's files as they lay there (no git checkout)", None)
+    assert handover.commit() == f"git commit {commit}"
+    (root / "common.py").write_text("x = 2\n")
+    assert handover.commit() == f"git commit {commit}-dirty"
 
 
 @pytest.mark.parametrize(
@@ -261,17 +236,17 @@ def test_the_code_is_that_of_the_commit_or_says_how_it_differs(flags, tmp_path, 
 def test_the_flags_of_a_training_give_its_settings(words):
     parse = TRAIN.make_parser().parse_args
     args = parse([*words.split(), "--fold", "0"])
-    config = TRAIN.settings(args, *args.seed)
-    again = parse([*handover.flag_words(TRAIN.changed(config, TRAIN.defaults())), "--fold", "0"])
-    assert TRAIN.settings(again, *again.seed) == config
+    config = settings(args, *args.seed)
+    again = parse([*handover.flag_words(changed(config, TRAIN.defaults())), "--fold", "0"])
+    assert settings(again, *again.seed) == config
 
 
 def test_the_flags_of_the_preparation_are_kept(flags):
     parse = PREPARE.make_parser().parse_args
     words = ["--size", "32", "--separator=-", "--positive", "a b", "c", "--drop-unlabelled", "--bands", "4", "3", "2"]
     args = parse([*words, "--label-pattern", "(cat|dog)", "--output", "elsewhere"])
-    given = json.loads(json.dumps(PREPARE.given(args)))
+    given = json.loads(json.dumps(PREPARE.changed_flags(vars(args))))
     assert "output" not in given
-    assert PREPARE.given(parse(handover.flag_words(given))) == PREPARE.given(args)
+    assert PREPARE.changed_flags(vars(parse(handover.flag_words(given)))) == PREPARE.changed_flags(vars(args))
     prepared = json.loads((flags[3] / "prepared" / "prepared.json").read_text())
     assert prepared["flags"] == dict(size=32, folds=3)

@@ -1,4 +1,4 @@
-"""What the scripts print: --help, one line a flag; colours, on a terminal only."""
+"""--help with one line a flag; colours on a terminal; imports that flags needn't wait for."""
 
 import os
 import pty
@@ -45,7 +45,7 @@ def test_help_has_a_line_for_each_flag(script, monkeypatch):
             assert match[2].endswith(f"(default: {default})")
 
 
-def test_folders_come_with_the_first_flags():
+def test_input_and_output_are_among_the_first_flags():
     for script in SCRIPTS:
         flags = [action.dest for action in parser_of(script)._actions]
         assert flags.index("output") <= 8, script
@@ -61,7 +61,7 @@ def test_the_help_of_a_narrow_terminal_is_wrapped(monkeypatch):
 
 
 def on_terminal(*command, **environment):
-    """Runs a script on a pseudo-terminal. → (exit code, all that it printed)."""
+    """Run a script on a pseudo-terminal. → (exit code, all that it printed)."""
     main, other = pty.openpty()
     environ = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "TERM")}
     process = subprocess.Popen(
@@ -69,35 +69,35 @@ def on_terminal(*command, **environment):
         env=environ | {"TERM": "xterm"} | environment,
     )  # fmt: skip
     os.close(other)
-    said = b""
+    printed = b""
     try:
         while part := os.read(main, 4096):
-            said += part
-    except OSError:  # Linux says so where the other end is closed
+            printed += part
+    except OSError:  # Linux raises it where the other end is closed
         pass
     os.close(main)
-    return process.wait(), said.decode().replace("\r\n", "\n")
+    return process.wait(), printed.decode().replace("\r\n", "\n")
 
 
 def test_on_a_terminal_the_last_line_is_bold_and_an_error_red(toy):
     flags = ["00_prepare.py", *toy(), "--size", 32, "--groups", "none"]
-    code, said = on_terminal(*flags)
+    code, printed = on_terminal(*flags)
     assert code == 0
-    assert re.fullmatch(r"\033\[1mprepared 32 px → .+: look at samples.png\033\[0m", said.splitlines()[-1])
-    assert len(re.findall(r"\033\[1m", said)) == 1, "nothing else is"
-    code, said = on_terminal("02_oof.py", *flags[1:5])
+    assert re.fullmatch(r"\033\[1mprepared 32 px → .+: look at samples.png\033\[0m", printed.splitlines()[-1])
+    assert len(re.findall(r"\033\[1m", printed)) == 1, "nothing else is"
+    code, printed = on_terminal("02_oof.py", *flags[1:5])
     assert code == 2
-    assert re.fullmatch(r"\033\[31m02_oof.py: error:\033\[0m .+ has no finished fold: .+\n", said)
+    assert re.fullmatch(r"\033\[31m02_oof.py: error:\033\[0m .+ has no finished fold: .+\n", printed)
 
 
 @pytest.mark.parametrize("environment", [dict(NO_COLOR="1"), dict(TERM="dumb")])
-def test_without_colours_where_they_are_not_wanted(toy, environment):
+def test_no_color_and_a_dumb_terminal_have_no_colours(toy, environment):
     flags = toy()
     prepare(flags)
-    code, said = on_terminal("00_prepare.py", *flags, "--size", 32, "--groups", "none", **environment)
+    code, printed = on_terminal("00_prepare.py", *flags, "--size", 32, "--groups", "none", **environment)
     assert code == 0
-    assert "Nothing to do" in said
-    assert "\033[1m" not in said
+    assert "Nothing to do" in printed
+    assert "\033[1m" not in printed
     assert "\033" not in on_terminal("02_oof.py", *flags, **environment)[1]
 
 
@@ -119,7 +119,7 @@ def test_a_pipe_gets_no_escape_codes(toy):
     assert re.match(r"fold 0 of base: kept epoch \d, valid AUC \d\.\d{4} → ", result.stdout.splitlines()[-1])
 
 
-def test_flags_do_not_wait_for_what_they_do_not_need():
+def test_scripts_import_no_scikit_learn_before_they_need_it():
     """scikit-learn and scipy.stats take a quarter of the imports of 01 and 03."""
     code = "import runpy, sys; [runpy.run_path(name) for name in sys.argv[1:]]; print(*sys.modules)"
     command = [sys.executable, "-c", code, "01_train_fold.py", "03_infer.py"]

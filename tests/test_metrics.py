@@ -1,4 +1,4 @@
-"""Metrics: each score is scikit-learn's, each bootstrap value the score of the images drawn, verdicts hold."""
+"""Metrics of classes against scikit-learn; bootstrap values, intervals and paired comparisons."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,9 @@ from sklearn import metrics as sk
 
 from common import softmax
 from kit.score import intervals, metrics
-from kit.score.intervals import bootstrap_weights, compare, interval, scored
+from kit.score.intervals import bootstrap_weights, interval, scored, verdict
 from kit.score.metrics import METRICS, is_better
-from kit.score.tasks import TASKS
+from kit.score.tasks import Classes
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 TWO_ONLY = ("pauc", "f1-positive")
@@ -16,7 +16,7 @@ OF_CLASSES = [key for key, metric in METRICS.items() if metric.task == "classes"
 
 
 def made_up(classes, count=300, seed=0, decimals=2):
-    """Targets and probabilities that know something of them. Few decimals make many equal scores."""
+    """Return targets and probabilities that know something of them. Few decimals make many equal scores."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(0, classes, count)
     logits = rng.normal(size=(count, classes))
@@ -25,14 +25,14 @@ def made_up(classes, count=300, seed=0, decimals=2):
 
 
 def nearest_grades(p):
-    """For each image the grade that lies nearest to the expected one, found by trying them all."""
+    """Return for each image the grade nearest to the expected one, found by trying them all."""
     expectations = [sum(grade * chance for grade, chance in enumerate(row)) for row in p]
     grades = range(p.shape[1])
     return np.array([min(grades, key=lambda grade: (abs(grade - e), -grade)) for e in expectations])
 
 
 def expected(key, targets, p):
-    """scikit-learn's figure, called in the plainest way; every class is there."""
+    """Return scikit-learn's score, called in the plainest way; every class is there."""
     predicted, two, one_hot = p.argmax(axis=1), p.shape[1] == 2, np.eye(p.shape[1])[targets]
     if key == "auc":
         return sk.roc_auc_score(targets, p[:, 1]) if two else sk.roc_auc_score(targets, p, multi_class="ovr")
@@ -43,7 +43,7 @@ def expected(key, targets, p):
         return np.mean(
             [sk.log_loss(targets[targets == c], p[targets == c], labels=range(p.shape[1])) for c in set(targets)]
         )
-    if key in ("map3", "map5"):  # of one image with one true class, scikit-learn's average precision is 1 / rank
+    if key in ("map3", "map5"):  # for one image with one true class, scikit-learn's average precision is 1 / rank
         single = [sk.label_ranking_average_precision_score(one_hot[[i]], p[[i]]) for i in range(len(p))]
         return np.mean([value if value > 1 / int(key[3]) - 0.01 else 0 for value in single])
     return {
@@ -60,7 +60,7 @@ def expected(key, targets, p):
 
 @pytest.mark.parametrize("key", OF_CLASSES)
 @pytest.mark.parametrize("classes", [2, 4, 7])
-def test_scores_are_scikit_learns(key, classes):
+def test_scores_equal_scikit_learns(key, classes):
     if key in TWO_ONLY and classes > 2:
         return
     for decimals in (1, 9):
@@ -71,7 +71,7 @@ def test_scores_are_scikit_learns(key, classes):
 
 @pytest.mark.parametrize("key", OF_CLASSES)
 @pytest.mark.parametrize("classes", [2, 4])
-def test_weights_are_repetitions_and_draws_are_scores(key, classes):
+def test_weights_equal_repetitions_and_draws_equal_scores(key, classes):
     if key in TWO_ONLY and classes > 2:
         return
     for decimals in (0, 9):  # with ties and without
@@ -90,7 +90,7 @@ def test_weights_are_repetitions_and_draws_are_scores(key, classes):
 
 
 @pytest.mark.parametrize("rarity", [0.02, 0.5, 0.98])
-def test_areas_hold_for_rare_and_for_common_positives(rarity):
+def test_vectorised_areas_equal_single_ones_for_rare_and_common_positives(rarity):
     rng = np.random.default_rng(2)
     targets = (rng.random(500) < rarity).astype(int)
     score = np.round(rng.normal(size=500) + targets, 1)
@@ -101,7 +101,7 @@ def test_areas_hold_for_rare_and_for_common_positives(rarity):
         assert scored(key, targets, probabilities, weights)[1] == pytest.approx(single, abs=1e-12)
 
 
-def test_a_missing_class_is_left_out_of_the_mean_not_the_draw():
+def test_a_missing_class_is_left_out_of_the_mean():
     targets, probabilities = made_up(4)
     kept = targets != 2
     part, rest = targets[kept], probabilities[kept]
@@ -120,7 +120,7 @@ def test_a_missing_class_is_left_out_of_the_mean_not_the_draw():
     assert METRICS["qwk"].score(part, rest) == pytest.approx(value), "grade 3 stays two grades from grade 1"
 
 
-def test_grades_are_read_as_the_one_nearest_to_the_expected_one():
+def test_qwk_reads_the_grade_nearest_to_the_expected_one():
     p = np.array([[0.4, 0.25, 0.35], [0.5, 0.5, 0], [0.5, 0.25, 0.25], [0, 0.5, 0.5], [0.51, 0.49, 0], [0, 0, 1]])
     assert METRICS["qwk"].read(p).tolist() == [1, 1, 1, 2, 0, 2], "a half is rounded up"
     assert METRICS["qwk"].read(p).dtype == np.int64
@@ -131,7 +131,7 @@ def test_grades_are_read_as_the_one_nearest_to_the_expected_one():
     assert METRICS["qwk"].read(probabilities).tolist() == nearest_grades(probabilities).tolist()
 
 
-def test_the_balanced_log_loss_counts_each_class_alike_whatever_its_size():
+def test_balanced_log_loss_weighs_each_class_the_same():
     targets, p = np.array([0, 0, 0, 1]), np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.9, 0.1]])
     assert METRICS["weighted-logloss"].score(targets, p) == pytest.approx((np.log(2) + np.log(10)) / 2)
     assert METRICS["weighted-logloss"].score(targets, p, [1, 1, 2, 7]) == pytest.approx((np.log(2) + np.log(10)) / 2)
@@ -139,7 +139,7 @@ def test_the_balanced_log_loss_counts_each_class_alike_whatever_its_size():
 
 
 @pytest.mark.parametrize("key", OF_CLASSES)
-def test_undefined_scores_are_nan_without_an_exception(key):
+def test_undefined_scores_are_nan(key):
     targets, probabilities = made_up(2)
     weights = bootstrap_weights(np.arange(300), 5)
     alone = np.zeros(300, int)
@@ -148,7 +148,7 @@ def test_undefined_scores_are_nan_without_an_exception(key):
     assert np.isnan(scored(key, alone, probabilities, weights)[1]).all() == undefined
     assert np.isnan(METRICS["qwk"].score(alone, np.tile([0.9, 0.1], (300, 1)))), "every prediction is right"
     assert np.isnan(METRICS[key].score(targets, probabilities, np.zeros(300)))
-    weights[0] = 0  # a fold of which nothing was drawn
+    weights[0] = 0  # a fold without a drawn image
     assert np.isnan(scored(key, targets, probabilities, weights)[1]).tolist() == [True] + [False] * 4
     assert np.isnan(scored(key, targets, probabilities, 0 * weights)[1]).all()
     for bad in (np.nan, np.inf):
@@ -172,7 +172,7 @@ def test_a_metric_without_draws_is_scored_draw_by_draw(monkeypatch):
     assert values == pytest.approx(weights @ targets / 300)
 
 
-def test_classes_that_do_not_suit_are_told():
+def test_fits_gives_the_reason_why_classes_do_not_suit():
     assert METRICS["pauc"].fits(["a", "b"]) is None
     assert METRICS["pauc"].fits(["a", "b", "c"]) == "it needs two classes, and there are 3"
     for classes in (["0", "1", "2"], ["-1", "0", "1"], ["10", "20", "30"], ["1", "0"]):
@@ -180,22 +180,22 @@ def test_classes_that_do_not_suit_are_told():
     for classes in (["0", "1", "10", "2"], ["0", "1", "3"], ["0", "1", "bad"], ["0.5", "1.5"], ["1", "²"]):
         assert METRICS["qwk"].fits(classes).endswith(f"not {', '.join(classes)}")
     assert all(METRICS[key].fits(["0", "1"]) is None for key in OF_CLASSES)
-    assert [TASKS["classes"].metric(k) for k in (2, 3)] == ["auc", "accuracy"]
+    assert [Classes(names).default_metric() for names in (["a", "b"], ["a", "b", "c"])] == ["auc", "accuracy"]
 
 
-def test_is_better_knows_the_direction_and_nan():
+def test_is_better_knows_the_metrics_direction_and_nan():
     nan = float("nan")
     for key in METRICS:
         smaller = METRICS[key].name in "RMSE MAE MCRMSE".split() or key == "brier" or key.endswith("logloss")
         assert is_better(key, 0.6, 0.5) != smaller
         assert is_better(key, 0.5, 0.6) == smaller
-        assert is_better(key, 0.5, 0.5), "of equal epochs the last is kept"
+        assert is_better(key, 0.5, 0.5), "the last of equal epochs is kept"
         assert not is_better(key, nan, 0.5)
         assert is_better(key, 0.5, nan)
         assert is_better(key, nan, nan)
 
 
-def test_intervals_come_from_groups_and_hold_the_score():
+def test_bootstrap_draws_groups_and_the_interval_contains_the_score():
     rng = np.random.default_rng(0)
     targets = np.arange(60) % 2
     score = np.clip(targets * 0.3 + rng.uniform(0, 0.7, 60), 0, 1)
@@ -219,7 +219,7 @@ def test_intervals_come_from_groups_and_hold_the_score():
     assert [np.mean(values < low), np.mean(values > high)] == pytest.approx([0.025, 0.025], abs=0.005)
 
 
-def test_an_interval_of_few_finite_values_is_none():
+def test_an_interval_of_few_finite_values_is_undefined():
     assert interval(np.array([0.5] * 5 + [np.nan] * 5)) == (0.5, 0.5)
     for values in ([0.5] * 4 + [np.nan] * 5, [np.inf] * 3, []):
         assert np.isnan(interval(np.array(values))).all()
@@ -239,21 +239,28 @@ def test_mean_of_folds_leaves_out_a_fold_without_a_score():
     assert np.isnan([score, *values]).all()
 
 
-def test_comparisons_say_which_is_better_and_never_count_nan():
+def test_verdicts_name_the_better_experiment_and_leave_nan_out():
     steady, noise = np.full(100, 0.5), np.linspace(-0.01, 0.02, 100)
-    figures = "Δ = +0.0123, 95 % +0.0101 … +0.0199, P(Δ > 0) = 1.00"
+    figures = "Δ = +0.0123, 95 % +0.0101 … +0.0199"
     better = steady + np.repeat([0.0101, 0.0150, 0.0199], [5, 90, 5])
-    assert compare("A", "B", 0.5, steady, 0.5123, better, True) == f"B against A: B is better: {figures}"
-    assert compare("A", "B", 0.5, steady, 0.5123, better, False) == f"B against A: A is better: {figures}"
-    line = compare("A", "B", 0.5, steady, 0.49, steady - 0.01, False)
-    assert line.startswith("B against A: B is better: Δ = -0.0100, 95 % -0.0100 … -0.0100, P(Δ > 0) = 0.00")
-    same = "B against A: no evidence either way: Δ = +0.0000, 95 % +0.0000 … +0.0000, P(Δ > 0) = 0.00"
-    assert compare("A", "B", 0.5, steady, 0.5, steady, True) == same
-    some = np.where(np.arange(100) % 3 == 0, np.nan, 0.5 + noise)
-    line = compare("A", "B", 0.5, steady, 0.5, some, True)
-    assert line.startswith("B against A: no evidence either way")
-    assert line.endswith(f"P(Δ > 0) = {np.mean(noise[np.arange(100) % 3 > 0] > 0):.2f}")
+    higher = "B against A: B scores higher on these images (one seed each)"
+    lower = "B against A: A scores lower, so better, on these images (one seed each)"
+    assert (
+        verdict("A", (0.5, steady), "B", (0.5123, better), True) == f"{higher}: {figures}, better in 100 % of samples"
+    )
+    assert verdict("A", (0.5, steady), "B", (0.5123, better), False) == f"{lower}: {figures}, better in 0 % of samples"
+    line = verdict("A", (0.5, steady), "B", (0.49, steady - 0.01), False)
+    assert line.startswith("B against A: B scores lower, so better, on these images (one seed each): Δ = -0.0100, ")
+    assert line.endswith("95 % -0.0100 … -0.0100, better in 100 % of samples")
+    same = "B against A: no evidence either way: Δ = +0.0000, 95 % +0.0000 … +0.0000, better in 0 % of samples"
+    assert verdict("A", (0.5, steady), "B", (0.5, steady), True) == same
+    gaps = np.where(np.arange(100) % 3 == 0, np.nan, 0.5 + noise)
+    share = np.mean(noise[np.arange(100) % 3 > 0] > 0)
+    for larger_is_better, part in ((True, share), (False, 1 - share)):
+        line = verdict("A", (0.5, steady), "B", (0.5, gaps), larger_is_better)
+        assert line.startswith("B against A: no evidence either way")
+        assert line.endswith(f"better in {100 * part:.0f} % of samples")
     few = np.where(np.arange(100) < 60, np.nan, 0.9)
     undefined = "can't be compared: the score is undefined in {} of 100 bootstrap samples"
-    assert compare("A", "B", 0.5, steady, 0.9, few, True) == f"B against A: {undefined.format(60)}"
-    assert compare("A", "B", 0.5, few, np.nan, steady * np.nan, True) == f"B against A: {undefined.format(100)}"
+    assert verdict("A", (0.5, steady), "B", (0.9, few), True) == f"B against A: {undefined.format(60)}"
+    assert verdict("A", (0.5, few), "B", (np.nan, steady * np.nan), True) == f"B against A: {undefined.format(100)}"

@@ -1,4 +1,4 @@
-"""Every code cell of the notebooks, run by IPython with the network off and the two services' folders elsewhere."""
+"""The notebooks: every code cell, run by IPython with the network off and the two services' folders elsewhere."""
 
 import json
 import os
@@ -27,8 +27,9 @@ for cell in json.load(sys.stdin):
 
 
 def run_notebook(name, folder, flags, **changes):
-    """Runs a notebook with /kaggle and /content lying in `folder`, and other flags for 01; `changes` are other values
-    of what the notebook sets. → what it printed."""
+    """Run a notebook with /kaggle and /content in `folder`, and other flags for 01. → what it printed.
+
+    changes: other values of the variables that the notebook sets."""
     cells = json.loads((ROOT / "notebooks" / name).read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     changes |= dict(FLAGS=flags, PREPARE="--folds 2 --size 32 --groups none")
@@ -52,12 +53,12 @@ def run_notebook(name, folder, flags, **changes):
 
 @pytest.fixture
 def kit(tmp_path):
-    """The kit's own files, which the services' users upload, as read-only as Kaggle's inputs are."""
+    """Copy the kit's own files, which the services' users upload. → their folder."""
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     folder = tmp_path / "kit"
-    for name in files.stdout.splitlines():
+    for name in filter(lambda name: (ROOT / name).exists(), files.stdout.splitlines()):  # git still lists deleted ones
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -68,9 +69,9 @@ def names(folder):
 
 
 @pytest.mark.slow
-def test_kaggle(toy, tmp_path, kit, monkeypatch):
+def test_kaggle_trains_in_two_sessions_and_predicts_a_hidden_test_set(toy, tmp_path, kit, monkeypatch):
     """The first session, which sees no GPU, has time for fold 0 only. The second one begins with its output, trains
-    fold 1 and goes on to the submission; its two GPUs are only named, so each process takes the CPU."""
+    fold 1 and writes the submission; its two GPUs are only named, so each process takes the CPU."""
     inputs, working, scratch = (tmp_path / "kaggle" / name for name in ("input", "working", "tmp"))
     competition = Path(toy(train=60)[1])
     inputs.mkdir(parents=True)
@@ -112,7 +113,7 @@ def test_kaggle(toy, tmp_path, kit, monkeypatch):
 
 
 @pytest.mark.slow
-def test_colab(toy, tmp_path, kit):
+def test_colab_trains_and_finds_its_folds_in_the_drive_again(toy, tmp_path, kit):
     """A session trains all folds; a second one, on a new machine, finds all of them in the Drive."""
     competition, drive = Path(toy(train=60)[1]), tmp_path / "content" / "drive" / "MyDrive"
     drive.mkdir(parents=True)
@@ -139,7 +140,7 @@ def test_colab(toy, tmp_path, kit):
 
 
 @pytest.mark.parametrize("name", ["kaggle", "colab"])
-def test_the_flags_are_those_of_the_kit(name):
+def test_01_accepts_the_flags_and_batches_hold_17_images(name):
     flags = re.search(r'FLAGS = \\"(.*?)\\"', (ROOT / "notebooks" / f"{name}.ipynb").read_text())[1].split()
     config = json.loads(done("01_train_fold.py", "--fold", 0, "--print-config", *flags))
     assert config["batch_size"] * config["accumulate"] == 17

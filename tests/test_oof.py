@@ -1,4 +1,4 @@
-"""02_oof.py: its numbers against scikit-learn's, missing folds, undefined scores, comparisons and blends."""
+"""02_oof.py: scores against scikit-learn's, missing folds, forecast, undefined scores, comparisons and blends."""
 
 import json
 import re
@@ -16,23 +16,28 @@ from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
 from common import file_hash, softmax, write_csv, write_json
+from kit.data.prepared import Prepared
+from kit.score.tasks import Classes
 from kit.train.checkpoint import load_fold
 from kit.train.inference import TTAS, predict
 
 QUICK = ["--draws", 100]
 FIGURE = r"(-?\d+\.\d{4}|nan)"
 ROW = re.compile(rf"(\S.*?)  +{FIGURE} \({FIGURE} to {FIGURE}\)" + rf"(?:  +{FIGURE} \({FIGURE} to {FIGURE}\))?")
+VERDICT = re.compile(
+    r"(.+): (\w+) against (\w+): (.+)\n    Δ = (\S+), 95 % (\S+) … (\S+), better in (\d+) % of samples"
+)
 CV = re.compile(rf"CV {FIGURE} \((.+?), pooled, (.+)\), 95 % {FIGURE} to {FIGURE}")
 
 
 def printed(out):
-    """The rows of scores in 02's output, each a list of floats: {title: [pooled, low, high, mean, low, high]}."""
+    """Return the rows of scores in 02's output, {title: [pooled, low, high, mean, low, high]}."""
     rows = [ROW.fullmatch(line).groups() for line in out.splitlines() if ROW.fullmatch(line)]
     return {title: [float(x) for x in figures if x is not None] for title, *figures in rows}
 
 
 def last_line(out):
-    """The CV line. → score, (metric, what is scored), (low, high)."""
+    """Return the CV line: score, (metric, what is scored), (low, high)."""
     score, metric, what, low, high = CV.fullmatch(out.splitlines()[-1]).groups()
     return float(score), (metric, what), (float(low), float(high))
 
@@ -42,44 +47,47 @@ def read_ledger(output):
 
 
 def experiment(output, exp, targets, logits, metric="auc", groups=None, **config):
-    """Writes a finished experiment of three folds as 00 and 01 would. logits: float [N, K], or one for each kind.
-
-    → the flags for 02.
-    """
+    """Write a finished experiment of three folds as 00 and 01 would, and return the flags for 02. logits: float [N, K],
+    or one for each kind."""
     groups = np.arange(len(targets)) if groups is None else np.asarray(groups)
     logits = logits if isinstance(logits, dict) else dict.fromkeys(("best", "last", "views"), logits)
-    classes = [f"class {c}" for c in range(logits["views"].shape[1])]
+    classes = [f"class {k}" for k in range(logits["views"].shape[1])]
     folds = pd.DataFrame(dict(image_name=[f"{i:06}.png" for i in range(len(targets))], target=targets))
-    folds.insert(1, "label", [classes[c] for c in targets])
-    folds = folds.assign(group=groups, fold=groups % 3)
-    prepared, folder = output / "prepared", output / exp
-    write_csv(prepared / "folds.csv", folds)
-    about = dict(classes=classes, metric=metric, folds=3, groups="none", sizes=[], limit=None, unreadable=[])
-    config = dict(model="made up", keep="best", tta="none", folds_hash=file_hash(prepared / "folds.csv")) | config
-    config["changed"] = {}
-    write_json(prepared / "prepared.json", about | dict(relatives=None, shift=None, folds_hash=config["folds_hash"]))
-    write_json(folder / "config.json", config)
-    for k in range(3):
-        rows = folds.fold == k
-        columns = {f"{kind}_{c}": logits[kind][rows, c] for kind in logits for c in range(len(classes))}
-        table = pd.concat([folds[rows][["image_name", "target"]].reset_index(drop=True), pd.DataFrame(columns)], axis=1)
-        write_csv(folder / f"fold{k}.csv", table)
-        names = ["loss", *dict.fromkeys(["accuracy", metric])]
-        figures = {f"{part}_{name}": [0.5, 0.6] for part in ("train", "valid") for name in names}
-        write_csv(folder / f"fold{k}_epochs.csv", pd.DataFrame(dict(epoch=[1, 2], **figures, lr=1e-3, seconds=1.5)))
-        write_json(folder / f"fold{k}.json", dict(fold=k, epoch=2, config=config, metric=metric, classes=classes))
-        (folder / f"fold{k}.pt").touch()
+    folds.insert(1, "label", [classes[k] for k in targets])
+    write_experiment(output, exp, Classes(classes), folds.assign(group=groups, fold=groups % 3), logits, metric, config)
     return ["--input", output / "input", "--output", output, *QUICK]
 
 
+def write_experiment(output, exp, task, folds, logits, metric, config=None, sizes=()):
+    """Write the files of a finished experiment: folds.csv, prepared.json, and for each fold logits, epochs, record and
+    an empty foldK.pt. logits: {kind: float [N, K]}."""
+    prepared, folder = output / "prepared", output / exp
+    write_csv(prepared / "folds.csv", folds)
+    folds_hash = file_hash(prepared / "folds.csv")
+    about = dict(made_from={}, folds=3, seed=777, groups="none", submission={}, sizes=[*sizes], folds_hash=folds_hash)
+    Prepared(folder=prepared, task=task, metric=metric, **about).write()
+    config = dict(model="made up", keep="best", tta="none", folds_hash=folds_hash) | (config or {}) | dict(changed={})
+    write_json(folder / "config.json", config)
+    for fold in range(3):
+        rows = (folds.fold == fold).to_numpy()
+        columns = {f"{kind}_{k}": logits[kind][rows, k] for kind in logits for k in range(len(task))}
+        table = folds.loc[rows, ["image_name", "target"]].reset_index(drop=True)
+        write_csv(folder / f"fold{fold}.csv", pd.concat([table, pd.DataFrame(columns)], axis=1))
+        names = ["loss", *dict.fromkeys(["accuracy", metric])]
+        figures = {f"{part}_{name}": [0.5, 0.6] for part in ("train", "valid") for name in names}
+        write_csv(folder / f"fold{fold}_epochs.csv", pd.DataFrame(dict(epoch=[1, 2], **figures, lr=1e-3, seconds=1.5)))
+        write_json(folder / f"fold{fold}.json", dict(fold=fold, epoch=2, config=config, metric=metric))
+        (folder / f"fold{fold}.pt").touch()
+
+
 def noisy(targets, classes, signal, seed=0):
-    """Logits that know `signal` of the target."""
+    """Return logits that know `signal` of the target."""
     return signal * np.eye(classes)[targets] + np.random.default_rng(seed).normal(size=(len(targets), classes))
 
 
 @pytest.fixture
 def copied(trained, tmp_path):
-    """A copy of the trained experiment, to be damaged. → flags, output folder."""
+    """Return (flags, output folder) of a copy of the trained experiment, to be damaged."""
     shutil.copytree(trained.output, tmp_path / "output")
     return ["--input", trained.input, "--output", tmp_path / "output"], tmp_path / "output"
 
@@ -87,7 +95,7 @@ def copied(trained, tmp_path):
 # ---------------------------------------------------------------- one experiment
 
 
-def test_scores_are_scikit_learns(copied):
+def test_scores_and_tables_equal_scikit_learns(copied):
     flags, output = copied
     base, folds = output / "base", pd.read_csv(output / "prepared" / "folds.csv")
     out = done("02_oof.py", *flags)
@@ -117,7 +125,7 @@ def test_scores_are_scikit_learns(copied):
         assert min(Image.open(base / name).size) > 300
 
 
-def test_views_of_the_oof_table_are_those_of_the_model_that_did_not_see_the_image(trained):
+def test_oof_predictions_come_from_the_model_that_did_not_see_the_image(trained):
     folds = pd.read_csv(trained.output / "prepared" / "folds.csv")
     images = np.load(trained.output / "prepared" / "train_32.npy", mmap_mode="r")
     done("02_oof.py", *trained.flags, *QUICK)
@@ -129,7 +137,7 @@ def test_views_of_the_oof_table_are_those_of_the_model_that_did_not_see_the_imag
         assert oof.filter(like="probability_").to_numpy()[held_out] == pytest.approx(softmax(logits), abs=1e-5)
 
 
-def test_the_folds_that_are_there_make_a_cv(copied):
+def test_the_cv_of_the_finished_folds(copied):
     flags, output = copied
     done("02_oof.py", *flags, *QUICK)
     assert read_ledger(output).loc["base", "folds"] == "3 of 3"
@@ -158,10 +166,10 @@ def test_the_folds_that_are_there_make_a_cv(copied):
 def test_other_folds_and_damaged_predictions_are_refused(copied):
     flags, output = copied
     base = output / "base"
-    whole = (base / "fold0.csv").read_text()
+    content = (base / "fold0.csv").read_text()
     shutil.copy(base / "fold1.csv", base / "fold0.csv")
     assert "fold0.csv doesn't hold the images of fold 0" in refused("02_oof.py", *flags)
-    rows = whole.splitlines()
+    rows = content.splitlines()
     cells = rows[2].split(",")
     rows[2] = ",".join([*cells[:2], "nan", *cells[3:]])
     (base / "fold0.csv").write_text("\n".join(rows) + "\n")
@@ -176,7 +184,7 @@ def test_other_folds_and_damaged_predictions_are_refused(copied):
     assert "other folds" in refused("02_oof.py", *flags)
 
 
-def test_intervals_come_from_groups(tmp_path):
+def test_intervals_resample_groups(tmp_path):
     """Ten copies of each image are one piece of evidence: drawn one by one, they would look like ten."""
     targets = np.arange(90) % 2
     logits, many = noisy(targets, 2, 0.7), np.repeat(np.arange(90), 10)
@@ -193,35 +201,39 @@ def test_intervals_come_from_groups(tmp_path):
 # ---------------------------------------------------------------- the forecast
 
 
-def with_ladder(output, tests, **changed):
-    """Adds what 00_prepare.py says of the test set to an experiment's prepared.json: a chosen rung of 20 clusters."""
-    rung = dict(released=0, distance=0.1, similarity=0.5, test_similarity=0.5, alike=False, chosen=False, matches=True)
-    ladder = [
-        rung | dict(name="each image alone", clusters=0, score=0.95),
-        rung | dict(name="20 clusters", clusters=20, score=0.8, alike=True, chosen=True),
-        rung | dict(name="14 clusters", clusters=14, score=0.7, alike=True),
-        rung | dict(name="10 clusters", clusters=10, score=None),
+def with_candidates(output, tests, **changed):
+    """Add to prepared.json what 00_prepare.py finds about the test set: candidates, of which 20 clusters are chosen."""
+    candidate = dict(split_up=0, distance=0.1, similarity=0.5, test_similarity=0.5)
+    candidate |= dict(nearly_best=False, chosen=False, near_enough=True)
+    candidates = [
+        candidate | dict(name="each image alone", clusters=0, score=0.95),
+        candidate | dict(name="20 clusters", clusters=20, score=0.8, nearly_best=True, chosen=True),
+        candidate | dict(name="14 clusters", clusters=14, score=0.7, nearly_best=True),
+        candidate | dict(name="10 clusters", clusters=10, score=None),
     ]
     path = output / "prepared" / "prepared.json"
-    write_json(path, json.loads(path.read_text()) | dict(ladder=ladder) | changed)
+    write_json(path, json.loads(path.read_text()) | dict(candidates=candidates) | changed)
     write_csv(path.with_name("test.csv"), pd.DataFrame(dict(image_name=[f"t{i}.png" for i in range(tests)])))
 
 
+FORECAST = "8 in 10: the whole test set scores "
+
+
 def forecast_of(out):
-    """→ the bounds in the forecast line of 02's output, the rest of the line, and how many lines follow."""
+    """Return the bounds in the forecast line of 02's output, the rest of the line, and how many lines follow."""
     lines = out.splitlines()
-    (at,) = (i for i, line in enumerate(lines) if line.startswith("leaderboard, as far as can be told: "))
-    low, high, rest = re.fullmatch(r".*: (-?\d\.\d{3}) to (\d\.\d{3}) (\(.*\))", lines[at]).groups()
+    (at,) = (i for i, line in enumerate(lines) if line.startswith(FORECAST))
+    low, high, rest = re.fullmatch(r".*scores (-?\d\.\d{3}) to (\d\.\d{3}) (\(.*\))", lines[at]).groups()
     return float(low), float(high), rest, len(lines) - 1 - at
 
 
-def test_the_leaderboard_is_forecast_by_the_ladder_before_the_cv(tmp_path):
+def test_the_leaderboard_forecast_is_printed_before_the_cv(tmp_path):
     targets = np.arange(120) % 2
     logits = noisy(targets, 2, 1.5)
     flags = experiment(tmp_path, "base", targets, logits)
     without = done("02_oof.py", *flags)
-    assert "as far as can be told" not in without, "older prepared data have no ladder"
-    with_ladder(tmp_path, 40)
+    assert FORECAST not in without, "folds weren't compared with the test set"
+    with_candidates(tmp_path, 40)
     out = done("02_oof.py", *flags)
     cv = last_line(out)[0]
     assert out.splitlines()[-1] == without.splitlines()[-1]
@@ -230,36 +242,36 @@ def test_the_leaderboard_is_forecast_by_the_ladder_before_the_cv(tmp_path):
     assert rest == f"(matched folds, 20 clusters; plain folds would say {1 / (1 + odds * 4 / 19):.3f})"
     assert low < 1 / (1 + odds * 12 / 7) < cv < high <= 1
     assert after == 2, "what it rests on, and the CV"
-    with_ladder(tmp_path, 4000)
+    with_candidates(tmp_path, 4000)
     narrower = forecast_of(done("02_oof.py", *flags))
-    assert low < narrower[0] < narrower[1] < high, "of a larger test set, chance says less"
+    assert low < narrower[0] < narrower[1] < high, "a larger test set varies less"
     path = tmp_path / "base" / "report.html"
-    assert "leaderboard, as far as can be told" in path.read_text()
-    with_ladder(tmp_path, 40, ladder=None)
+    assert FORECAST in path.read_text()
+    with_candidates(tmp_path, 40, candidates=None)
     assert done("02_oof.py", *flags) == without
-    assert "leaderboard, as far as can be told" not in path.read_text()
+    assert FORECAST not in path.read_text()
 
 
-def test_a_loss_is_forecast_above_none_and_an_undefined_cv_not_at_all(tmp_path):
+def test_the_forecast_of_a_loss_and_of_an_undefined_cv(tmp_path):
     targets = np.arange(120) % 3
     flags = experiment(tmp_path / "loss", "base", targets, noisy(targets, 3, 2.0), metric="logloss")
-    with_ladder(tmp_path / "loss", 10)
+    with_candidates(tmp_path / "loss", 10)
     out = done("02_oof.py", *flags)
     low, high, rest, _ = forecast_of(out)
     cv = last_line(out)[0]
     assert 0 <= low < cv < high
     assert rest.endswith(f"would say {cv * 0.95 / 0.8:.3f})")
     flags = experiment(tmp_path / "none", "base", np.zeros(60, int), noisy(np.zeros(60, int), 2, 1.0))
-    with_ladder(tmp_path / "none", 10)
+    with_candidates(tmp_path / "none", 10)
     out = done("02_oof.py", *flags)
     assert np.isnan(last_line(out)[0])
-    assert "as far as can be told" not in out
+    assert FORECAST not in out
 
 
 # ---------------------------------------------------------------- the metric
 
 
-def test_the_metric_of_00_decides_and_another_is_shown_beside(tmp_path):
+def test_the_metric_of_00_decides_and_another_is_shown_beside_it(tmp_path):
     targets = np.arange(120) % 4
     logits = {kind: noisy(targets, 4, 1.0, seed) for seed, kind in enumerate(("best", "last", "views"))}
     flags = experiment(tmp_path, "base", targets, logits, metric="logloss", tta="d4", keep="last")
@@ -295,7 +307,7 @@ def test_folds_trained_for_another_metric_are_refused(tmp_path):
     assert "has no valid_f1" in refused("02_oof.py", *flags)
 
 
-def test_02_needs_no_torch():
+def test_02_starts_without_torch():
     code = "import runpy, sys; runpy.run_path('02_oof.py'); print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "False\n"
 
@@ -303,7 +315,7 @@ def test_02_needs_no_torch():
 # ---------------------------------------------------------------- undefined scores
 
 
-def test_an_undefined_training_score_is_no_error(tmp_path):
+def test_an_undefined_training_score_is_nan(tmp_path):
     targets = np.arange(60) % 2
     flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1))
     for fold, missing in ((0, ""), (1, "nan")):
@@ -316,7 +328,7 @@ def test_an_undefined_training_score_is_no_error(tmp_path):
     assert read_ledger(tmp_path).loc["base", ["fold0_train_auc", "fold1_train_auc"]].tolist() == ["nan 0.7500"] * 2
 
 
-def test_a_class_that_is_missing_in_folds_and_draws(tmp_path):
+def test_a_class_missing_in_folds_and_draws(tmp_path):
     """The third class has one image: two folds and a third of the draws lack it, and leave it out of their mean."""
     targets = np.arange(90) % 2
     targets[7] = 2
@@ -337,11 +349,10 @@ def test_a_class_that_is_missing_in_folds_and_draws(tmp_path):
     assert low < pooled < high
     assert mean_low < mean < mean_high
     assert "nan" not in out
-    verdicts = re.findall(r"(\w+) against base: (.+?): +Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out)
-    (_, worse, *figures), (_, same, *zeros) = verdicts[:2]
-    assert worse == "base is better"
-    delta, low, high, above = map(float, figures)
-    assert low < delta < high < 0 == above
+    (_, _, _, worse, *figures), (_, _, _, same, *zeros) = VERDICT.findall(out)[:2]
+    assert worse == "base scores higher on these images (one seed each)"
+    delta, low, high, better = map(float, figures)
+    assert low < delta < high < 0 == better
     assert (same, [*map(float, zeros)]) == ("no evidence either way", [0, 0, 0, 0])
 
 
@@ -356,6 +367,7 @@ def test_one_class_only_gives_no_cv_and_no_verdict(tmp_path):
     out = done("02_oof.py", "base", "other", *flags)
     assert [match[0] for match in CV.findall(out)] == ["nan"] * 3, "of each, and of their blend"
     assert "can't be compared" in out
+    assert "scores higher" not in out
     assert "better" not in out
     assert "no evidence" not in out
 
@@ -363,7 +375,7 @@ def test_one_class_only_gives_no_cv_and_no_verdict(tmp_path):
 # ---------------------------------------------------------------- several experiments
 
 
-def test_experiments_are_compared_and_blended_on_the_rows_that_all_have(tmp_path):
+def test_experiments_are_compared_and_blended_on_the_folds_that_all_have(tmp_path):
     targets = np.arange(150) % 2
     logits = {exp: noisy(targets, 2, signal, seed) for seed, (exp, signal) in enumerate(dict(a=2.0, b=0.3).items())}
     flags = experiment(tmp_path, "a", targets, logits["a"], metric="logloss")
@@ -381,13 +393,13 @@ def test_experiments_are_compared_and_blended_on_the_rows_that_all_have(tmp_path
         assert printed(with_auc)[name][0] == pytest.approx(roc_auc_score(targets[rows], probabilities[:, 1]), abs=6e-5)
         if name != "rank blend":
             assert printed(with_loss)[name][0] == pytest.approx(log_loss(targets[rows], probabilities), abs=6e-5)
-    verdicts = re.findall(
-        r"(AUC|log loss): b against a: (.+?): +Δ = (\S+), 95 % (\S+) … (\S+), P\(Δ > 0\) = (\S+)", out
-    )
-    for (metric, verdict, *figures), sign in zip(verdicts, (-1, 1), strict=True):
-        assert verdict == "a is better", metric
-        delta, low, high, _ = map(float, figures)
+    verdicts = [verdict for verdict in VERDICT.findall(out) if verdict[1:3] == ("b", "a")]
+    for (metric, _, _, verdict, *figures), sign in zip(verdicts, (-1, 1), strict=True):
+        better = "higher" if metric == "AUC" else "lower, so better,"
+        assert verdict == f"a scores {better} on these images (one seed each)"
+        delta, low, high, share = map(float, figures)
         assert min(sign * low, sign * delta, sign * high) > 0
+        assert share < 5
     ledger = read_ledger(tmp_path)
     assert [*ledger.index] == ["a+b", "a", "b"]
     assert ledger.folds.tolist() == ["1 of 3", "2 of 3", "2 of 3"]
@@ -402,7 +414,7 @@ def test_experiments_are_compared_and_blended_on_the_rows_that_all_have(tmp_path
 
 
 @pytest.mark.parametrize("classes", [12, 15])
-def test_many_classes_stay_within_the_page(tmp_path, classes):
+def test_confusions_of_many_classes_fit_the_screen(tmp_path, classes):
     targets = np.arange(300) % classes
     flags = experiment(tmp_path, "base", targets, noisy(targets, classes, 1), metric="accuracy")
     path = tmp_path / "prepared" / "prepared.json"

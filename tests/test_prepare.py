@@ -1,4 +1,4 @@
-"""00_prepare.py: archives and tables of every kind, images as a person sees them, stratified folds, caches."""
+"""00_prepare.py: archives and tables of every kind, decoded images, stratified folds, caches."""
 
 import csv
 import io
@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, done, kit, load, png, prepare, refused, toy_image, write_csv, write_zip
+from conftest import ROOT, done, kit, png, prepare, refused, toy_image, write_csv, write_zip
 from damage import snapshot
 from PIL import Image, PngImagePlugin
 from sklearn.model_selection import StratifiedKFold
@@ -20,13 +21,10 @@ from sklearn.model_selection import StratifiedKFold
 from kit.data.decode import decode, resize
 from kit.data.image_cache import array_in_file
 from kit.data.image_source import ImageSource
-from kit.data.labels import of_classes
 from kit.data.tables import read_rows
-from kit.folds.split import fold_table, make_folds
 from kit.report.pictures import contact_sheet
+from kit.score.tasks import Classes
 from kit.submit.submission import check_submission, submission_rows
-
-script = load("00_prepare.py")
 
 
 def prepared(flags):
@@ -46,7 +44,7 @@ def refused_prepare(flags, *more):
 
 
 def relabel(flags, label_of):
-    """train.csv with other labels: label_of(i) of image i."""
+    """Write train.csv with other labels: label_of(i) for image i."""
     write_csv(flags[1] / "train.csv", [("image_name", "label"), *((f"{i:04}.png", label_of(i)) for i in range(40))])
 
 
@@ -70,7 +68,7 @@ def test_caches_hold_every_image_resized_in_the_order_of_the_tables(toy):
     assert Image.open(prepared(flags) / "samples.png").size[0] > 300
 
 
-def test_folds_are_the_thesis_stratified_ones(toy):
+def test_folds_without_groups_are_those_of_the_thesis(toy):
     flags = toy(train=63)
     prepare(flags)
     folds = pd.read_csv(prepared(flags) / "folds.csv")
@@ -94,18 +92,18 @@ def test_a_second_run_does_nothing_and_another_size_keeps_the_folds(toy):
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "of another count"])
-def test_a_lost_or_damaged_cache_is_made_again_and_the_folds_stay(toy, damage):
+def test_a_lost_or_damaged_cache_is_rebuilt_and_the_folds_stay(toy, damage):
     flags = toy()
     prepare(flags, 16)
     prepare(flags)
     path, folds = prepared(flags) / "test_32.npy", prepared(flags) / "folds.csv"
-    whole, before = path.read_bytes(), (folds.stat().st_mtime_ns, settings(flags))
+    content, before = path.read_bytes(), (folds.stat().st_mtime_ns, settings(flags))
     if damage == "of another count":
         np.save(path, np.load(path)[:3])
     else:
-        path.unlink() if damage == "lost" else path.write_bytes(whole[:1000])
+        path.unlink() if damage == "lost" else path.write_bytes(content[:1000])
     assert "prepared 32 px" in prepare(flags)
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == content
     assert (folds.stat().st_mtime_ns, settings(flags)) == before
     assert cache(flags, size=16).shape == (40, 16, 16, 3)
 
@@ -113,27 +111,29 @@ def test_a_lost_or_damaged_cache_is_made_again_and_the_folds_stay(toy, damage):
 def test_other_settings_or_files_are_refused_until_overwrite(toy):
     flags = toy()
     prepare(flags)
-    for other in (["--seed", 1], ["--metric", "accuracy"], ["--positive", "0"], ["--limit", 20], ["--folds", 4]):
-        line = refused_prepare(flags, *other)
-        assert f"prepared with other {other[0].removeprefix('--')}" in line.replace("classes, ", "").replace(
-            "made_from, ", ""
-        )
+    for flag, value in (("seed", 1), ("metric", "accuracy"), ("positive", "0"), ("limit", 20), ("folds", 4)):
+        line = refused_prepare(flags, f"--{flag}", value)
+        assert f"prepared with other {'classes' if flag == 'positive' else flag}" in line
         assert "--overwrite" in line
     rows = (flags[1] / "train.csv").read_text().splitlines()
     (flags[1] / "train.csv").write_text("\n".join([*rows[:-2], rows[-1], rows[-2]]) + "\n")
-    assert "made_from" in refused_prepare(flags, "--size", 16)
+    assert "prepared with other tables: " in refused_prepare(flags, "--size", 16)
+    with zipfile.ZipFile(flags[1] / "test.zip", "a") as archive:
+        archive.writestr("test/.DS_Store", b"")
+    words = f"prepared with other tables, files in {flags[1]}/test.zip: "
+    assert words in refused_prepare(flags, "--size", 16)
     prepare(flags, 16, "--overwrite")
     assert not (prepared(flags) / "train_32.npy").exists(), "a cache in the old order was left behind"
 
 
-def test_a_full_disk_is_noticed_before_any_work(toy, monkeypatch):
+def test_a_full_disk_is_noticed_before_any_image_is_read(toy, monkeypatch):
     flags = toy()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
     assert "GiB free" in refused_prepare(flags)
     assert list(prepared(flags).iterdir()) == []
 
 
-def test_macos_without_posix_fallocate(toy, monkeypatch, tmp_path):
+def test_caches_are_written_without_posix_fallocate_as_on_macos(toy, monkeypatch, tmp_path):
     monkeypatch.delattr(os, "posix_fallocate")
     flags = toy()
     done("00_prepare.py", *flags, "--size", 32)
@@ -141,14 +141,6 @@ def test_macos_without_posix_fallocate(toy, monkeypatch, tmp_path):
     with array_in_file(tmp_path, np.uint16, 3, 2**23) as array:
         assert array.shape == (3, 2**23)
         assert not array[:, ::1000].any()
-
-
-def test_folds_that_a_limit_or_groups_make_too_small_are_refused():
-    labels = of_classes("train.csv", [*range(12)], ["a", "b"] * 6, "")
-    with pytest.raises(script.UserError, match="3 groups can't fill them"):
-        make_folds(labels, np.arange(12) // 4, 4, 0)
-    with pytest.raises(script.UserError, match="too few groups in the classes b"):
-        make_folds(labels, np.array([i if i % 2 == 0 else 1 for i in range(12)]), 3, 0)
 
 
 def test_blank_cells_of_a_group_column_or_file_are_groups_of_their_own(toy):
@@ -184,35 +176,6 @@ def test_limit_takes_some_of_each_class_and_the_first_test_images(toy):
     assert not others <= set(folds.image_name), "the seed decides which"
 
 
-def test_fold_table_of_81_classes_fits_the_screen():
-    names = [f"class {c:02} with a name that is too long to be shown" for c in range(81)]
-    labels = [name for c, name in enumerate(names) for _ in range(10 + c)]
-    folds = pd.DataFrame(dict(label=labels, fold=np.arange(len(labels)) % 5))
-    lines = fold_table(folds, dict(classes=names)).splitlines()
-    assert len(lines) == 1 + 8 + 1 + 8 + 1
-    assert lines[0].split() == "class fold 0 fold 1 fold 2 fold 3 fold 4 all".split()
-    assert lines[1].startswith("class 80 ")
-    assert lines[1].split()[-1] == "90"
-    assert lines[9].strip() == "… 65 more"
-    assert lines[-2].startswith("class 00 ")
-    assert lines[-2].split()[-1] == "10"
-    assert lines[-1].split() == ["all", "810", "810", "810", "810", "810", "4050"]
-    assert len({len(line) for line in lines[:9]}) == 1, "the columns are aligned"
-
-
-@pytest.mark.parametrize(("classes", "folds"), [(2, 3), (2, 40), (300, 10)])
-def test_fold_table_is_never_wider_than_120_columns(classes, folds):
-    names = ["食品" * 30, *(f"{c}\n\x1b[31m" for c in range(1, classes))]
-    table = pd.DataFrame(dict(label=names * 999, fold=np.arange(999 * classes) // 7 % folds))
-    text = fold_table(table, dict(classes=names))
-    widths = [sum(2 if c in "食品" else 1 for c in line) for line in text.splitlines() if "more" not in line]
-    assert max(widths) <= 120
-    assert len(set(widths)) == 1, "aligned on the screen, where a kanji takes two columns"
-    assert "\x1b" not in text
-    assert len(text.splitlines()) == (4 if classes == 2 else 19)
-    assert str(999 * classes) in text.splitlines()[-1]
-
-
 def test_00_starts_without_torch_and_matplotlib():
     heavy = "{'torch', 'timm', 'albumentations', 'matplotlib'}"
     code = f"import runpy, sys; runpy.run_path('00_prepare.py'); assert not {heavy} & set(sys.modules)"
@@ -246,7 +209,7 @@ def test_archive_layouts_give_the_same_caches(toy, tmp_path, layout):
 
 
 def zip_with_raw_names(path, files):
-    """A zip whose entries carry names in any bytes, without the UTF-8 mark, as many Windows and macOS tools write."""
+    """Write a zip with names in any bytes, without the UTF-8 mark, as many Windows and macOS tools do."""
     write_zip(path, {f"{i:06}.png".rjust(len(raw), "x"): content for i, (raw, content) in enumerate(files.items())})
     data = path.read_bytes()
     for i, raw in enumerate(files):
@@ -268,7 +231,7 @@ def test_japanese_names_in_any_encoding(tmp_path, encoding):
         assert source.find(name.removeprefix("train/")) == source.find(name)
 
 
-def test_names_without_ending_are_found_where_one_file_is_meant(tmp_path):
+def test_names_without_ending_are_found_where_one_file_has_them(tmp_path):
     write_zip(tmp_path / "a.zip", {"x/0001.png": b"", "x/0002.png": b"", "x/0002.jpg": b"", "x/notes.txt": b""})
     source = ImageSource(tmp_path / "a.zip")
     assert source.find("0001") == "x/0001.png"
@@ -300,7 +263,7 @@ def saved(image, kind, **options):
 GRADIENT = np.stack(np.meshgrid(np.arange(40) * 6, np.arange(30) * 8), -1)[..., [0, 1, 1]].astype(np.uint8)
 
 
-def test_modes_come_out_as_seen():
+def test_each_mode_is_decoded_to_rgb_as_seen():
     rgb = Image.fromarray(GRADIENT)
     grey = GRADIENT[..., 0]
     assert (decode(saved(rgb, "PNG")) == GRADIENT).all()
@@ -323,7 +286,7 @@ def test_16_bit_files_keep_the_grey_levels_of_the_depth_that_they_use(bits):
     assert len(np.unique(seen)) == 256
 
 
-def test_transparent_parts_stand_on_white():
+def test_transparent_parts_become_white():
     alpha = np.zeros((30, 40), np.uint8)
     alpha[:, :20] = 255
     seen = decode(saved(Image.fromarray(np.dstack([GRADIENT, alpha])), "PNG"))
@@ -354,19 +317,19 @@ def test_exif_rotation_is_applied(orientation):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_truncated_images_are_no_images(kind):
+def test_truncated_images_are_unreadable(kind):
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
-    whole = saved(Image.fromarray(noise), kind)
-    decode(whole)
+    content = saved(Image.fromarray(noise), kind)
+    decode(content)
     for tenth in range(10):
         with pytest.raises(ValueError, match=r".+"):
-            decode(whole[: len(whole) * tenth // 10])
+            decode(content[: len(content) * tenth // 10])
 
 
 @pytest.fixture
 def damaged(toy):
-    """→ flags of a competition with three unreadable training images, one of them a truncated JPEG, and such a test
-    image."""
+    """Write a competition with three unreadable training images, one of them a truncated JPEG, and one such test image.
+    → its flags."""
     flags, rng = toy(), np.random.default_rng(0)
     jpeg = saved(Image.fromarray(rng.integers(180, 240, (96, 96, 3)).astype(np.uint8)), "JPEG")
     files = {f"train/{i:04}.png": png(toy_image(rng, i % 2)) for i in range(40)}
@@ -415,7 +378,7 @@ def test_a_failed_run_leaves_the_earlier_files(damaged):
     assert snapshot(damaged[3]) == before
 
 
-def test_large_images_are_averaged_not_skipped():
+def test_large_images_are_averaged_and_not_subsampled():
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3)).astype(np.uint8)
     means = noise.reshape(40, 10, 40, 10, 3).mean(axis=(1, 3))
     assert np.abs(resize(noise, 40) - means).max() <= 1
@@ -429,11 +392,10 @@ def test_a_wide_picture_is_averaged_along_its_long_side(height):
     assert np.abs(resize(wide.swapaxes(0, 1).copy(), 448) - means[:, None]).max() <= 1
 
 
-def test_contact_sheet_puts_each_image_under_its_title(tmp_path):
+def test_contact_sheet_puts_each_image_under_its_title():
     red, tall = np.full((40, 40, 3), (255, 0, 0), np.uint8), np.full((80, 20, 3), (0, 0, 255), np.uint8)
     rows = [("first", [(red, "a.png"), (tall, "a name that is far too long for its cell.png")]), ("empty\nrow", [])]
-    contact_sheet(tmp_path / "sheet.png", rows, 3)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    sheet = np.asarray(contact_sheet(rows, 3))
     is_red, is_blue = (sheet == (255, 0, 0)).all(axis=2), (sheet == (0, 0, 255)).all(axis=2)
     assert is_red.sum() == 160 * 160, "a small image fills its cell"
     assert is_blue.sum() == 160 * 40, "and a tall one keeps its shape"
@@ -456,7 +418,10 @@ def test_contact_sheet_puts_each_image_under_its_title(tmp_path):
         ([("image_name", "label"), ("0000.png", 0), ("0000.png", 1)], "more than once"),
         ([("image_name", "label"), ("0000.png", 0), ("0001.png", "")], "no label for 0001.png"),
         ([("image_name", "label"), ("0000.png", 0), ("0001.png", 0)], "one class only"),
-        ([("image_name", "label"), *[(f"{i:04}.png", int(i < 3)) for i in range(20)]], "fewer than 5 images of 1 (3)"),
+        (
+            [("image_name", "label"), *[(f"{i:04}.png", int(i < 3)) for i in range(20)]],
+            "a fold lacks 1 (images: 3, groups: 3)",
+        ),
         ([("image_name", "label"), ("0000.png", 0, 5)], "row 2"),
     ],
 )
@@ -467,7 +432,7 @@ def test_wrong_tables_are_refused(toy, rows, words):
     assert not flags[3].exists()
 
 
-def test_bom_crlf_blank_lines_and_cp932_are_simply_read(toy, tmp_path):
+def test_bom_crlf_blank_lines_and_cp932_are_read(toy, tmp_path):
     flags = toy()
     prepare(flags)
     folds = (prepared(flags) / "folds.csv").read_bytes()
@@ -480,10 +445,10 @@ def test_bom_crlf_blank_lines_and_cp932_are_simply_read(toy, tmp_path):
     assert read_rows(path, "") == [["名前", "ラベル"], ["0001", "NA"]]
 
 
-# ---------------------------------------------------------------- the metric and the submission
+# ---------------------------------------------------------------- metric and submission
 
 
-def test_the_metric_is_written_and_said(toy):
+def test_the_metric_is_written_and_printed(toy):
     flags = toy()
     assert "; metric AUC\n" in prepare(flags)
     assert settings(flags)["metric"] == "auc"
@@ -492,7 +457,6 @@ def test_the_metric_is_written_and_said(toy):
     relabel(flags, lambda i: "abc"[i % 3])
     prepare(flags, 32, "--overwrite")
     assert settings(flags)["metric"] == "accuracy"
-    assert settings(flags)["positive"] is None
     for metric in ("pauc", "qwk"):
         line = refused_prepare(flags, "--overwrite", "--metric", metric)
         assert f"--metric {metric} doesn't suit the classes a, b, c: " in line
@@ -535,7 +499,7 @@ def test_a_missing_first_test_image_is_not_taken_for_the_header(toy, first):
 @pytest.mark.parametrize(
     "header", [("id", "label"), ("", "target"), ("id", "0", "1"), ("id", "p0", 1), ("id", "1"), ("image", "has 1")]
 )
-def test_headers_are_known_as_such(toy, header):
+def test_headers_are_recognised(toy, header):
     flags = toy()
     rows = [header, *((f"t{i:03}.png", *[0.5] * (len(header) - 1)) for i in range(3))]
     write_csv(flags[1] / "sample_submit.csv", rows)
@@ -547,10 +511,10 @@ def test_headers_are_known_as_such(toy, header):
         assert settings(flags)["submission"]["header"] == list(header)
 
 
-def test_of_numbers_the_larger_is_positive_and_it_is_said(toy):
+def test_the_larger_of_two_numbers_is_the_positive_class_and_is_printed(toy):
     flags = toy()
     assert "submission: no header, probability of '1'" in prepare(flags)
-    assert (settings(flags)["classes"], settings(flags)["positive"]) == (["0", "1"], "1")
+    assert settings(flags)["classes"] == ["0", "1"]
     relabel(flags, lambda i: ("9.5", "10.5")[i % 2])
     assert "no header, probability of '10.5'" in prepare(flags, 32, "--overwrite")
     assert "no header, probability of '9.5'" in prepare(flags, 32, "--overwrite", "--positive", "9.5")
@@ -559,7 +523,7 @@ def test_of_numbers_the_larger_is_positive_and_it_is_said(toy):
     assert (folds.target == folds.label.map({"10.5": "0", "9.5": "1"})).all()
 
 
-def test_of_words_the_positive_one_must_be_named(toy):
+def test_the_positive_one_of_two_words_must_be_named(toy):
     flags = toy()
     relabel(flags, lambda i: ("normal", "abnormal")[i % 2])
     line = refused_prepare(flags)
@@ -567,7 +531,6 @@ def test_of_words_the_positive_one_must_be_named(toy):
         assert words in line
     assert "probability of 'abnormal'" in prepare(flags, 32, "--positive", "abnormal")
     assert settings(flags)["classes"] == ["normal", "abnormal"]
-    assert settings(flags)["positive"] == "abnormal"
     assert "--positive odd: give one of two classes" in refused_prepare(flags, "--overwrite", "--positive", "odd")
     names = [f"t{i:03}.png" for i in range(3)]
     write_csv(flags[1] / "sample_submit.csv", [("id", "abnormal"), *((name, 0.5) for name in names)])
@@ -593,15 +556,15 @@ def test_of_words_the_positive_one_must_be_named(toy):
 )
 def test_submissions_are_filled_and_checked(tmp_path, submission, rows):
     probabilities, path = np.array([[0.25, 0.75], [0.875, 0.125]]), tmp_path / "s.csv"
-    prepared = dict(classes=["cat", "dog"], positive="dog", metric="auc", submission=submission)
-    layout = pd.DataFrame(dict(unit=[0, 1], target=-1, c0=["a", "b"], c1="", c2=""))
+    task = Classes(["cat", "dog"])
+    layout = pd.DataFrame(dict(submission_id=[0, 1], target=-1, c0=["a", "b"], c1="", c2=""))
     layout = layout[layout.columns[: 2 + len(rows[-1])]]
-    assert submission_rows(layout, probabilities, prepared) == rows
+    assert submission_rows(layout, probabilities, task, "auc", submission) == rows
 
     def check(rows):
         with open(path, "w", newline="") as file:
             csv.writer(file).writerows(rows)
-        check_submission(path, layout, prepared)
+        check_submission(path, layout, task, submission)
 
     check(rows)
     for wrong in (rows[::-1], rows[:-1], [*rows[:-1], [*rows[-1], "0"]], [*rows[:-1], [rows[-1][0], "1.5", "0"]]):

@@ -1,4 +1,4 @@
-"""kit/train/ranger21.py against the package that the thesis ran, number by number."""
+"""Ranger21 optimizer, compared number by number with the package that the thesis ran."""
 
 import contextlib
 import copy
@@ -27,7 +27,8 @@ def step(optimizer):
         optimizer.step()
 
 
-def same_gradients(models, generator, scale=1.0):
+def draw_gradients(models, generator, scale=1.0):
+    """Give all models the same random gradients."""
     for parameters in zip(*(model.parameters() for model in models), strict=True):
         drawn = (
             torch.randn(parameters[0].shape, generator=generator, dtype=parameters[0].dtype)
@@ -39,7 +40,7 @@ def same_gradients(models, generator, scale=1.0):
 
 
 def difference(one, other):
-    """The largest relative difference of any tensor."""
+    """Return the largest relative difference of any tensor."""
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     return max(((p - q).norm() / p.norm().clamp_min(1e-9)).item() for p, q in pairs)
 
@@ -55,7 +56,7 @@ def difference(one, other):
         ("test_resnet", 1e-7),
     ],
 )
-def test_200_steps_are_the_packages(name, scale):
+def test_200_steps_equal_those_of_the_package(name, scale):
     """Warm-up, warm-down, lookahead, and steps that a GradScaler skips; tiny gradients, where every epsilon counts."""
     torch.manual_seed(0)
     kwargs = dict(depth=2, embed_dim=64, num_heads=4, img_size=56) if name == EVA else {}
@@ -64,7 +65,7 @@ def test_200_steps_are_the_packages(name, scale):
     optimizers = package(theirs.parameters()), Ranger21Fast(ours.parameters(), **OURS)
     generator = torch.Generator().manual_seed(1)
     for number in range(200):
-        same_gradients((theirs, ours), generator, scale)
+        draw_gradients((theirs, ours), generator, scale)
         if number in (3, 60, 61):
             continue
         for optimizer in optimizers:
@@ -74,11 +75,11 @@ def test_200_steps_are_the_packages(name, scale):
             assert difference(theirs, ours) <= 1e-6, number
 
 
-def test_groups_and_parameters_without_gradient():
-    """The leftover loop variable decays the last parameter of the group before, and one without a gradient too."""
+def test_parameter_groups_and_frozen_parameters_equal_the_package():
+    """As in the package, a leftover loop variable decays the last parameter of the previous group, frozen or not."""
     torch.manual_seed(0)
     theirs = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Conv2d(2, 3, 3), torch.nn.Linear(4, 2))
-    theirs.double()  # in which the two differ by rounding alone, far below any real difference
+    theirs.double()  # float64: the two then differ by rounding alone
     ours = copy.deepcopy(theirs)
     optimizers = []
     for model, kind in ((theirs, package), (ours, lambda p: Ranger21Fast(p, **OURS))):
@@ -86,34 +87,36 @@ def test_groups_and_parameters_without_gradient():
         optimizers.append(kind([dict(params=model[:2].parameters()), dict(params=model[2].parameters())]))
     start, generator = ours[2].bias.clone(), torch.Generator().manual_seed(1)
     for _ in range(200):
-        same_gradients((theirs, ours), generator)
+        draw_gradients((theirs, ours), generator)
         for optimizer in optimizers:
             step(optimizer)
     assert difference(theirs, ours) <= 1e-12
-    assert not torch.equal(ours[2].bias, start), "the package moves a frozen last parameter"
+    assert not torch.equal(ours[2].bias, start), "the package changes a frozen last parameter"
 
 
-def test_state_dict_is_complete(tmp_path):
+def test_training_resumes_exactly_from_the_state_dict(tmp_path):
     torch.manual_seed(0)
     model = timm.create_model("test_vit")
     optimizer, generator = Ranger21Fast(model.parameters(), **OURS), torch.Generator().manual_seed(1)
     for _ in range(7):  # 2 after a lookahead
-        same_gradients((model,), generator)
+        draw_gradients((model,), generator)
         optimizer.step()
     torch.save((model.state_dict(), optimizer.state_dict()), tmp_path / "state.pt")
     weights, state = torch.load(tmp_path / "state.pt", weights_only=True)
-    again = timm.create_model("test_vit")
-    again.load_state_dict(weights)
-    resumed = Ranger21Fast(again.parameters(), **OURS)
+    loaded = timm.create_model("test_vit")
+    loaded.load_state_dict(weights)
+    resumed = Ranger21Fast(loaded.parameters(), **OURS)
     resumed.load_state_dict(state)
     for _ in range(9):
-        same_gradients((model, again), generator)
+        draw_gradients((model, loaded), generator)
         optimizer.step()
         resumed.step()
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters(), strict=True))
 
 
 class Operations(TorchDispatchMode):
+    """Counts the operations of torch in a block."""
+
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -121,14 +124,14 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_operations_of_a_step_on_eva02_large():
-    """464 tensors, as in the real model, at a smaller width: the number of operations is the same."""
+def test_a_step_of_eva02_large_takes_less_than_a_thousand_operations():
+    """The 464 tensors are smaller than the real model's, which doesn't change the number of operations."""
     counts = {}
     for kind in (package, lambda p: Ranger21Fast(p, **OURS)):
         model = timm.create_model(EVA, embed_dim=64, num_heads=4, img_size=56)
         optimizer = kind(model.parameters())
         for _ in range(2):
-            same_gradients((model,), torch.Generator().manual_seed(1))
+            draw_gradients((model,), torch.Generator().manual_seed(1))
             with Operations() as operations:
                 step(optimizer)
         counts[type(optimizer).__name__] = operations.count
@@ -136,7 +139,7 @@ def test_operations_of_a_step_on_eva02_large():
     assert counts["Ranger21Fast"] < 1_000
 
 
-def test_no_gradients_or_only_zeros():
+def test_steps_without_gradients_or_with_zeros_stay_finite():
     layer = torch.nn.Linear(4, 3)
     before = copy.deepcopy(layer)
     optimizer = Ranger21Fast(layer.parameters(), **OURS)

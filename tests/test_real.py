@@ -1,4 +1,4 @@
-"""The whole way on real images, scikit-learn's handwritten digits; the demo competition; the help."""
+"""The four scripts on real images, scikit-learn's handwritten digits; the demo competition; --help; argument files."""
 
 import json
 import os
@@ -19,19 +19,20 @@ LEARN = "--model test_resnet --weights none --size 32 --epochs 4 --batch-size 25
 
 
 def digits(folder, label_of):
-    """Writes a competition of the first 1000 digits, except for its sample_submit.csv. → labels of the test images."""
+    """Write a competition of the first 1000 digits, but no sample_submit.csv. → names and labels of the test images."""
     folder.mkdir()
     data = load_digits()
     images = [png((image * 15.9).astype(np.uint8)) for image in data.images]
     labels = [label_of(digit) for digit in data.target]
-    names = [f"{i:04}" for i in range(TRAIN + TEST)]  # as Kaggle has them: without the file's ending
+    names = [f"{i:04}" for i in range(TRAIN + TEST)]  # without the file's suffix, as on Kaggle
     for part, rows in (("train", range(TRAIN)), ("test", range(TRAIN, TRAIN + TEST))):
         write_zip(folder / f"{part}.zip", {f"{names[i]}.png": images[i] for i in rows})
     write_csv(folder / "train.csv", [("image_name", "label"), *((names[i], labels[i]) for i in range(TRAIN))])
     return names[TRAIN:], labels[TRAIN : TRAIN + TEST]
 
 
-def whole_way(flags):
+def cross_validate_and_submit(flags):
+    """Run 00, 01 and 03. → the CV and the submission's path."""
     done("00_prepare.py", *flags, "--size", 32, "--folds", 3, "--groups", "none")  # 8 × 8 px hold no features
     done("01_train_fold.py", *flags, *LEARN, "--fold", "all", "--augment", "none")
     done("03_infer.py", *flags)
@@ -43,7 +44,7 @@ def test_ten_string_classes_with_a_header(tmp_path):
     names, labels = digits(tmp_path / "input", lambda digit: NAMES[digit])
     columns = sorted(NAMES, reverse=True)
     write_csv(tmp_path / "input" / "sample_submit.csv", [("image_id", *columns), *((n, *[0.1] * 10) for n in names)])
-    cv, submission = whole_way(["--input", tmp_path / "input", "--output", tmp_path / "output"])
+    cv, submission = cross_validate_and_submit(["--input", tmp_path / "input", "--output", tmp_path / "output"])
     assert cv > 0.75, "accuracy, the metric of more than two classes"
     table = pd.read_csv(submission, dtype={"image_id": str})
     assert list(table.columns) == ["image_id", *columns]
@@ -54,7 +55,7 @@ def test_ten_string_classes_with_a_header(tmp_path):
 def test_two_classes_without_a_header(tmp_path):
     names, labels = digits(tmp_path / "input", lambda digit: int(digit > 4))
     write_csv(tmp_path / "input" / "sample_submit.csv", [(name, 0) for name in names])
-    cv, submission = whole_way(["--input", tmp_path / "input", "--output", tmp_path / "output"])
+    cv, submission = cross_validate_and_submit(["--input", tmp_path / "input", "--output", tmp_path / "output"])
     assert cv > 0.9
     table = pd.read_csv(submission, header=None, dtype={0: str})
     assert table[0].tolist() == names

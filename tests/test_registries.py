@@ -1,5 +1,5 @@
-"""One function and one dict entry add a loss, an augmentation, a sampler, a head, a metric, views, an optimiser, a form
-of labels or of submissions, a tracker."""
+"""Registries: one function and one entry add a loss, augmentation, sampler, head, metric, TTA, optimizer, schedule,
+tracker, label form or submission form."""
 
 import json
 
@@ -13,7 +13,7 @@ from conftest import TINY, done, load, prepare
 from torch import nn
 
 from common import softmax
-from kit.data.labels import LABEL_FORMS, of_classes
+from kit.data.labels import LABEL_FORMS, class_labels
 from kit.score.metrics import METRICS, Metric
 from kit.submit.submission import SUBMISSIONS, Form
 from kit.train.augment import AUGMENTATIONS, Augment
@@ -52,10 +52,10 @@ def plain_sgd(module, config, steps):
 
 
 def test_one_function_and_one_entry_each(toy, monkeypatch):
-    seen = {}
+    logged = {}
 
-    def remember(fold):
-        return Opened("1", lambda values, step: seen.setdefault(fold.name, {}).update(values), lambda finished: None)
+    def memory(fold):
+        return Opened("1", lambda values, step: logged.setdefault(fold.name, {}).update(values), lambda finished: None)
 
     new = {
         "focal": (LOSSES, focal),
@@ -65,7 +65,7 @@ def test_one_function_and_one_entry_each(toy, monkeypatch):
         "misses": (METRICS, Metric("misses", misses, larger_is_better=False)),
         "mirror": (TTAS, mirror),
         "plain": (OPTIMIZERS, plain_sgd),
-        "memory": (TRACKERS, Tracker("json", remember)),
+        "memory": (TRACKERS, Tracker("json", memory)),
     }
     for name, (registry, entry) in new.items():
         monkeypatch.setitem(registry, name, entry)
@@ -76,10 +76,10 @@ def test_one_function_and_one_entry_each(toy, monkeypatch):
     folder = flags[3] / "base"
     epochs = pd.read_csv(folder / "fold0_epochs.csv")
     assert {"train_misses", "valid_misses"} <= set(epochs.columns)
-    assert seen["base/fold0"]["epoch/valid_misses"] == pytest.approx(epochs.valid_misses.iloc[-1])
+    assert logged["base/fold0"]["epoch/valid_misses"] == pytest.approx(epochs.valid_misses.iloc[-1])
     assert "valid_auc" not in epochs
     record = json.loads((folder / "fold0.json").read_text())
-    assert record["config"]["tta"] == "mirror", "views follow the augmentation"
+    assert record["config"]["tta"] == "mirror", "TTA follows the augmentation"
     assert record["scores"]["misses"] == pytest.approx(epochs.valid_misses.min()), "smaller is better"
     assert record["epoch"] == epochs.epoch[epochs.valid_misses[::-1].idxmin()]
     _, model = load_fold(folder / "fold0.pt", torch.device("cpu"))
@@ -93,8 +93,8 @@ def test_one_function_and_one_entry_each(toy, monkeypatch):
     assert not np.allclose(oof.views_1, oof.best_1), "the mirrored view counts"
 
 
-def test_a_new_sampler_and_loss_decide_what_is_learnt(monkeypatch):
-    """The functions above reach the training: half of the images make an epoch, and the loss is the focal one."""
+def test_a_new_sampler_and_a_new_loss_reach_the_training(monkeypatch):
+    """An epoch then has half of the images, and the loss is the focal one."""
     monkeypatch.setitem(SAMPLERS, "half", every_second)
     labels = np.arange(20) % 2
     drawn = [i for i, _ in draw_epoch(labels, dict(seed=1, sampler="half"), 0, 1)]
@@ -104,7 +104,7 @@ def test_a_new_sampler_and_loss_decide_what_is_learnt(monkeypatch):
 
 
 @pytest.mark.parametrize("optimizer", ["ranger21", "adamw"])
-def test_a_new_schedule_sets_the_rate_of_each_optimiser(toy, optimizer, monkeypatch):
+def test_a_new_schedule_sets_the_learning_rate_of_each_optimizer(toy, optimizer, monkeypatch):
     monkeypatch.setitem(SCHEDULES, "thirds", lambda step, steps, lr, min_lr, warm_up: lr * step / (3 * steps))
     flags = toy()
     prepare(flags, 32, "--folds", 2)
@@ -112,16 +112,16 @@ def test_a_new_schedule_sets_the_rate_of_each_optimiser(toy, optimizer, monkeypa
     assert pd.read_csv(flags[3] / "base" / "fold0_epochs.csv").lr.iloc[-1] == pytest.approx(1e-3)
 
 
-def test_a_new_form_of_labels_and_one_of_submissions(toy, monkeypatch):
-    """Labels as bars wide and thin, of which the first letter counts; a submission in per cent."""
+def test_a_new_label_form_and_a_new_submission_form(toy, monkeypatch):
+    """The labels are wide and thin, whose first letters become the classes; the submission is in per cent."""
 
-    def first_letters(args, path, names, columns):
+    def first_letters(path, names, columns, flags):
         (cells,) = columns.values()
-        return of_classes(path, names, [cell[0] for cell in cells], "first letters")
+        return class_labels(path, names, [cell[0] for cell in cells], "first letters")
 
     percent = Form(
-        lambda row, columns, prepared: [f"{100 * row[1]:.1f}"],
-        lambda cell, prepared: 0 <= float(cell) <= 100,
+        lambda row, columns, task, metric, form: [f"{100 * row[1]:.1f}"],
+        lambda cell, task, form: 0 <= float(cell) <= 100,
         ("classes",),
     )
     monkeypatch.setitem(LABEL_FORMS, "letter", first_letters)

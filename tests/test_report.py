@@ -1,4 +1,4 @@
-"""report.html in a real Chromium, driven over WebDriver: no console error, the threshold moves, nothing escapes."""
+"""report.html in Chromium, driven over WebDriver: content, colours, escaping, no console error; the ledger."""
 
 import base64
 import io
@@ -16,14 +16,13 @@ import pandas as pd
 import pytest
 from conftest import TINY, done, png, refused, toy_image, write_csv, write_zip
 from PIL import Image
-from sklearn.metrics import roc_auc_score
-from test_oof import experiment, last_line, noisy, read_ledger, with_ladder
+from sklearn.metrics import confusion_matrix, roc_auc_score
+from test_oof import FORECAST, experiment, last_line, noisy, read_ledger, with_candidates
 
-from common import softmax
 from kit.report import figures
 
 HOSTILE = "\"><img src=x onerror=document.title='owned'><b>&amp.png"
-LABELS = "</script><u>document.title='owned'</u>", "b$_{x}$ & 'c' @@counts@@"  # the latter is a place of the page
+LABELS = "</script><u>document.title='owned'</u>", "b$_{x}$ & 'c' @@images@@"  # the latter is a placeholder of the page
 EXP = "<i>'&amp;\""
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -80,21 +79,9 @@ def browser(tmp_path_factory):
     browser.close()
 
 
-def cells(browser):
-    return {
-        key: int(browser.run(f"return document.getElementById('{key}').textContent")) for key in "tp fp fn tn".split()
-    }
-
-
-def press(browser, keys):
-    """Moves the slider as a reader does, with the keyboard."""
-    (element,) = browser.call("POST", "/element", using="css selector", value="#threshold").values()
-    browser.call("POST", f"/element/{element}/value", text=keys)
-
-
 @pytest.fixture(scope="module")
 def report(trained):
-    """The report of the trained experiment. → its path, what 02 printed."""
+    """Return the report of the trained experiment: its path, what 02 printed."""
     out = done("02_oof.py", *trained.flags)
     return SimpleNamespace(path=trained.base / "report.html", out=out)
 
@@ -102,29 +89,17 @@ def report(trained):
 def test_report_of_the_demo(trained, report, browser):
     oof = pd.read_csv(trained.base / "oof.csv")
     browser.open(report.path)
-    p, positive = oof.probability_1.to_numpy(), oof.label.to_numpy() == 1
-
-    def expected(t):
-        pairs = dict(tp=positive & (p > t), fp=~positive & (p > t), fn=positive & (p <= t), tn=~positive & (p <= t))
-        return {key: int(value.sum()) for key, value in pairs.items()}
-
-    assert cells(browser) == expected(0.5)
-    press(browser, "\ue014" * 40)  # arrow right
-    shown = float(browser.run("return document.getElementById('shown').textContent"))
-    assert shown == pytest.approx(0.54)
-    assert cells(browser) == expected(shown)
-    press(browser, "\ue011")  # home
-    assert cells(browser)["tn"] == 0, "above 0 everything is positive"
     headline = browser.run("return document.querySelector('.headline').textContent")
     assert headline == f"AUC {last_line(report.out)[0]:.4f}"
     body = browser.run("return document.body.textContent")
-    assert f"{int((oof.label != (p > 0.5)).sum())} of {len(oof)} images are predicted wrongly" in body
+    wrong = int((oof.label != (oof.probability_1 > 0.5)).sum())
+    assert f"{wrong} of {len(oof)} images are predicted wrongly" in body
     assert browser.run("return [...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert browser.run("return document.querySelectorAll('svg').length") == 3
+    assert browser.run("return document.querySelectorAll('svg').length") == 4
     assert browser.console() == []
 
 
-def test_report_on_a_phone_in_the_dark_and_on_paper(report, browser, tmp_path):
+def test_report_on_a_phone_in_dark_mode_and_printed(report, browser, tmp_path):
     browser.open(report.path)
     light = browser.run("return getComputedStyle(document.body).backgroundColor")
     browser.devtools("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="dark")])
@@ -132,10 +107,11 @@ def test_report_on_a_phone_in_the_dark_and_on_paper(report, browser, tmp_path):
     time.sleep(0.3)
     dark = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert (light, dark) == ("rgb(255, 255, 255)", "rgb(21, 24, 27)")
-    colours = browser.run("return [...document.querySelectorAll('svg text')].map(x => getComputedStyle(x).fill)")
+    words = "[...document.querySelectorAll('section:not(#confusion) svg text')]"  # its counts are on coloured cells
+    colours = browser.run(f"return {words}.map(word => getComputedStyle(word).fill)")
     assert len(colours) > 50
-    assert {*colours} == {"rgb(230, 232, 234)"}, "the figures' words follow the page's colour"
-    assert browser.run("return document.documentElement.scrollWidth") <= 390, "a phone needn't scroll sideways"
+    assert {*colours} == {"rgb(230, 232, 234)"}, "the charts' text has the page's colour"
+    assert browser.run("return document.documentElement.scrollWidth") <= 390, "no sideways scrolling on a phone"
     browser.screenshot(tmp_path / "phone.png")
     browser.devtools("Emulation.setEmulatedMedia", features=[])
     browser.devtools("Emulation.clearDeviceMetricsOverride")
@@ -146,7 +122,7 @@ def test_report_on_a_phone_in_the_dark_and_on_paper(report, browser, tmp_path):
 
 
 def test_names_and_labels_are_only_text(tmp_path, browser):
-    """Labels and a file name with markup; two names differ in their noise only, so they end in one group."""
+    """Labels and a file name contain markup; two images are the same and have two labels."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "input"
     folder.mkdir()
@@ -189,29 +165,35 @@ def test_names_and_labels_are_only_text(tmp_path, browser):
     assert any(LABELS[0] in caption for caption in captions)
     body = browser.run("return document.body.textContent")
     assert "groups whose images have different labels: a label is wrong, or the group is: 1" in body
-    assert browser.run("return document.querySelector('.positive').textContent") == LABELS[0]
+    ticks = browser.run("return [...document.querySelectorAll('#confusion svg text')].map(x => x.textContent)")
+    assert {label[:20] for label in LABELS} < {*ticks}
     assert browser.console() == []
 
 
-def test_many_classes_get_a_menu(tmp_path, browser):
-    """Twelve classes, two of which no image of the finished folds has."""
-    targets = np.arange(240) % 10
-    logits = noisy(targets, 12, 1)
+@pytest.mark.parametrize("classes", [2, 12])
+def test_the_confusion_matrix_of_two_and_of_many_classes(tmp_path, browser, classes):
+    """Of twelve classes, two have no image in the finished folds."""
+    targets = np.arange(240) % min(classes, 10)
+    logits = noisy(targets, classes, 1)
     done("02_oof.py", *experiment(tmp_path, "base", targets, logits, metric="accuracy", tta="d4"))
-    probabilities = softmax(logits)
+    predicted = logits.argmax(axis=1)
     browser.open(tmp_path / "base" / "report.html")
-    browser.run(
-        "const menu = document.getElementById('class'); menu.value = 7; menu.dispatchEvent(new Event('change'));"
-        "const bar = document.getElementById('threshold'); bar.value = 20; bar.dispatchEvent(new Event('input'))"
-    )
-    chosen, positive = probabilities[:, 7] > 0.2, targets == 7
-    wanted = dict(tp=(chosen & positive).sum(), fp=(chosen & ~positive).sum(), fn=(~chosen & positive).sum())
-    assert cells(browser) == wanted | dict(tn=(~chosen & ~positive).sum())
-    assert browser.run("return document.querySelector('.positive').textContent") == "class 7"
+    words = browser.run("return [...document.querySelectorAll('#confusion svg text')].map(x => x.textContent)")
+    counts = confusion_matrix(targets, predicted, labels=range(classes)).ravel()
+    assert words[-len(counts) - 1 : -1] == [*map(str, counts)], "row by row, then the title"
+    assert words[:classes] == [f"class {k}" for k in range(classes)]
     headline = browser.run("return document.querySelector('.headline').textContent")
-    assert headline == f"accuracy {(probabilities.argmax(axis=1) == targets).mean():.4f}"
+    assert headline == f"accuracy {(predicted == targets).mean():.4f}"
     assert browser.run("return document.querySelectorAll('svg').length") == 4
     assert browser.console() == []
+
+
+def test_more_classes_than_a_chart_has_room_for_have_no_confusion_matrix(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "MOST_SQUARE", 4)
+    targets = np.arange(60) % 5
+    done("02_oof.py", *experiment(tmp_path, "base", targets, noisy(targets, 5, 1), metric="accuracy"))
+    assert "<h2>Confusion matrix</h2>" not in (tmp_path / "base" / "report.html").read_text()
+    assert not (tmp_path / "base" / "confusion.png").exists()
 
 
 def test_calibration_bins():
@@ -227,22 +209,22 @@ def test_calibration_bins():
     assert figures.calibration(honest, np.stack([1 - boastful, boastful], axis=1))[3] == pytest.approx(0.24, abs=0.02)
 
 
-# ---------------------------------------------------------------- the test set, and copies
+# ---------------------------------------------------------------- the test set, and duplicates
 
 
 def section(page, heading):
-    """→ the HTML of the section of this heading."""
+    """Return the HTML of the section with this heading."""
     return page.split(f"<h2>{heading}</h2>")[1].split("</section>")[0]
 
 
-def test_the_report_shows_the_ladder_and_matched_png(tmp_path):
+def test_the_report_shows_chosen_and_plain_folds_and_matched_png(tmp_path):
     targets = np.arange(60) % 2
     flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1))
-    with_ladder(tmp_path, 40)
-    heading = "Is the test set like the training set?"
+    with_candidates(tmp_path, 40)
+    heading = "Forecast and test set"
     done("02_oof.py", *flags)
     part = section((tmp_path / "base" / "report.html").read_text(), heading)
-    assert "leaderboard, as far as can be told" in part
+    assert FORECAST in part
     assert "<img" not in part, "no picture, no table: nothing fails"
     drawn = np.full((90, 160, 3), (200, 30, 60), np.uint8)
     (tmp_path / "prepared" / "matched.png").write_bytes(png(drawn))
@@ -253,33 +235,33 @@ def test_the_report_shows_the_ladder_and_matched_png(tmp_path):
     assert (shown.format, shown.size) == ("JPEG", (160, 90))
     assert np.asarray(shown).mean(axis=(0, 1)) == pytest.approx([200, 30, 60], abs=4)
     rows = re.findall(r"<tr( class=marked)?><td>(.+?)</td>(.*?)</tr>", part)
-    assert [name for _, name, _ in rows] == ["each image alone", "20 clusters", "14 clusters"], "those that matter"
-    assert [bool(marked) for marked, *_ in rows] == [False, True, False]
-    assert [re.findall("<td>(.+?)</td>", cells)[-1] for *_, cells in rows] == ["0.9500", "0.8000", "0.7000"]
+    assert [name for _, name, _ in rows] == ["each image alone", "20 clusters"], "the plain folds and the chosen ones"
+    assert [bool(marked) for marked, *_ in rows] == [False, True]
+    assert [re.findall("<td>(.+?)</td>", cells)[-1] for *_, cells in rows] == ["0.9500", "0.8000"]
     assert "matched folds, 20 clusters (matched.png)" in part
     assert "nearest image seen" in part
     page = (tmp_path / "base" / "report.html").read_text()
     headings = re.findall(r"<h2>(.+?)</h2>", page)
-    wanted = ["Scores", "Worst mistakes", "Images", "Label suspects", "Experiments", "Label conflicts"]
+    wanted = ["Scores", "Worst mistakes", "Images", "Possible label errors", "Experiments", "Label conflicts"]
     assert [name for name in headings if name in (heading, *wanted)] == [heading, *wanted], "what matters most is first"
     (tmp_path / "prepared" / "matched.png").write_bytes(b"no picture")
     done("02_oof.py", *flags)
     assert "<img" not in section((tmp_path / "base" / "report.html").read_text(), heading)
 
 
-def test_conflicts_and_copies_are_of_copies_not_of_the_folds_groups(tmp_path):
-    """Three pairs of copies, one with two labels, lie in groups of ten; the copy of another image is a test image."""
+def test_conflicts_and_groups_are_of_duplicates_not_of_the_folds_groups(tmp_path):
+    """Three pairs of duplicates, one with two labels, are in groups of ten; another duplicate is a test image."""
     targets = np.arange(60) % 2
     flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1), groups=np.arange(60) // 10)
     done("02_oof.py", *flags)
     page = (tmp_path / "base" / "report.html").read_text()
-    assert "or the group is: 6, 6 shown" in section(page, "Label conflicts"), "where nobody looked for copies"
+    assert "or the group is: 6, 6 shown" in section(page, "Label conflicts"), "no search for duplicates"
     groups = {7: ("000000.png", "000002.png"), 12: ("000010.png", "000013.png"), 15: ("000020.png", "000022.png")}
     rows = [(group, 2, "train", name) for group, names in groups.items() for name in names]
-    rows += [(16, 2, "train", "000030.png"), (16, 2, "test", "000031.png")]  # a name of the test set's own
+    rows += [(16, 2, "train", "000030.png"), (16, 2, "test", "000031.png")]  # the name of a test image as well
     write_csv(tmp_path / "prepared" / "duplicates.csv", [("group", "size", "part", "image_name"), *rows])
-    found = dict(groups=4, largest=2, largest_share=0.03, train_with_relative=0.1, test_with_relative=0.1)
-    with_ladder(tmp_path, 40, relatives=found | dict(conflicts=[["000010.png", "000013.png"]]))
+    counts = dict(groups=4, largest=2, largest_share=0.03, train_with_duplicate=0.1, test_with_duplicate=0.1)
+    with_candidates(tmp_path, 40, duplicates=counts | dict(conflicts=[["000010.png", "000013.png"]]))
     done("02_oof.py", *flags)
     page = (tmp_path / "base" / "report.html").read_text()
     conflicts, several = section(page, "Label conflicts"), section(page, "Groups of duplicates")
@@ -291,12 +273,12 @@ def test_conflicts_and_copies_are_of_copies_not_of_the_folds_groups(tmp_path):
     ]
 
 
-def test_no_copies_at_all_are_no_error(tmp_path):
+def test_a_report_without_any_duplicates(tmp_path):
     targets = np.arange(60) % 2
     flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1), groups=np.arange(60) // 10)
     write_csv(tmp_path / "prepared" / "duplicates.csv", [("group", "size", "part", "image_name")])
-    found = dict(groups=0, largest=1, largest_share=0.01, train_with_relative=0.0, test_with_relative=0.0)
-    with_ladder(tmp_path, 40, relatives=found | dict(conflicts=[]))
+    counts = dict(groups=0, largest=1, largest_share=0.01, train_with_duplicate=0.0, test_with_duplicate=0.0)
+    with_candidates(tmp_path, 40, duplicates=counts | dict(conflicts=[]))
     done("02_oof.py", *flags)
     page = (tmp_path / "base" / "report.html").read_text()
     assert "or the group is: 0, 0 shown" in section(page, "Label conflicts")
@@ -306,7 +288,7 @@ def test_no_copies_at_all_are_no_error(tmp_path):
 # ---------------------------------------------------------------- the ledger
 
 
-def test_ledger_holds_the_thesis_tables(trained, tmp_path):
+def test_the_ledger_contains_the_thesis_tables(trained, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(trained.output, output)
     flags = ["--input", trained.input, "--output", output]

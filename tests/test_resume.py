@@ -1,4 +1,4 @@
-"""A fold that is killed goes on and ends with the same bytes; nobody works on a fold twice; damage is noticed."""
+"""Resume: a killed fold ends with the same bytes, damaged resume files, locks of folds."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def flags(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(trained, tmp_path_factory):
-    """A fold that saves after each step was killed in its last epoch. → the experiment's folder, for reading only."""
+    """Kill a fold that saves after each step, in its last epoch. → the experiment's folder, only read."""
     output = tmp_path_factory.mktemp("killed") / "output"
     shutil.copytree(trained.output, output)
     flags = ["--input", trained.input, "--output", output]
@@ -42,25 +42,25 @@ def killed(trained, tmp_path_factory):
     raise AssertionError("the fold ended before it could be killed")
 
 
-def test_goes_on_in_the_middle_and_leaves_no_resume_file(flags, killed):
+def test_a_killed_fold_resumes_within_its_epoch_and_ends_with_the_same_bytes(flags, killed):
     folder = flags[3] / "new"
     shutil.copytree(killed, folder)
     assert len(pd.read_csv(folder / "fold0_epochs.csv")) == 1
     out = done("01_train_fold.py", *flags, *FOLD)
     assert "goes on in epoch 2 after" in out
-    assert "epoch 1/2" not in out, "the first epoch isn't trained again"
+    assert "epoch 1/2" not in out, "the first epoch is not trained again"
     assert len(pd.read_csv(folder / "fold0_epochs.csv")) == 2
     assert not list(folder.glob("*resume*"))
     assert not list(folder.glob(".tmp*"))
-    whole = (folder / "fold0.pt").read_bytes()
+    resumed = (folder / "fold0.pt").read_bytes()
     shutil.rmtree(folder)
     done("01_train_fold.py", *flags, *FOLD)
-    assert (folder / "fold0.pt").read_bytes() == whole
+    assert (folder / "fold0.pt").read_bytes() == resumed
     assert "is finished" in done("01_train_fold.py", *flags, *FOLD)
 
 
 @pytest.mark.parametrize("damage", ["bit", "truncated", "other settings"])
-def test_a_damaged_resume_file_is_set_aside(flags, killed, damage):
+def test_a_damaged_resume_file_is_renamed_and_the_fold_starts_over(flags, killed, damage):
     folder = flags[3] / "new"
     shutil.copytree(killed, folder)
     path = folder / "fold0.resume.pt"
@@ -90,11 +90,11 @@ def test_a_fold_has_one_process_at_a_time(flags):
     config = flags[3] / "new" / "config.json"
     config.write_text(config.read_text().replace('"epochs": 200', '"epochs": 2'))
     (flags[3] / "new" / "fold0.resume.pt").unlink(missing_ok=True)
-    done("01_train_fold.py", *flags, *FOLD)  # the lock of a dead process holds nobody up
+    done("01_train_fold.py", *flags, *FOLD)  # a dead process holds no lock
 
 
-def test_a_fold_that_another_process_has_finished_meanwhile_is_left_alone(flags, monkeypatch):
-    """The other one ends between our start and our turn."""
+def test_a_fold_that_another_process_finishes_first_is_left_alone(flags, monkeypatch):
+    """The other process ends while this one waits for the lock."""
     folder, plain = flags[3] / "new", locks.locked
 
     def slow(path, *arguments, **options):
@@ -109,42 +109,42 @@ def test_a_fold_that_another_process_has_finished_meanwhile_is_left_alone(flags,
     assert (folder / "fold0.pt").read_bytes() == b"the other's"
 
 
-def test_the_views_of_a_trained_fold_are_not_paid_for_by_another_epoch(flags, monkeypatch):
-    """A stop while the held-out images are predicted in all views goes on there."""
+def test_a_stop_during_tta_repeats_no_epoch(flags, monkeypatch):
+    """A fold that stops while its held-out images are predicted in all views resumes there."""
 
     def stopped(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("kit.train.monitor.Watch.forecast", lambda *_: None)  # it counts the views
+        patch.setattr("kit.train.monitor.EpochMonitor.forecast", lambda *_: None)  # it counts the views
         patch.setitem(inference.TTAS, "d4", stopped)
         with pytest.raises(KeyboardInterrupt):
             done("01_train_fold.py", *flags, *FOLD)
     out = done("01_train_fold.py", *flags, *FOLD)
     assert "goes on in epoch 3" in out
     assert "train loss" not in out
-    whole = [(flags[3] / "new" / f"fold0.{ending}").read_bytes() for ending in ("pt", "csv")]
+    resumed = [(flags[3] / "new" / f"fold0.{ending}").read_bytes() for ending in ("pt", "csv")]
     done("01_train_fold.py", *flags, *FOLD, "--overwrite")
-    assert whole == [(flags[3] / "new" / f"fold0.{ending}").read_bytes() for ending in ("pt", "csv")]
+    assert resumed == [(flags[3] / "new" / f"fold0.{ending}").read_bytes() for ending in ("pt", "csv")]
 
 
-def test_no_resume_file_where_none_is_wanted(flags):
+def test_save_minutes_0_writes_no_resume_file(flags):
     done("01_train_fold.py", *flags, *FOLD, "--save-minutes", 0, "--epochs", 2)
     assert not list((flags[3] / "new").glob("*resume*"))
 
 
-def test_every_random_state_comes_back(tmp_path):
+def test_every_random_state_is_restored(tmp_path):
     import random
 
     import numpy as np
 
     before = checkpoint.random_states()
-    drawn = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
+    first = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
     checkpoint.restore_random_states(torch_roundtrip(before, tmp_path))
     again = torch.rand(3), np.random.rand(3), random.random(), np.random.normal()
-    assert torch.equal(drawn[0], again[0])
-    assert (drawn[1] == again[1]).all()
-    assert drawn[2:] == again[2:]
+    assert torch.equal(first[0], again[0])
+    assert (first[1] == again[1]).all()
+    assert first[2:] == again[2:]
 
 
 def torch_roundtrip(state, folder):
@@ -152,8 +152,8 @@ def torch_roundtrip(state, folder):
     return torch.load(folder / "state.pt", weights_only=True)
 
 
-def test_the_whole_way_twice_gives_the_same_bytes(trained, tmp_path):
-    """00 to 03, with other worker counts: folds.csv, oof.csv, report and submission."""
+def test_all_scripts_twice_give_the_same_bytes(trained, tmp_path):
+    """00 to 03, with different numbers of workers: folds.csv, oof.csv, pictures and submission."""
     for name, workers in (("a", 0), ("b", 2)):
         flags = ["--input", trained.input, "--output", tmp_path / name]
         done("00_prepare.py", *flags, "--size", 32, "--folds", 3)

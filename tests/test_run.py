@@ -1,4 +1,4 @@
-"""run.sh as its users run it: to the end, with Ctrl-C in the middle, on several GPUs, until the time is up."""
+"""run.sh: all scripts in turn, errors before any work, Ctrl-C, several GPUs, --stop-after."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def test_the_folds_are_shared_between_the_gpus():
     assert pipeline.shares(2, 3) == [[0], [1]]
 
 
-def test_mistakes_in_the_variables_and_folds_in_a_file_end_it_before_any_work(tmp_path, monkeypatch, capsys):
+def test_errors_in_variables_and_flags_are_found_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["run.sh"])
     flags = ["--input", str(tmp_path), "--output", str(tmp_path / "output"), "--weights", "none"]
     for name in ("PREPARE", "INFER"):
@@ -44,7 +44,7 @@ def test_mistakes_in_the_variables_and_folds_in_a_file_end_it_before_any_work(tm
     assert not (tmp_path / "output").exists()
 
 
-def test_run_sh_trains_every_fold(tmp_path):
+def test_run_sh_refuses_fold(tmp_path):
     process = run_sh("--output", tmp_path / "output", "--fold", 2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -60,7 +60,7 @@ def test_run_sh_refuses_a_wrong_flag_before_any_work(tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-# ---------------------------------------------------------------- the real scripts
+# ---------------------------------------------------------------- with training
 
 
 def wait_for(process, path):
@@ -70,7 +70,7 @@ def wait_for(process, path):
 
 
 @pytest.mark.slow
-def test_run_sh_goes_on_after_stop_after_and_after_ctrl_c(toy, tmp_path):
+def test_run_sh_resumes_after_stop_after_and_after_ctrl_c(toy, tmp_path):
     flags = [*toy(train=60), "--exp=quick", *TINY]
     folder = tmp_path / "output" / "quick"
     process = run_sh(*flags, "--stop-after", "1s", **PLAIN)
@@ -98,7 +98,7 @@ def test_run_sh_goes_on_after_stop_after_and_after_ctrl_c(toy, tmp_path):
     assert list(folder.glob("submission_quick_CV*.csv"))
 
 
-def running():
+def command_lines():
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             yield path.read_text()
@@ -106,11 +106,11 @@ def running():
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_processes_of_all_gpus(toy, tmp_path):
-    """The GPUs are only named here; each process finds none and takes the CPU. test_notebooks.py goes on to the end."""
+    """The GPUs are only named here: each process finds none and uses the CPU. test_notebooks.py runs to the end."""
     process = run_sh(*toy(train=60), "--parallel", *TINY, CUDA_VISIBLE_DEVICES="0,1", **PLAIN)
 
     def ours():
-        return [line for line in running() if str(tmp_path) in line]
+        return [line for line in command_lines() if str(tmp_path) in line]
 
     while {line.split("--fold\0")[1][0] for line in ours() if "--fold\0" in line} != {"0", "1"}:
         assert process.poll() is None, process.stderr.read()
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_processes_of_all_gpus(toy, tmp_path):
 
 
 @pytest.mark.slow
-def test_parallel_ends_badly_where_a_fold_does(toy):
+def test_parallel_fails_where_a_fold_fails(toy):
     process = run_sh(*toy(train=60), "--parallel", *TINY, "--batch-size", 1000, CUDA_VISIBLE_DEVICES="0,1", **PLAIN)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2

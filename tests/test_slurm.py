@@ -1,4 +1,4 @@
-"""slurm/folds.sbatch on a real Slurm of one node, which `.ci/slurm.sh` starts."""
+"""Slurm: slurm/folds.sbatch on a real Slurm of one node, which `.ci/slurm.sh` starts."""
 
 import os
 import shutil
@@ -29,8 +29,8 @@ def slurm(*command, **environment):
 
 
 def wait_until_done(folder, seconds=240):
-    """Waits for all jobs. → what they wrote. A job that is queued again would rest for two minutes; here three seconds,
-    since slurmd refuses one that comes back in the second in which it was put back."""
+    """Wait for all jobs. → the text of their logs. A job that is queued again would wait for two minutes; here it waits
+    three seconds, since slurmd refuses one that starts in the second in which it was queued."""
     hastened = set()
     for _ in range(seconds):
         queued = [line.split() for line in slurm("squeue", "--noheader", "--array", "--format=%i %r").splitlines()]
@@ -45,8 +45,8 @@ def wait_until_done(folder, seconds=240):
 
 
 def submit(folder, competition, *flags):
-    """Submits as a user does, but with the logs in `folder`; inner jobs take the place of logs from the environment.
-    Each fold has the node to itself, so that the second is cut off while the first is queued again."""
+    """Submit as a user does, but with the logs in `folder`, which inner jobs read from the environment. Each fold has
+    the node to itself, so that the second is stopped while the first is queued again."""
     names = dict(EXP="quick", INPUT=competition[1], OUTPUT=competition[3], INFER="--batch-size 64")
     own = dict(PREPARE="--folds 2 --groups none --size 32", GPU="--exclusive", SBATCH_OUTPUT=f"{folder}/%x-%j.log")
     environment = {name: str(value) for name, value in (names | own).items()}
@@ -54,7 +54,7 @@ def submit(folder, competition, *flags):
 
 
 def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
-    # each fold is cut off after one of its two steps, and Slurm queues it again
+    # each fold is stopped after one of its two steps, and Slurm queues it again
     submit(tmp_path, toy(train=60), *TINY, "--batch-size", 15, "--epochs", 1, "--stop-after", "1s")
     log = wait_until_done(tmp_path)
     assert "folds in job" in log
@@ -65,7 +65,7 @@ def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
     assert len(list((tmp_path / "output" / "quick").glob("submission_quick_CV*.csv"))) == 1
 
 
-def test_a_fold_that_fails_cancels_the_end(toy, tmp_path):
+def test_a_fold_that_fails_cancels_02_and_03(toy, tmp_path):
     submit(tmp_path, toy(train=60), *TINY, "--batch-size", 1000)
     log = wait_until_done(tmp_path)
     assert log.count("--batch-size 1000 is more than the 30 training images: lower it") == 2

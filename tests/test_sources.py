@@ -1,4 +1,4 @@
-"""Where images may come from: several folders and archives, packed and in parts; and what their bytes may be."""
+"""Sources of images: folders and archives, one or several; and the formats of their files."""
 
 import io
 import os
@@ -6,6 +6,7 @@ import shutil
 import struct
 import sys
 import tarfile
+import tracemalloc
 import zlib
 
 import cv2
@@ -137,8 +138,6 @@ def test_a_tar_is_read_in_place(tmp_path):
 PACKERS = {
     "train.tar.gz": lambda path: write_tar(path, FILES, "w:gz"),
     "train.TGZ": lambda path: write_tar(path, FILES, "w:gz"),
-    "train.tar.bz2": lambda path: write_tar(path, FILES, "w:bz2"),
-    "train.tar.xz": lambda path: write_tar(path, FILES, "w:xz"),
     "train.7z": lambda path: write_7z(path, FILES),
     "train.tar.7z": lambda path: write_7z(path, {"train.tar": packed_bytes(path, "w")}),
 }
@@ -239,11 +238,11 @@ def test_what_does_not_fit_is_not_unpacked(tmp_path, kind, monkeypatch):
     path = tmp_path / f"a.{kind}"
     write_tar(path, files, "w:gz") if kind == "tgz" else write_7z(path, files)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=archives.SPARE + 2**20 - 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=archives.RESERVE + 2**20 - 1))
     with pytest.raises(UserError, match=r"a\.\w+ unpacks to more than the 0\.0 GiB that are free"):
         ImageSource(path, unpacked=tmp_path / "u")
     assert not [file for file in (tmp_path / "u").rglob("*") if not file.name.endswith(".lock")]
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=archives.SPARE + 2**20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=archives.RESERVE + 2**20))
     assert [*ImageSource(path, unpacked=tmp_path / "u").files] == ["a.png"]
 
 
@@ -257,33 +256,34 @@ def test_encrypted_7z_and_missing_py7zr_are_named(tmp_path, monkeypatch):
         ImageSource(tmp_path / "0.7z", unpacked=tmp_path / "u")
 
 
-def split(path, size):
-    data = path.read_bytes()
-    for i, start in enumerate(range(0, len(data), size), 1):
-        path.with_name(f"{path.name}.{i:03}").write_bytes(data[start : start + size])
-    path.unlink()
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    {
+        "train.zip.001": "is one of several parts: join them, cat {0}/train.zip.* > {0}/train.zip",
+        "train.TAR.GZ.002": "is one of several parts: join them, cat {0}/train.TAR.GZ.* > {0}/train.TAR.GZ",
+        **{
+            f"train.{ending}": f"is packed by bz2 or xz: unpack it, tar -xf {{0}}/train.{ending}, and name the folder"
+            for ending in ("tar.bz2", "tbz2", "tbz", "tar.xz", "TXZ")
+        },
+    }.items(),
+)
+def test_what_is_not_read_is_refused_with_the_remedy(tmp_path, name, remedy):
+    write_zip(tmp_path / name, FILES)
+    with pytest.raises(UserError) as error:
+        ImageSource(tmp_path / name, unpacked=tmp_path / "u")
+    assert str(error.value) == f"{tmp_path / name} {remedy.format(tmp_path)}"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("given", ["", ".001"])
-@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
-def test_archives_in_parts(tmp_path, kind, given):
-    path = tmp_path / f"train.{kind}"
-    if kind == "zip":
-        write_zip(path, FILES)
-    else:
-        write_tar(path, FILES, "w:gz" if kind == "tar.gz" else "w")
-    whole = path.read_bytes()
-    split(path, 100)
-    assert len(list(tmp_path.iterdir())) > 3
-    path = path.with_name(path.name + given)
-    with archives.open_parts(path) as file:
-        assert file.read() == whole
-        assert file.seek(-70, 2) == len(whole) - 70
-        assert file.read(60) == whole[-70:-10]
-    holds_all(ImageSource(path, unpacked=tmp_path / "u"))
-    (tmp_path / f"train.{kind}.002").unlink()
-    with pytest.raises(UserError, match=r"002 is missing: download all parts"):
-        ImageSource(path, unpacked=tmp_path / "u")
+def test_a_folder_is_read_whatever_its_name(tmp_path):
+    for name in ("train.zip.001", "train.tar.xz", "train.7z"):
+        holds_all(ImageSource(write_folder(tmp_path / name, FILES)))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip", "a.7z", "a.tgz", "a"])
+def test_a_missing_archive_is_named(tmp_path, name):
+    with pytest.raises(UserError, match=rf"{name} is missing: download it$"):
+        ImageSource(tmp_path / name, unpacked=tmp_path / "u")
 
 
 def test_a_zip_with_z01_is_to_be_joined(tmp_path):
@@ -321,54 +321,23 @@ def test_three_files_are_the_channels_of_one_image(tmp_path):
 # ---------------------------------------------------------------- TIFF and PNG of more bits, bands and pages
 
 
-def write_tiff(samples, order="<", planar=False, packed=False, predictor=1, tile=None, rows=3, **more):
-    """The bytes of a TIFF of [H, W, C] samples of any type, in strips of `rows` rows or square tiles."""
-    height, width, count = samples.shape
-    samples = samples.astype(samples.dtype.newbyteorder(order))
-    blocks = []
-    for plane in [samples[..., i : i + 1] for i in range(count)] if planar else [samples]:
-        high, wide = (tile, tile) if tile else (rows, width)
-        for top in range(0, height, high):
-            for left in range(0, width, wide):
-                block = plane[top : top + high, left : left + wide]
-                if tile:
-                    block = np.pad(block, ((0, tile - block.shape[0]), (0, tile - block.shape[1]), (0, 0)))
-                blocks.append(predicted(block, predictor, samples.dtype))
-    blocks = [zlib.compress(block) if packed else block for block in blocks]
-    data, places = bytearray(8), []
-    for block in blocks:
-        places.append(len(data))
-        data += block + b"\0" * (len(block) % 2)
-    lengths = [len(block) for block in blocks]
-    kind = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
-    tags = {256: [width], 257: [height], 258: [samples.itemsize * 8] * count, 259: [8 if packed else 1], 262: [1]}
-    tags |= {277: [count], 284: [2 if planar else 1], 317: [predictor], 339: [kind] * count}
-    tags |= {322: [tile], 323: [tile], 324: places, 325: lengths} if tile else {273: places, 278: [rows], 279: lengths}
-    tags |= {int(tag): value for tag, value in more.pop("tags", {}).items()}
-    outside = {}
-    for tag, values in tags.items():
-        if len(values) > 1:
-            outside[tag] = len(data)
-            data += struct.pack(f"{order}{len(values)}I", *values)
-    start = len(data)
-    data += struct.pack(f"{order}H", len(tags))
-    for tag, values in sorted(tags.items()):
-        data += struct.pack(f"{order}HHII", tag, 4, len(values), outside.get(tag, values[0]))
-    data += bytes(4)
-    data[:8] = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", start)
-    return bytes(data)
+def write_tiff(samples, **options):
+    """The bytes of a TIFF of [H, W, C] samples, as tifffile writes it."""
+    if options.get("planarconfig") == "separate":
+        samples = np.moveaxis(samples, -1, 0)
+    data = io.BytesIO()
+    options = dict(photometric="minisblack", planarconfig="contig", metadata=None, rowsperstrip=3) | options
+    pytest.importorskip("tifffile").imwrite(data, samples, **options)
+    return data.getvalue()
 
 
-def predicted(block, predictor, dtype):
-    """A block's bytes as TIFF's predictors store them."""
-    if predictor == 1:
-        return np.ascontiguousarray(block).tobytes()
-    if predictor == 2:
-        numbers = np.ascontiguousarray(block).view(dtype.str.replace("f", "u"))
-        return np.diff(numbers, axis=1, prepend=numbers[:, :1] * 0).astype(numbers.dtype).tobytes()
-    data = np.ascontiguousarray(block.astype(dtype.newbyteorder(">"))).view(np.uint8)
-    data = data.reshape(len(block), -1, dtype.itemsize).swapaxes(1, 2).reshape(len(block), -1, block.shape[2])
-    return np.diff(data, axis=1, prepend=data[:, :1] * 0).astype(np.uint8).tobytes()
+def with_tags(data, tags):
+    """The bytes of a TIFF with other values in some of its tags."""
+    file = io.BytesIO(data)
+    with pytest.importorskip("tifffile").TiffFile(file, mode="r+") as opened:
+        for tag, value in tags.items():
+            opened.pages[0].tags[tag].overwrite(value)
+    return file.getvalue()
 
 
 def stretched(band):
@@ -385,14 +354,18 @@ def bands_of(count, dtype, height=11, width=37):
 
 STORED = [
     dict(),
-    dict(order=">"),
-    dict(planar=True),
-    dict(packed=True),
-    dict(packed=True, predictor=2),
-    dict(packed=True, predictor=2, order=">", planar=True),
-    dict(tile=16),
-    dict(tile=16, packed=True, predictor=2, planar=True),
-    dict(tile=16, packed=True, predictor=2, order=">"),
+    dict(byteorder=">"),
+    dict(bigtiff=True),
+    dict(planarconfig="separate"),
+    dict(compression="zlib"),
+    dict(compression="lzw", predictor=2),
+    dict(compression="zlib", predictor=2, byteorder=">", planarconfig="separate"),
+    dict(compression="zstd"),
+    dict(compression="lzma"),
+    dict(compression="packbits", byteorder=">"),
+    dict(tile=(16, 16)),
+    dict(tile=(16, 16), compression="zlib", predictor=2, planarconfig="separate"),
+    dict(tile=(16, 16), compression="zlib", predictor=2, byteorder=">"),
 ]
 
 
@@ -400,7 +373,8 @@ STORED = [
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
 def test_bands_of_a_tiff(stored, dtype):
     samples = bands_of(12, dtype)
-    data = write_tiff(samples, **stored)
+    floats = {"predictor": 3} if samples.dtype.kind == "f" and "predictor" in stored else {}
+    data = write_tiff(samples, **stored | floats)
     seen = decode(data, bands=(4, 3, 12))
     assert (seen == np.stack([stretched(samples[..., i]) for i in (3, 2, 11)], axis=2)).all()
     assert (decode(data, bands=(5,)) == stretched(samples[..., 4])[..., None]).all()
@@ -411,22 +385,29 @@ def test_bands_of_a_tiff(stored, dtype):
 
 
 @pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
 def test_floats_with_their_predictor(order, tile):
     samples = bands_of(5, "float32")
-    data = write_tiff(samples, order, packed=True, predictor=3, tile=tile)
+    data = write_tiff(samples, byteorder=order, compression="zlib", predictor=3, tile=tile)
     assert (decode(data, bands=(5, 1, 2)) == np.stack([stretched(samples[..., i]) for i in (4, 0, 1)], 2)).all()
 
 
 def test_tiffs_packed_by_pillow_itself():
     grey = bands_of(1, "float32")[..., 0]
-    for packing in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "raw"):
-        data = saved(Image.fromarray(grey), "TIFF", compression=packing)
+    packings = ("tiff_lzw", 1), ("tiff_lzw", 2), ("tiff_adobe_deflate", 3), ("packbits", 1), ("raw", 1)
+    for packing, predictor in packings:
+        data = saved(Image.fromarray(grey), "TIFF", compression=packing, tiffinfo={317: predictor})
         assert (decode(data, bands=(1,)) == stretched(grey)[..., None]).all()
         with pytest.raises(ValueError, match="floating-point values: say which bands"):
             decode(data)
     with pytest.raises(ValueError, match="compression 7"):
         decode(saved(Image.fromarray(PICTURES[0]), "TIFF", compression="jpeg"), bands=(1, 2, 3))
+
+
+def test_bands_are_turned_upright():
+    samples = bands_of(5, "uint16")
+    turned = decode(write_tiff(samples, extratags=[(274, "H", 1, 6, True)]), bands=(1, 2, 3))
+    assert (turned == np.rot90(decode(write_tiff(samples), bands=(1, 2, 3)), -1)).all()
 
 
 def test_missing_values_and_flat_bands():
@@ -445,28 +426,126 @@ def test_16_bit_rgb_is_scaled_by_the_depth_that_it_uses(bits):
     levels[0, 0] = 2**bits - 1
     expected = (levels >> (bits - 8)).astype(np.uint8)
     encoded = cv2.imencode(".png", levels[..., ::-1])[1].tobytes(), cv2.imencode(".tif", levels[..., ::-1])[1].tobytes()
-    for data in (*encoded, write_tiff(levels, tags={"262": [2]}), write_tiff(levels, ">", tags={"262": [2]})):
+    for data in (*encoded, *(write_tiff(levels, photometric="rgb", byteorder=order) for order in "<>")):
         assert (decode(data) == expected).all()
         with pytest.raises(ValueError, match=r"."):
             decode(data[: len(data) // 2])
-    turned = write_tiff(levels, tags={"262": [2], "274": [6]})
+    turned = write_tiff(levels, photometric="rgb", extratags=[(274, "H", 1, 6, True)])
     assert (decode(turned) == np.rot90(expected, -1)).all()
     alpha = np.dstack([levels, np.zeros((20, 30), np.uint16)])
     alpha[:5, ..., 3] = 65535
     for data in (
         cv2.imencode(".png", alpha[..., [2, 1, 0, 3]])[1].tobytes(),
-        write_tiff(alpha, tags={"262": [2], "338": [2]}),
+        write_tiff(alpha, photometric="rgb", extrasamples=["unassalpha"]),
     ):
         seen = decode(data)
         assert (seen[:5] == expected[:5]).all()
         assert (seen[5:] == 255).all(), "transparent"
 
 
-def test_bits_that_are_no_bytes_are_refused():
-    with pytest.raises(ValueError, match="bits"):
-        decode(write_tiff(bands_of(5, "uint8"), tags={"258": [12] * 5}), bands=(1, 2, 3))
-    with pytest.raises(ValueError, match=r"truncated|broken|decoder"):
-        decode(write_tiff(bands_of(5, "uint8"), tags={"257": [500], "278": [500]}), bands=(1, 2, 3))
+def test_samples_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"^samples of 64 bits, format 6$"):
+        decode(write_tiff(bands_of(5, "float32").astype(np.complex64)), bands=(1, 2, 3))
+
+
+DAMAGED = [
+    dict(),
+    dict(planarconfig="separate"),
+    dict(compression="zlib", predictor=2),
+    dict(compression="lzw", tile=(16, 16)),
+    dict(compression="packbits", bigtiff=True),
+]
+
+
+@pytest.mark.parametrize("stored", DAMAGED, ids=str)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Tag", "ignore:Truncated", "ignore:Metadata")
+def test_damaged_tiffs_are_refused_in_silence(stored, capfd, caplog):
+    whole = write_tiff(bands_of(5, "uint16"), **stored)
+    expected, rng, refused = decode(whole, bands=(1, 2, 3)), np.random.default_rng(0), 0
+    for length in range(0, len(whole), 17):
+        try:
+            seen = decode(whole[:length], bands=(1, 2, 3))
+        except ValueError:
+            refused += 1
+        else:
+            assert (seen == expected).all(), f"of {length} bytes: half an image passes for a complete one"
+    assert refused > 20
+    for _ in range(200):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), 3):
+            data[place] = rng.integers(256)
+        try:
+            assert decode(bytes(data), bands=(1, 2, 3)).dtype == np.uint8
+        except ValueError as error:
+            assert str(error)  # noqa: PT017 (most damages are read)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_missing_strips_are_not_filled():
+    data = write_tiff(bands_of(5, "uint16", height=12), compression="zlib")
+    for tags in ({257: 500}, {273: [0] * 4}, {279: [0] * 4}, {273: [2**20] * 4}):
+        with pytest.raises(ValueError, match=r"^truncated$"):
+            decode(with_tags(data, tags), bands=(1, 2, 3))
+    with pytest.raises(ValueError, match="corrupted strip"):
+        decode(with_tags(data, {278: 6}), bands=(1, 2, 3))
+
+
+def crafted(tags, strip=b"", **stored):
+    """A small TIFF of one zlib strip of 9 × 9 px and 5 bands, or of `strip`, with other values in some of its tags."""
+    data = write_tiff(bands_of(5, "float64", 9, 9), **dict(rowsperstrip=9, compression="zlib") | stored)
+    return with_tags(data + strip, ({273: len(data), 279: len(strip)} if strip else {}) | tags)
+
+
+def jpeg_of(size):
+    """The bytes of a JPEG that says that it has so many px a side."""
+    data = bytearray(saved(Image.new("RGB", (64, 64)), "JPEG"))
+    place = data.index(b"\xff\xc0") + 5
+    data[place : place + 4] = struct.pack(">HH", size, size)
+    return bytes(data)
+
+
+BYTES = {258: [8] * 5, 339: [1] * 5}  # bits and kind of the samples
+CRAFTED = {
+    "100000 × 100000 px": lambda: crafted({256: 100_000, 257: 100_000, 278: 100_000}),
+    "9000 × 9000 px of 64 bits": lambda: crafted({256: 9000, 257: 9000, 278: 9000}),
+    "20000 × 20000 px of a byte": lambda: crafted(BYTES | {256: 20_000, 257: 20_000, 278: 20_000, 277: 1}),
+    "60000 bands": lambda: crafted({277: 60_000, 256: 10_000}),
+    "tiles of 4096 px": lambda: crafted({322: 4096, 323: 4096}, tile=(16, 16)),
+    "a strip that unpacks to 256 MiB": lambda: crafted({}, zlib.compress(bytes(2**28))),
+    "a JPEG larger than the tags say": lambda: crafted(BYTES | {259: 7, 277: 3}, jpeg_of(8192)),
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_a_small_tiff_takes_little_memory(name):
+    data = CRAFTED[name]()
+    assert len(data) < 2**19
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"."):
+        decode(data, bands=(1, 2, 3))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+def test_tifffile_is_asked_for_only_where_it_is_needed(slide, monkeypatch):
+    levels = bands_of(3, "uint16")
+    bands, colours = write_tiff(levels, compression="lzw"), write_tiff(levels, photometric="rgb")
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    assert decode(colours).shape == levels.shape
+    with pytest.raises(UserError, match=r"need tifffile: pip install tifffile imagecodecs$"):
+        decode(bands, bands=(1, 2, 3))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    for data, asked in ((bands, (1, 2, 3)), (colours, None)):
+        with pytest.raises(UserError, match=r"need tifffile: pip install tifffile imagecodecs$"):
+            decode(data, bands=asked)
+    for packing in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "raw"):
+        seen = decode(saved(Image.fromarray(PICTURES[0]), "TIFF", compression=packing))
+        assert packing == "jpeg" or (seen == PICTURES[0]).all()
+    grey = levels[..., 0] | 2**15
+    assert (decode(saved(Image.fromarray(grey), "TIFF")) == (grey >> 8)[..., None]).all()
+    assert (decode(slide) == 130).all()
 
 
 def test_bands_are_of_no_use_to_photos(tmp_path):

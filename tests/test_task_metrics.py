@@ -1,5 +1,4 @@
-"""Metrics of sets of labels and of numbers, and decision thresholds: figures are scikit-learn's or counted by
-hand, weights are repetitions, and thresholds are the best ones there are."""
+"""Metrics of sets of labels and of numbers against scikit-learn; decision thresholds against all others."""
 
 import numpy as np
 import pytest
@@ -13,18 +12,20 @@ from kit.score.metrics import METRICS, reason_against
 pytestmark = pytest.mark.filterwarnings("error")
 OF_LABELS, OF_NUMBERS = ([k for k, m in METRICS.items() if m.task == task] for task in ("labels", "numbers"))
 OF_SETS = [key for key in OF_LABELS if METRICS[key].of_sets]
+SHARED = [key for key in OF_SETS if METRICS[key].of_sets[0] != "each label"]  # with one threshold for all labels
 COUNT = 200
 
 
 def labels(seed=0, count=COUNT, shift=-1.5):
-    """Five labels: common, rare ones, one that no image has, and probabilities with ties. Some images have none."""
+    """Return targets of five labels, common, rare ones and one that no image has, and probabilities with ties. Some
+    images have no label."""
     rng = np.random.default_rng(seed)
     targets = (rng.random((count, 5)) < [0.6, 0.2, 0.1, 0.05, 0]).astype(np.float32)
     return targets, special.expit(np.round(rng.normal(size=(count, 5)) + 2 * targets + shift, 1))
 
 
 def numbers(columns, seed=0, count=COUNT):
-    """Targets from 1 to 5, whole ones, of which some are missing, and predictions that reach beyond."""
+    """Return whole targets from 1 to 5, some of them missing, and predictions that reach beyond."""
     rng = np.random.default_rng(seed)
     targets = rng.integers(1, 6, (count, columns)).astype(np.float32)
     predictions = targets + rng.normal(size=targets.shape)
@@ -37,7 +38,7 @@ def data_of(key, seed=0):
 
 
 def sets_of(predictions):
-    """What is read of each image, in the plainest way."""
+    """Return the labels read for each image, in the plainest way."""
     sets = np.zeros(predictions.shape, int)
     for row, p in zip(sets, predictions, strict=True):
         row[[c for c in range(len(p)) if p[c] > 0.5] or [p.argmax()]] = 1
@@ -45,7 +46,7 @@ def sets_of(predictions):
 
 
 def expected(key, t, p):
-    """scikit-learn's figure, image by image or column by column where that is plainer."""
+    """Return scikit-learn's score, image by image or column by column where that is plainer."""
     if key in OF_LABELS:
         there, read, truth = np.flatnonzero(t.any(axis=0)), sets_of(p), t.astype(int)
         return {
@@ -75,7 +76,7 @@ def expected(key, t, p):
 
 
 @pytest.mark.parametrize("key", OF_LABELS + OF_NUMBERS)
-def test_scores_are_scikit_learns(key):
+def test_scores_equal_scikit_learns(key):
     for seed in range(3):
         targets, predictions = data_of(key, seed)
         score = METRICS[key].score(targets, predictions)
@@ -85,7 +86,7 @@ def test_scores_are_scikit_learns(key):
 
 
 @pytest.mark.parametrize("key", OF_LABELS + OF_NUMBERS)
-def test_weights_are_repetitions_draws_are_scores_and_folds_are_averaged(key):
+def test_weights_equal_repetitions_draws_equal_scores_and_folds_are_averaged(key):
     targets, predictions = data_of(key)
     weights = np.random.default_rng(1).integers(0, 4, (12, COUNT)).astype(np.uint8)
     weights[2] = np.arange(COUNT) < 30
@@ -109,7 +110,7 @@ def test_weights_are_repetitions_draws_are_scores_and_folds_are_averaged(key):
 
 
 @pytest.mark.parametrize("key", OF_LABELS + OF_NUMBERS)
-def test_what_is_not_finite_or_not_drawn_has_no_score(key):
+def test_predictions_not_finite_or_not_drawn_have_no_score(key):
     targets, predictions = data_of(key)
     weights = np.ones((3, COUNT), np.uint8)
     weights[0] = 0
@@ -122,10 +123,10 @@ def test_what_is_not_finite_or_not_drawn_has_no_score(key):
         assert np.isnan([score, *values]).all()
 
 
-def test_perfect_predictions_are_the_best_there_are():
+def test_perfect_predictions_score_best():
     for key in OF_LABELS + OF_NUMBERS:
         targets, predictions = data_of(key)
-        known = ~np.isnan(targets).any(axis=1) & (targets.any(axis=1))  # of an image without labels one is read
+        known = ~np.isnan(targets).any(axis=1) & (targets.any(axis=1))  # an image without labels is read as having one
         targets, predictions = targets[known], predictions[known]
         perfect, real = (METRICS[key].score(targets, p) for p in (targets.astype(float), predictions))
         assert perfect == pytest.approx(1 if METRICS[key].larger_is_better else 0, abs=1e-12)
@@ -133,7 +134,7 @@ def test_perfect_predictions_are_the_best_there_are():
         assert not metrics.is_better(key, real, perfect)
 
 
-def test_small_sets_counted_by_hand():
+def test_metrics_of_sets_counted_by_hand():
     targets = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32)
     p = np.array([[0.9, 0.5, 0.6, 0], [0.3, 0.4, 0.1, 0], [0.1, 0.2, 0.1, 0]])  # read: 0 and 2; 1; 1
     assert METRICS["f1-samples"].score(targets, p) == pytest.approx((2 / 4 + 0 + 0) / 3)
@@ -144,7 +145,7 @@ def test_small_sets_counted_by_hand():
     assert METRICS["binary-logloss"].score(targets, p) == pytest.approx(loss.mean())
 
 
-def test_small_numbers_counted_by_hand():
+def test_metrics_of_numbers_counted_by_hand():
     nan = np.nan
     targets, p = np.array([[1, nan], [3, 7], [nan, 7]], np.float32), np.array([[2.0, 0], [3, 9], [0, 7]])
     assert METRICS["rmse"].score(targets, p) == pytest.approx(np.sqrt((1 + 0 + 4 + 0) / 4))
@@ -158,7 +159,7 @@ def test_small_numbers_counted_by_hand():
     )
 
 
-def test_columns_without_a_score_are_left_out_and_none_is_nan():
+def test_columns_without_a_score_are_left_out_and_no_column_is_nan():
     for key in OF_NUMBERS:
         targets, p = data_of(key)
         assert np.isnan(METRICS[key].score(np.full_like(targets, np.nan), p))
@@ -175,7 +176,7 @@ def test_columns_without_a_score_are_left_out_and_none_is_nan():
     assert [METRICS[key].score(none, p) for key in ("f1-samples", "f2")] == [0, 0]
 
 
-def test_a_metric_tells_why_it_does_not_suit():
+def test_reason_against_a_metric_that_does_not_suit():
     assert reason_against("auc", "classes", ["a", "b"]) is None
     assert reason_against("pauc", "classes", list("abc")) == METRICS["pauc"].fits(list("abc"))
     assert reason_against("f2", "classes", ["a", "b"]) == "it scores sets of labels, and the task is classes"
@@ -190,13 +191,13 @@ def test_a_metric_tells_why_it_does_not_suit():
 # ---------------------------------------------------------------- thresholds
 
 
-@pytest.mark.parametrize("key", OF_SETS)
-def test_the_threshold_for_all_is_the_best_of_the_grid(key):
+@pytest.mark.parametrize("key", SHARED)
+def test_the_shared_threshold_is_the_best_of_the_grid(key):
     for seed, shift in ((0, -1.5), (1, -4), (2, 1)):
         targets, p = labels(seed, 2300, shift)  # three blocks
         scores = np.array([METRICS[key].score(targets, thresholds.apply(p, np.full(5, t))) for t in thresholds.GRID])
         assert thresholds.curve(key, targets, p) == pytest.approx(scores, abs=1e-12)
-        (threshold,) = set(thresholds.fit(key, targets, p, per_label=False))
+        (threshold,) = set(thresholds.fit(key, targets, p))
         assert scores[thresholds.GRID.tolist().index(threshold)] == pytest.approx(scores.max(), abs=1e-12)
         gain = METRICS[key].score(targets, thresholds.best(key, targets, p)) - METRICS[key].score(targets, p)
         assert gain > (0.005 if shift == -4 else -1e-12)
@@ -204,53 +205,52 @@ def test_the_threshold_for_all_is_the_best_of_the_grid(key):
     assert (thresholds.GRID[0], thresholds.GRID[-1]) == (0.001, 0.99)
 
 
-def test_of_equally_good_thresholds_the_middle_one_is_taken():
+def test_the_middle_one_of_equally_good_thresholds_is_taken():
     targets, p = np.array([[1, 1], [1, 0]], np.float32), np.array([[0.9, 0.405], [0.9, 0.205]])
-    for key in ("f1-samples", "f2", "f1-sets"):
+    for key in SHARED:
         assert thresholds.fit(key, targets, p).tolist() == pytest.approx([0.31, 0.31], abs=0.011)
 
 
 @pytest.mark.parametrize("ties", [1, 9])
-def test_a_label_of_its_own_has_the_threshold_with_the_best_f1_of_all(ties):
+def test_each_label_has_the_threshold_with_the_best_f1_of_all(ties):
     rng = np.random.default_rng(3)
     for share in (0.02, 0.3, 0.97):
         true = rng.random(300) < share
         p = special.expit(np.round(rng.normal(size=300) + true - 2, ties))
         cuts = np.concatenate([[0], np.unique(p)])
         best = max(sk.f1_score(true, p > cut, zero_division=0) for cut in cuts)
-        threshold = thresholds.best_cut(true, p)
+        threshold = thresholds.best_threshold(true, p)
         assert sk.f1_score(true, p > threshold) == pytest.approx(best)
         nearest = np.abs(p - threshold).min()
         assert nearest > 0, "between two probabilities"
     targets, p = labels()
     fitted = thresholds.fit("f1-labels", targets, p)
-    assert fitted.tolist() == [*(thresholds.best_cut(targets[:, c] > 0, p[:, c]) for c in range(4)), 0.5]
-    assert fitted.tolist() == thresholds.fit("f2", targets, p, per_label=True).tolist()
+    assert fitted.tolist() == [*(thresholds.best_threshold(targets[:, c] > 0, p[:, c]) for c in range(4)), 0.5]
     assert len(set(fitted)) > 2
     assert len(set(thresholds.fit("f2", targets, p))) == 1
 
 
-def test_cuts_lie_in_the_middle_and_between_neighbouring_numbers():
+def test_thresholds_are_in_the_middle_and_between_neighbouring_floats():
     true = np.array([True, False, True, False])
-    assert thresholds.best_cut(true, np.array([0.9, 0.1, 0.5, 0.2])) == pytest.approx(0.35)
-    assert thresholds.best_cut(~true, np.array([0.9, 0.1, 0.5, 0.2])) == pytest.approx(0.05), "all are read"
+    assert thresholds.best_threshold(true, np.array([0.9, 0.1, 0.5, 0.2])) == pytest.approx(0.35)
+    assert thresholds.best_threshold(~true, np.array([0.9, 0.1, 0.5, 0.2])) == pytest.approx(0.05), "all are read"
     true, p = np.array([1, 0, 0, 0, 1, 1, 1]) > 0, np.array([0.9, 0.7, 0.6, 0.5, 0.3, 0, 0])
-    assert thresholds.best_cut(true, p) == pytest.approx(0.15), "those at 0 count as missed"
+    assert thresholds.best_threshold(true, p) == pytest.approx(0.15), "those at 0 count as missed"
     true, low = np.array([True, False, True, False]), 1e-3
     for high in (np.nextafter(low, 1), np.nextafter(np.nextafter(low, 1), 1)):
         p = np.array([[high, low, high, low]]).T
-        moved = thresholds.apply(p, np.array([thresholds.best_cut(true, p[:, 0])]))
+        moved = thresholds.apply(p, np.array([thresholds.best_threshold(true, p[:, 0])]))
         assert (moved[:, 0] > 0.5).tolist() == true.tolist()
-    assert thresholds.best_cut(true, np.zeros(4)) == 0.5
-    assert thresholds.best_cut(np.zeros(4, bool), np.ones(4)) == 0.5
-    assert 0 < thresholds.best_cut(true, np.array([1.0, 0, 1, 0])) < 1
-    assert 0 < thresholds.best_cut(np.ones(2, bool), np.array([5e-324, 1])) < 1
+    assert thresholds.best_threshold(true, np.zeros(4)) == 0.5
+    assert thresholds.best_threshold(np.zeros(4, bool), np.ones(4)) == 0.5
+    assert 0 < thresholds.best_threshold(true, np.array([1.0, 0, 1, 0])) < 1
+    assert 0 < thresholds.best_threshold(np.ones(2, bool), np.array([5e-324, 1])) < 1
     certain = np.array([1.0, np.nextafter(1, 0)])
-    moved = thresholds.apply(certain[:, None], np.array([thresholds.best_cut(np.array([True, False]), certain)]))
+    moved = thresholds.apply(certain[:, None], np.array([thresholds.best_threshold(np.array([True, False]), certain)]))
     assert (moved[:, 0] > 0.5).tolist() == [True, False]
 
 
-def test_predictions_move_in_order_until_the_threshold_lies_at_a_half():
+def test_apply_moves_predictions_in_order_until_the_threshold_is_one_half():
     cuts = np.array([0.2, 0.001, 0.99, 0.5])
     p = np.linspace(0, 1, 2001)[:, None].repeat(4, axis=1)
     moved = thresholds.apply(p, cuts)
@@ -265,7 +265,7 @@ def test_predictions_move_in_order_until_the_threshold_lies_at_a_half():
 
 
 @pytest.mark.parametrize("key", OF_SETS)
-def test_held_out_images_have_no_say_in_their_thresholds(key):
+def test_held_out_images_do_not_affect_their_thresholds(key):
     targets, p = labels()
     folds = np.arange(COUNT) % 3
     moved = thresholds.held_out(key, targets, p, folds)
@@ -280,7 +280,7 @@ def test_held_out_images_have_no_say_in_their_thresholds(key):
 
 
 @pytest.mark.parametrize("key", OF_SETS)
-def test_without_labels_or_finite_predictions_the_threshold_stays_a_half(key):
+def test_without_labels_or_finite_predictions_the_threshold_is_one_half(key):
     targets, p = labels()
     assert thresholds.fit(key, 0 * targets, p).tolist() == [0.5] * 5
     p[3, 1] = np.nan

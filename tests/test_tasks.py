@@ -1,4 +1,4 @@
-"""Sets of labels and numbers through all four scripts; many and rare classes."""
+"""Tasks: labels and numbers through all four scripts; many classes, and classes with few images."""
 
 import json
 import re
@@ -17,8 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from common import UserError, read_table
-from kit.folds.split import deal
-from kit.score import tasks, thresholds
+from kit.folds.split import assign_folds
+from kit.score import thresholds
+from kit.score.tasks import Classes, Labels, Numbers, task_from_json
 from kit.train.linear_probe import STRENGTHS, fit_shared_head
 from kit.train.losses import LOSSES, binary_cross_entropy, squared_error
 from kit.train.settings import for_task
@@ -42,12 +43,12 @@ def no_pictures(monkeypatch):
 # ---------------------------------------------------------------- small competitions
 
 
-def coloured(rng, levels):
+def noisy(rng, levels):
     """A noisy image, uint8 [24, 24, 3]; levels: of red, green and blue, 0 to 1."""
     return (rng.integers(0, 40, (24, 24, 3)) + 200 * np.asarray(levels)).astype(np.uint8)
 
 
-def answers(kind, count, rng):
+def draw_targets(kind, count, rng):
     """→ (levels [n, 3] of the colours, the targets as kit/score/tasks.py has them)."""
     if kind in ("numbers", "number"):
         levels = rng.random((count, 3))
@@ -72,10 +73,11 @@ def cells(kind, targets):
 
 
 def draw(folder, kind, train=32, test=8):
-    """Writes a small competition, whose colours say the target. → what is right: names, train, tests, classes."""
+    """Writes a small competition whose colours show the target. → the right names, train, tests, classes."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    (levels, targets), (test_levels, tests) = answers(kind, train, rng), answers(kind, test, np.random.default_rng(1))
+    levels, targets = draw_targets(kind, train, rng)
+    test_levels, tests = draw_targets(kind, test, np.random.default_rng(1))
     classes = dict(labels=[*COLOURS, "rare"], sets=sorted(COLOURS), numbers=[*"abc"], number=["a"], classes=CLASSES)
     classes = classes.get(kind, ["0", "1"])
     if kind == "numbers":
@@ -90,8 +92,8 @@ def draw(folder, kind, train=32, test=8):
     pairs = [(name, *row) for name, row in zip(names, cells(kind, targets), strict=True)]
     write_csv(folder / "train.csv", [("image_name", *header), *pairs])
     images = zip(names, levels, strict=True), zip(test_names, test_levels, strict=True)
-    for part, own in zip(("train", "test"), images, strict=True):
-        write_zip(folder / f"{part}.zip", {f"{part}/{name}": png(coloured(rng, level)) for name, level in own})
+    for part, drawn in zip(("train", "test"), images, strict=True):
+        write_zip(folder / f"{part}.zip", {f"{part}/{name}": png(noisy(rng, level)) for name, level in drawn})
     cell = dict(sets="red blue", classes="c1").get(kind, "0.5")
     rows = [(name, *[cell] * len(header)) for name in reversed(test_names)]
     write_csv(folder / "sample_submit.csv", [("image_name", *header), *rows])
@@ -107,10 +109,10 @@ def flags_of(folder):
 def make_world(folder, kind, more=FLAGS, **counts):
     """Draws a competition, prepares it and trains both folds."""
     drawn, flags = draw(folder / "input", kind, **counts), flags_of(folder)
-    said = done("00_prepare.py", *flags, *PREPARE, "--metric", METRIC[kind])
-    said += done(TRAIN, *flags, *more, "--fold", "all")
-    prepared = json.loads((folder / "output" / "prepared" / "prepared.json").read_text())
-    return SimpleNamespace(flags=flags, folder=folder, drawn=drawn, said=said, prepared=prepared)
+    out = done("00_prepare.py", *flags, *PREPARE, "--metric", METRIC[kind])
+    out += done(TRAIN, *flags, *more, "--fold", "all")
+    task = task_from_json(json.loads((folder / "output" / "prepared" / "prepared.json").read_text()))
+    return SimpleNamespace(flags=flags, folder=folder, drawn=drawn, out=out, task=task)
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +148,9 @@ def read_folds(world):
 def oof_of(world, exp="base", kind="views"):
     """→ (folds int [N], targets, logits [N, K]) of both folds' files."""
     tables = [pd.read_csv(world.folder / "output" / exp / f"fold{k}.csv", dtype=dict(target=str)) for k in range(2)]
-    columns = [f"{kind}_{c}" for c in range(len(world.prepared["classes"]))]
-    table = pd.concat(tables, keys=range(2)).fillna("nan" if "ranges" in world.prepared else "")
-    targets = tasks.read_targets(world.prepared, table.target)
+    columns = [f"{kind}_{c}" for c in range(len(world.task))]
+    table = pd.concat(tables, keys=range(2)).fillna("nan" if world.task.key == "numbers" else "")
+    targets = world.task.read_targets(table.target)
     return table.index.get_level_values(0).to_numpy(), targets, table[columns].to_numpy(float)
 
 
@@ -158,7 +160,7 @@ def submitted(folder):
     return path, pd.read_csv(path, dtype=str, keep_default_na=False).iloc[:, 1:].to_numpy()
 
 
-def unit_errors(world, predictions, targets):
+def relative_errors(predictions, targets):
     return np.abs(predictions - targets) / np.ptp(RANGES, axis=1)[: predictions.shape[1]]
 
 
@@ -167,60 +169,60 @@ def unit_errors(world, predictions, targets):
 
 def test_targets_are_written_and_read_back():
     nan = np.nan
-    for task, classes, targets in (
-        ("classes", "abc", np.array([2, 0, 1])),
-        ("labels", "abc", np.array([[0, 0, 0], [1, 0, 1], [0, 1, 0]], np.float32)),
-        ("labels", "ab", np.zeros((2, 2), np.float32)),
-        ("numbers", "ab", np.array([[1 / 3, nan], [-1e-9, 16777217], [nan, 5]], np.float32)),
-        ("numbers", "a", np.array([[0.1], [2]], np.float32)),
+    for task, targets in (
+        (Classes([*"abc"]), np.array([2, 0, 1])),
+        (Labels([*"abc"]), np.array([[0, 0, 0], [1, 0, 1], [0, 1, 0]], np.float32)),
+        (Labels([*"ab"]), np.zeros((2, 2), np.float32)),
+        (Numbers([*"ab"], []), np.array([[1 / 3, nan], [-1e-9, 16777217], [nan, 5]], np.float32)),
+        (Numbers(["a"], []), np.array([[0.1], [2]], np.float32)),
     ):
-        prepared = dict(task=task, classes=[*classes])
-        again = tasks.read_targets(prepared, tasks.written(task, targets))
+        task = task.fitted(targets)
+        again = task.read_targets(task.write_targets(targets))
         assert again.dtype == targets.dtype
-        assert np.array_equal(again, targets, equal_nan=task == "numbers"), task
-        assert np.array_equal(tasks.perfect(prepared, targets).argmax(axis=1), targets) or task != "classes"
+        assert np.array_equal(again, targets, equal_nan=task.key == "numbers"), task
+        answers, predictions = task.perfect(targets)
+        assert task.key != "classes" or np.array_equal(predictions.argmax(axis=1), answers)
 
 
 @pytest.mark.parametrize("kind", ["labels", "sets", "numbers", "number"])
 def test_the_folds_table_holds_the_targets_and_each_fold_its_share(kind, worlds):
     world = worlds(kind)
     drawn, folds = world.drawn, read_folds(world)
-    assert world.prepared["classes"] == drawn.classes
-    targets = tasks.read_targets(world.prepared, folds.target)
+    assert world.task.names == drawn.classes
+    targets = world.task.read_targets(folds.target)
     order = [drawn.names.index(name) for name in folds.image_name]
     assert np.array_equal(targets, drawn.train[order], equal_nan=True)
     parts = [targets[folds.fold == k] for k in range(2)]
     assert [len(part) for part in parts] == [16, 16]
-    if world.prepared["task"] == "labels":
+    if world.task.key == "labels":
         counts = np.array([part.sum(axis=0) for part in parts])
         assert np.abs(counts[0] - counts[1]).max() <= 2
-        assert ("all their images lie in one fold, whose model never learns them: rare" in world.said) == (
-            kind == "labels"
-        )
+        missing = "all their images are in one fold, whose model never learns them: rare" in world.out
+        assert missing == (kind == "labels")
     else:
-        assert world.prepared["ranges"] == np.stack([np.nanmin(targets, 0), np.nanmax(targets, 0)], 1).tolist()
-        thirds = pd.crosstab(tasks.strata("numbers", targets), folds.fold).to_numpy()
+        assert world.task.ranges == np.stack([np.nanmin(targets, 0), np.nanmax(targets, 0)], 1).tolist()
+        thirds = pd.crosstab(world.task.strata(targets), folds.fold).to_numpy()
         assert thirds.shape == (3, 2)
         assert np.abs(thirds[:, 0] - thirds[:, 1]).max() <= 1
-        means = [np.nanmean(tasks.to_unit(world.prepared, part)) for part in parts]
+        means = [np.nanmean(world.task.to_01(part)) for part in parts]
         assert means[0] == pytest.approx(means[1], abs=0.1)
 
 
-def test_labels_are_dealt_evenly_and_groups_stay_whole():
+def test_each_fold_gets_its_share_of_each_label_and_no_group_is_split():
     rng = np.random.default_rng(0)
     labels, groups = rng.random((400, 6)) < [0.5, 0.2, 0.1, 0.05, 0.02, 0.01], np.arange(400) // 2
     for count in (2, 5):
-        folds = deal(groups, labels, count, 777)
+        folds = assign_folds(groups, labels, count, 777)
         assert (folds[::2] == folds[1::2]).all()
         of_each = np.array([labels[folds == k].sum(axis=0) for k in range(count)])
         assert np.ptp(np.bincount(folds)) <= 4
-        seeds = [deal(groups, labels, count, seed) for seed in range(10)]
+        seeds = [assign_folds(groups, labels, count, seed) for seed in range(10)]
         parts = np.array([[labels[f == k].sum(axis=0) for k in range(count)] for f in seeds])
         assert np.ptp(parts, axis=1).max() <= 2, "rare labels come first, or the common ones couldn't make up for them"
         rare = labels.sum(axis=0) < count
         assert (of_each[:, rare] <= 1).all()
-    assert np.array_equal(folds, deal(groups + 7, labels, 5, 777))
-    assert not np.array_equal(folds, deal(groups, labels, 5, 778))
+    assert np.array_equal(folds, assign_folds(groups + 7, labels, 5, 777))
+    assert not np.array_equal(folds, assign_folds(groups, labels, 5, 778))
 
 
 # ---------------------------------------------------------------- losses
@@ -229,7 +231,7 @@ def test_labels_are_dealt_evenly_and_groups_stay_whole():
 def test_loss_and_sampler_are_replaced_and_others_refused(worlds):
     for kind, words in dict(labels="--loss bce --sampler shuffle", numbers="--loss bce --sampler shuffle").items():
         world = worlds(kind)
-        assert f"the task is {kind}: {words} in place of those for classes\n" in world.said
+        assert f"the task is {kind}: {words} in place of those for classes\n" in world.out
         config = json.loads((world.folder / "output" / "base" / "config.json").read_text())
         assert (config["loss"], config["sampler"]) == ("bce", "shuffle")
         assert config["changed"]["loss"] == "bce"
@@ -239,23 +241,23 @@ def test_loss_and_sampler_are_replaced_and_others_refused(worlds):
     assert not (worlds("labels").folder / "output" / "other").exists()
     for loss in ("bce", "mse"):
         with pytest.raises(UserError, match=rf"--loss {loss} is for .*numbers, and the task is classes"):
-            for_task(dict(loss=loss, sampler="imbalanced"), "classes")
-    assert for_task(dict(loss="mse", sampler="imbalanced"), "numbers") == dict(loss="mse", sampler="shuffle")
+            for_task(dict(loss=loss, sampler="imbalanced"), Classes([*"ab"]))
+    assert for_task(dict(loss="mse", sampler="imbalanced"), Numbers(["a"], [])) == dict(loss="mse", sampler="shuffle")
     usual = dict(loss="cce", sampler="imbalanced")
-    assert for_task(usual, "classes") == usual
+    assert for_task(usual, Classes([*"ab"])) == usual
 
 
-def test_missing_numbers_have_no_say_in_a_loss():
+def test_missing_numbers_do_not_count_in_a_loss():
     torch.manual_seed(0)
-    targets, known = torch.rand(6, 2), torch.ones(6, 2, dtype=bool)
-    known[1, 0] = known[4, 1] = False
+    targets, present = torch.rand(6, 2), torch.ones(6, 2, dtype=bool)
+    present[1, 0] = present[4, 1] = False
     for loss in (binary_cross_entropy, squared_error):
         logits = torch.randn(6, 2, requires_grad=True)
-        found = loss(logits, targets.masked_fill(~known, torch.nan))
-        assert found.item() == pytest.approx(loss(logits[known][None], targets[known][None]).item(), rel=1e-5)
+        found = loss(logits, targets.masked_fill(~present, torch.nan))
+        assert found.item() == pytest.approx(loss(logits[present][None], targets[present][None]).item(), rel=1e-5)
         found.backward()
         assert torch.isfinite(logits.grad).all()
-        assert ((logits.grad == 0) == ~known).all()
+        assert ((logits.grad == 0) == ~present).all()
         assert loss(logits, torch.full((6, 2), torch.nan)).item() == 0
     logits, ones = torch.tensor([[2.0, -1]]), torch.tensor([[1.0, 0.25]])
     chance = torch.sigmoid(logits)
@@ -273,10 +275,10 @@ def test_both_losses_learn_numbers_within_the_training_range(copied):
         assert np.isfinite(epochs[["train_loss", "valid_loss", "train_mcrmse", "valid_mcrmse"]]).all(axis=None)
         _, targets, logits = oof_of(world, exp)
         assert np.isnan(targets).sum() == 1
-        predictions = tasks.predictions(world.prepared, 1e3 * logits)
+        predictions = world.task.predictions(1e3 * logits)
         assert (predictions >= np.nanmin(targets, axis=0)).all()
         assert (predictions <= np.nanmax(targets, axis=0)).all()
-        predictions = tasks.predictions(world.prepared, logits)
+        predictions = world.task.predictions(logits)
         known = ~np.isnan(targets)
         correlations = [np.corrcoef(targets[k, c], predictions[k, c])[0, 1] for c, k in enumerate(known.T)]
         assert min(correlations) > 0.7, (exp, correlations)
@@ -284,7 +286,7 @@ def test_both_losses_learn_numbers_within_the_training_range(copied):
         written = submitted(folder)[1].astype(float)
         assert (written >= np.nanmin(targets, axis=0) - 1e-4).all()
         assert (written <= np.nanmax(targets, axis=0) + 1e-4).all()
-        assert unit_errors(world, written, world.drawn.tests).mean() < 0.2
+        assert relative_errors(written, world.drawn.tests).mean() < 0.2
 
 
 def test_labels_are_learnt(worlds):
@@ -293,7 +295,7 @@ def test_labels_are_learnt(worlds):
 
 
 @BOTH
-def test_a_stopped_fold_ends_with_the_same_bytes(kind, copied):
+def test_a_resumed_fold_has_the_same_bytes(kind, copied):
     world = copied(kind)
     more = [*QUICK, "--epochs", 2, "--fold", 0]
     done(TRAIN, *world.flags, *more, "--exp", "whole")
@@ -315,7 +317,7 @@ def sets_above(probabilities, cut):
     return read
 
 
-def best_cut(targets, probabilities):
+def best_threshold(targets, probabilities):
     """By hand: the middle one of the thresholds with the best mean F1 of images."""
     scores = [sk.f1_score(targets, sets_above(probabilities, cut), average="samples", zero_division=0)
         for cut in thresholds.GRID]  # fmt: skip
@@ -323,13 +325,13 @@ def best_cut(targets, probabilities):
     return thresholds.GRID[best[len(best) // 2]]
 
 
-def test_the_cv_of_sets_has_thresholds_of_other_folds_and_the_submission_those_of_all(copied):
+def test_cv_thresholds_come_from_the_other_folds_and_the_submissions_from_all(copied):
     world = copied("sets")
     rng = np.random.default_rng(3)
     for k in range(2):  # predictions that ask for unlike thresholds in each fold
         path = world.base / f"fold{k}.csv"
         table = pd.read_csv(path, dtype=dict(target=str), keep_default_na=False)
-        targets = tasks.read_targets(world.prepared, table.target)
+        targets = world.task.read_targets(table.target)
         for c in range(3):
             logits = 3 * targets[:, c] + rng.normal(0, 1.2, len(table)) - (4.5, 2.5)[k]
             for column in ("best", "last", "views"):  # the same without turned views
@@ -338,9 +340,9 @@ def test_the_cv_of_sets_has_thresholds_of_other_folds_and_the_submission_those_o
     folds, targets, logits = oof_of(world)
     probabilities, targets = special.expit(logits), targets.astype(int)
     honest = np.concatenate([
-        sets_above(probabilities[folds == k], best_cut(targets[folds != k], probabilities[folds != k]))
+        sets_above(probabilities[folds == k], best_threshold(targets[folds != k], probabilities[folds != k]))
         for k in range(2)])  # fmt: skip
-    cut = best_cut(targets, probabilities)
+    cut = best_threshold(targets, probabilities)
     score, flattered = (sk.f1_score(targets, read, average="samples", zero_division=0)
         for read in (honest, sets_above(probabilities, cut)))  # fmt: skip
     assert score < flattered - 0.01, "or this test could tell nothing"
@@ -350,21 +352,21 @@ def test_the_cv_of_sets_has_thresholds_of_other_folds_and_the_submission_those_o
     assert path.name == f"submission_base_CV{score:.4f}.csv"
     assert f"CV {score:.4f} (F1 of images)" in out
     tests = np.mean([special.expit(np.load(world.base / f"fold{k}_test.npy").astype(float)) for k in range(2)], axis=0)
-    expected = [" ".join(np.array(world.prepared["classes"])[row]) for row in sets_above(tests, cut)]
+    expected = [" ".join(np.array(world.task.names)[row]) for row in sets_above(tests, cut)]
     assert written[:, 0].tolist() == expected
-    assert expected != [" ".join(np.array(world.prepared["classes"])[row]) for row in sets_above(tests, 0.5)]
+    assert expected != [" ".join(np.array(world.task.names)[row]) for row in sets_above(tests, 0.5)]
 
 
 # ---------------------------------------------------------------- probes
 
 
 def logistic(points, targets, strength):
-    """scikit-learn's logistic regression of targets from 0 to 1 (float [n], NaN left out): each image is there twice,
-    as much as it has the label and as much as it hasn't."""
-    known = ~np.isnan(targets)
-    doubled, own = np.concatenate([points[known]] * 2), targets[known]
+    """scikit-learn's logistic regression of targets from 0 to 1 (float [n], NaN left out): each image counts twice,
+    with its target as the weight of a 1 and the rest as that of a 0."""
+    present = ~np.isnan(targets)
+    doubled, share = np.concatenate([points[present]] * 2), targets[present]
     model = LogisticRegression(C=strength, max_iter=10000, tol=1e-8)
-    return model.fit(doubled, np.repeat([1, 0], known.sum()), sample_weight=np.concatenate([own, 1 - own]))
+    return model.fit(doubled, np.repeat([1, 0], present.sum()), sample_weight=np.concatenate([share, 1 - share]))
 
 
 @BOTH
@@ -390,7 +392,7 @@ def test_the_shared_head_is_scikit_learns_logistic_regression(kind):
         expected = model.decision_function(scaler.transform(vectors))
         assert vectors @ weight[c] + bias[c] == pytest.approx(expected, rel=0.02, abs=0.02)
     losses = {}
-    folds = deal(np.arange(120), np.nan_to_num(targets) > 0.5, 4, 777)
+    folds = assign_folds(np.arange(120), np.nan_to_num(targets) > 0.5, 4, 777)
     for other in STRENGTHS:
         found = []
         for fold in range(4):
@@ -415,7 +417,7 @@ def test_probes_of_labels_and_numbers(kind, copied):
     done("03_infer.py", *world.flags, "probe")
     written = submitted(world.folder / "output" / "probe")[1].astype(float)
     if kind == "numbers":
-        assert unit_errors(world, written, world.drawn.tests).mean() < 0.2
+        assert relative_errors(written, world.drawn.tests).mean() < 0.2
     else:
         assert ((written > 0.5) == world.drawn.tests).mean() > 0.9
 
@@ -428,8 +430,9 @@ def test_probes_of_labels_and_numbers(kind, copied):
 
     (path,) = (world.folder / "output" / "prepared").glob("features_test_resnet_32_*.npy")
     features = np.load(path)[:32].mean(axis=1, dtype=np.float32)
-    folds, targets = read_folds(world), tasks.read_targets(world.prepared, read_folds(world).target)
-    seen, column = (folds.fold != 0).to_numpy(), tasks.to_unit(world.prepared, targets)[:, 1].astype(float)
+    folds = read_folds(world)
+    targets = world.task.to_01(world.task.read_targets(folds.target))
+    seen, column = (folds.fold != 0).to_numpy(), targets[:, 1].astype(float)
     scaler = StandardScaler().fit(features[seen])
     strength = STRENGTHS[np.abs(np.log(STRENGTHS / float(strengths[0]))).argmin()]
     model = logistic(scaler.transform(features[seen]), column[seen], strength)
@@ -451,8 +454,7 @@ def test_two_experiments_are_compared_blended_and_reported(kind, copied):
     assert ("rank blend" in out) == (kind == "labels")
     solution(world)
     for exps in (["base"], ["other"], ["base", "other"]):
-        said = done("03_infer.py", *world.flags, *exps)
-        check_solution(world, said, exps)
+        check_solution(world, done("03_infer.py", *world.flags, *exps), exps)
     cells = {exp: submitted(world.folder / "output" / exp)[1].astype(float) for exp in ("base", "other")}
     path, mixed = submitted(world.folder / "output")
     assert mixed.astype(float) == pytest.approx((cells["base"] + cells["other"]) / 2, rel=1e-5)
@@ -471,36 +473,37 @@ def test_two_experiments_are_compared_blended_and_reported(kind, copied):
     assert 'id="counts"' not in page
     assert "onfusion" not in page
     assert "@@" not in page
-    for name in world.prepared["classes"]:
+    for name in world.task.names:
         assert f"<td>{name}</td>" in page
 
 
 def solution(world):
-    """Writes INPUT/solution.csv into a folder of its own; the half of the rows are public."""
+    """Writes INPUT/solution.csv into a folder of its own; half of the rows are public."""
     folder = world.folder / "input"
     if not folder.exists():
         shutil.copytree(world.flags[1], folder)
         world.flags[1] = folder
     names = [name for name, *_ in pd.read_csv(folder / "sample_submit.csv").itertuples(index=False)]
-    texts = tasks.written("numbers", world.drawn.tests)
-    if world.prepared["task"] == "labels":
-        texts = [" ".join(np.array(world.prepared["classes"])[row > 0]) for row in world.drawn.tests]
+    texts = world.task.write_targets(world.drawn.tests)
+    if world.task.key == "labels":
+        texts = [" ".join(np.array(world.task.names)[row > 0]) for row in world.drawn.tests]
     usage = ["Public", "Private"] * (len(names) // 2)
     write_csv(folder / "solution.csv", [("image_name", "label", "usage"), *zip(names, texts, usage, strict=True)])
 
 
-def check_solution(world, said, exps):
+def check_solution(world, out, exps):
+    """Both halves' scores in the output of 03 are those of the submission."""
     folder = world.folder / "output" / (exps[0] if len(exps) == 1 else ".")
     written = submitted(folder)[1].astype(float)
     scores = []
     for half in (slice(0, None, 2), slice(1, None, 2)):
         targets, found = world.drawn.tests[half], written[half]
-        if world.prepared["task"] == "numbers":
+        if world.task.key == "numbers":
             scores.append(np.sqrt(((targets - found) ** 2).mean(axis=0)).mean())
         else:
-            there = [c for c in range(targets.shape[1]) if 0 < targets[:, c].mean() < 1]
-            scores.append(np.mean([sk.roc_auc_score(targets[:, c], found[:, c]) for c in there]))
-    words = re.search(r"leaderboard by solution.csv: .* public (\S+), private (\S+)\n", said).groups()
+            varied = [c for c in range(targets.shape[1]) if 0 < targets[:, c].mean() < 1]
+            scores.append(np.mean([sk.roc_auc_score(targets[:, c], found[:, c]) for c in varied]))
+    words = re.search(r"leaderboard by solution.csv: .* public (\S+), private (\S+)\n", out).groups()
     assert [float(word) for word in words] == pytest.approx(scores, abs=1e-4)
 
 
@@ -519,7 +522,7 @@ def test_a_solution_with_unknown_labels_is_refused(kind, copied):
 
 def test_many_classes_have_their_logits_beside_the_table(copied, monkeypatch):
     world = copied("classes")  # with classes of one and of two images
-    assert "all their images lie in one fold, whose model never learns them: c5" in world.said
+    assert "all their images are in one fold, whose model never learns them: c5" in world.out
     done("03_infer.py", *world.flags)
     narrow = submitted(world.base)[1].tolist()
     with monkeypatch.context() as patch:
@@ -564,8 +567,8 @@ def test_folds_are_matched_for_every_task(kind, tmp_path):
     drawn, flags = draw(tmp_path / "input", kind, train=64, test=40), flags_of(tmp_path)
     out = done("00_prepare.py", *flags, "--size", 32, "--folds", 2, "--metric", METRIC[kind])
     prepared = json.loads((tmp_path / "output" / "prepared" / "prepared.json").read_text())
-    assert prepared["ladder"], out
-    (chosen,) = [rung for rung in prepared["ladder"] if rung["chosen"]]
+    assert prepared["candidates"], out
+    (chosen,) = [candidate for candidate in prepared["candidates"] if candidate["chosen"]]
     assert f"{chosen['name']}" in out
     assert np.isfinite(chosen["score"])
     folds = read_table(tmp_path / "output" / "prepared" / "folds.csv", "")

@@ -1,4 +1,4 @@
-"""--track: what TensorBoard, MLflow and Weights & Biases are told, read back by their own libraries."""
+"""Experiment trackers: what --track logs, read back by TensorBoard itself and by a stand-in for Weights & Biases."""
 
 import json
 import random
@@ -13,16 +13,15 @@ import pandas as pd
 import pytest
 import timm
 import torch
-import torchsampler  # noqa: F401 (before MLflow: it can't be imported after importlib_metadata, which that brings)
 from conftest import ROOT, TINY, done, kit, refused
-from mlflow import MlflowClient
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kit.train import trackers
 
 FOLD = [*TINY, "--fold", 0, "--exp", "new"]
-EACH_STEP = ["--save-minutes", "1e-9"]  # saves after each step, and what is saved has been looked at
+PROBE = "--model test_resnet --size 32 --batch-size 8 --tune probe --head fresh --fold 0 --exp probe".split()
+EACH_STEP = ["--save-minutes", "1e-9"]  # saves, and therefore logs, at each step
 
 
 @pytest.fixture
@@ -31,153 +30,151 @@ def flags(trained, tmp_path):
     return ["--input", trained.input, "--output", tmp_path / "output"]
 
 
+@pytest.fixture
+def weights(tmp_path):
+    """Write a file of weights, in place of pretrained ones."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
+    return tmp_path / "weights.safetensors"
+
+
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_DIR", "WANDB_MODE"):
+    for name in ("WANDB_PROJECT", "WANDB_DIR", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
 
 
-def from_tensorboard(output, exp="new", fold=0):
-    """→ {name: [(step, value), …]} as TensorBoard shows it."""
-    events = EventAccumulator(str(output / "tensorboard" / exp / f"fold{fold}"), size_guidance={"scalars": 0}).Reload()
+def events_of(output, exp="new", fold=0):
+    return EventAccumulator(str(output / "tensorboard" / exp / f"fold{fold}"), size_guidance={"scalars": 0}).Reload()
+
+
+def curves_of(output, exp="new", fold=0):
+    """Return {name: [(step, value), …]} as TensorBoard shows it."""
+    events = events_of(output, exp, fold)
     return {key: [(event.step, event.value) for event in events.Scalars(key)] for key in events.Tags()["scalars"]}
 
 
-def mlflow_runs(output):
-    """→ (the client of OUTPUT/mlruns, {run's name: run}), finished or not."""
-    client = MlflowClient(f"sqlite:///{output}/mlruns/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("foldkit").experiment_id])
-    assert len({run.info.run_name for run in runs}) == len(runs)
-    return client, {run.info.run_name: run for run in runs}
-
-
-def from_mlflow(output, exp="new", fold=0):
-    client, runs = mlflow_runs(output)
-    run = runs[f"{exp}/fold{fold}"].info.run_id
-    keys = client.get_run(run).data.metrics
-    return {key: [(metric.step, metric.value) for metric in client.get_metric_history(run, key)] for key in keys}
-
-
-READERS = {"tensorboard": from_tensorboard, "mlflow": from_mlflow}
+def settings_of(output, fold):
+    """Return the rows of the table of settings in TensorBoard, without its header."""
+    (text,) = (
+        e.tensor_proto.string_val[0].decode() for e in events_of(output, fold=fold).Tensors("settings/text_summary")
+    )
+    return text.splitlines()[2:]
 
 
 def epochs_of(output, exp="new", fold=0):
     return pd.read_csv(output / exp / f"fold{fold}_epochs.csv")
 
 
-def check_epochs(seen, epochs, steps):
-    """The rows of fold0_epochs.csv, each beside the step at which its epoch ended."""
+def check_epochs(curves, epochs, steps):
+    """Check that the rows of foldK_epochs.csv are logged, each at the step at which its epoch ended."""
     for column in epochs:
         expected = [(steps * (i + 1), pytest.approx(value, rel=1e-6)) for i, value in enumerate(epochs[column])]
-        assert seen[f"epoch/{column}"] == expected, column
+        assert curves[f"epoch/{column}"] == expected, column
 
 
-def steps_of_an_epoch(flags):
+def steps_per_epoch(flags):
     folds = pd.read_csv(flags[3] / "prepared" / "folds.csv")
     return (folds.fold != 0).sum() // 8
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_reads_back_what_was_logged(flags, name):
-    """Each step's loss, rate and epoch; the mean loss of the steps is that of the epoch. The model is the same."""
+def warnings_of(*command):
+    """Run a script that must succeed. → the lines of its stderr."""
+    result = kit(*command)
+    assert result.code == 0, result.err
+    return result.err.strip().splitlines()
+
+
+def test_loss_and_learning_rate_of_each_step_are_logged_and_the_model_is_unchanged(flags):
+    """The mean loss of the steps is the epoch's."""
     done("01_train_fold.py", *flags, *FOLD)
     untracked = (flags[3] / "new" / "fold0.pt").read_bytes()
-    done("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", name, "--overwrite")
+    done("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", "tensorboard", "--overwrite")
     assert (flags[3] / "new" / "fold0.pt").read_bytes() == untracked
     assert "track" not in json.loads((flags[3] / "new" / "config.json").read_text())
-    seen, epochs, steps = READERS[name](flags[3]), epochs_of(flags[3]), steps_of_an_epoch(flags)
-    check_epochs(seen, epochs, steps)
-    losses, rates = (dict(seen[f"step/{key}"]) for key in ("loss", "lr"))
+    curves, epochs, steps = curves_of(flags[3]), epochs_of(flags[3]), steps_per_epoch(flags)
+    check_epochs(curves, epochs, steps)
+    losses, rates = (dict(curves[f"step/{key}"]) for key in ("loss", "lr"))
     assert [*losses] == [*rates] == [*range(1, 2 * steps + 1)]
     for i, row in epochs.iterrows():
-        own = range(i * steps + 1, (i + 1) * steps + 1)
-        assert sum(losses[step] for step in own) / steps == pytest.approx(row.train_loss, rel=1e-4)
-        assert rates[own[-1]] == pytest.approx(row.lr, rel=1e-6)
+        steps_of_epoch = range(i * steps + 1, (i + 1) * steps + 1)
+        assert sum(losses[step] for step in steps_of_epoch) / steps == pytest.approx(row.train_loss, rel=1e-4)
+        assert rates[steps_of_epoch[-1]] == pytest.approx(row.lr, rel=1e-6)
     assert len({*losses.values()}) > steps
 
 
-def test_settings_and_state_in_mlflow(flags):
-    done("01_train_fold.py", *flags, *FOLD[:-4], "--fold", 0, 1, "--exp", "new", "--track", "mlflow")
-    _, runs = mlflow_runs(flags[3])
-    assert {name: run.info.status for name, run in runs.items()} == {"new/fold0": "FINISHED", "new/fold1": "FINISHED"}
-    params = runs["new/fold1"].data.params
+def test_each_fold_is_a_run_with_settings_and_epochs(flags):
+    done("01_train_fold.py", *flags, *FOLD[:-4], "--fold", 0, 1, "--exp", "new", "--track", "tensorboard")
     config = json.loads((flags[3] / "new" / "config.json").read_text())
-    assert params == {key: str(value) for key, value in config.items()}
+    assert config["model"] == "test_resnet"
     for fold in (0, 1):
-        check_epochs(from_mlflow(flags[3], fold=fold), epochs_of(flags[3], fold=fold), steps_of_an_epoch(flags))
-
-
-def test_settings_in_tensorboard(flags):
-    done("01_train_fold.py", *flags, *FOLD, "--track", "tensorboard")
-    events = EventAccumulator(str(flags[3] / "tensorboard" / "new" / "fold0")).Reload()
-    (text,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("settings/text_summary"))
-    assert "| model | test_resnet |" in text
-    assert "| lr | 0.003 |" in text
+        assert settings_of(flags[3], fold) == [f"| {key} | {value} |" for key, value in config.items()]
+        check_epochs(curves_of(flags[3], fold=fold), epochs_of(flags[3], fold=fold), steps_per_epoch(flags))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", READERS)
-def test_goes_on_in_the_same_run_after_a_kill(flags, name):
-    """Killed between two resume files, so that some steps are trained and logged twice."""
-    done("01_train_fold.py", *flags, *FOLD[:-1], "whole", *EACH_STEP, "--track", name)
-    whole = READERS[name](flags[3], "whole")
+def test_a_killed_fold_continues_its_run_with_each_step_once(flags):
+    """The kill comes between two resume files, so that some steps are trained and logged twice."""
+    done("01_train_fold.py", *flags, *FOLD[:-1], "unbroken", *EACH_STEP, "--track", "tensorboard")
+    unbroken, steps = curves_of(flags[3], "unbroken"), steps_per_epoch(flags)
     killed = """if True:
         import os, runpy, sys
         sys.path.insert(0, {root!r})
-        from kit import resume, watch
-        watch.LOOK_SECONDS = -1
-        look = watch.Watch.look
-        def look_and_die(self, step):
-            look(self, step)
-            if self.state["epoch"] == 2 and step == 4:
-                if self.run.track.name == "tensorboard":
-                    self.run.track.opened.log.__closure__[0].cell_contents.flush()
+        from kit.train import checkpoint, trackers
+        note, save = trackers.Track.note, checkpoint.ResumeFile.save
+        def note_and_die(self, state, part, values, step):
+            note(self, state, part, values, step)
+            if part == "step" and step == {last_step}:
+                self.opened.log.__closure__[0].cell_contents.flush()
                 os._exit(9)
-        resume.ResumeFile.due = lambda self: False
-        watch.Watch.look = look_and_die
+        def save_between_epochs(self, state):
+            if state["step"] == 0:
+                save(self, state)
+        trackers.Track.note = note_and_die
+        checkpoint.ResumeFile.save = save_between_epochs
         sys.argv = {argv!r}
         runpy.run_path(sys.argv[0], run_name="__main__")
     """
-    argv = [str(word) for word in (ROOT / "01_train_fold.py", *flags, *FOLD, "--track", name)]
-    code = killed.format(root=str(ROOT), argv=argv)
+    command = (ROOT / "01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", "tensorboard")
+    code = killed.format(root=str(ROOT), argv=[str(word) for word in command], last_step=steps + 5)
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 9
-    steps = steps_of_an_epoch(flags)
-    assert [step for step, _ in READERS[name](flags[3])["step/loss"]] == [*range(1, steps + 6)], "5 of epoch 2"
-    time.sleep(1)  # TensorBoard sorts a run's files by the second in their names, and no process starts in less
-    out = done("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", name)
-    assert "goes on in epoch 2 after 0" in out
-    seen = READERS[name](flags[3])
-    assert seen.keys() == whole.keys()
-    for key in seen.keys() - {"epoch/seconds", "epoch/images_per_second"}:
-        assert seen[key] == whole[key], f"{key}: each step once"
-    check_epochs(seen, epochs_of(flags[3]), steps)
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_a_fold_that_begins_anew_has_no_curves_of_the_old_one(flags, name):
-    done("01_train_fold.py", *flags, *FOLD, "--epochs", 3, "--track", name)
-    if name == "mlflow":
-        client, runs = mlflow_runs(flags[3])
-        client.delete_run(runs["new/fold0"].info.run_id)  # or from_mlflow would see two of the name
-    done("01_train_fold.py", *flags, *FOLD, "--track", name, "--overwrite")
-    check_epochs(READERS[name](flags[3]), epochs_of(flags[3]), steps_of_an_epoch(flags))
+    assert [step for step, _ in curves_of(flags[3])["step/loss"]] == [*range(1, steps + 6)], "5 of epoch 2"
+    time.sleep(1)  # TensorBoard sorts a run's files by the second in their names
+    assert "in epoch 2 after 0 of" in done(*command)
+    curves = curves_of(flags[3])
+    assert curves.keys() == unbroken.keys()
+    for key in curves.keys() - {"epoch/seconds", "epoch/images_per_second"}:
+        assert curves[key] == unbroken[key], f"{key}: each step once"
+    check_epochs(curves, epochs_of(flags[3]), steps)
 
 
 @pytest.mark.slow
-def test_stop_after_closes_the_run_and_goes_on_in_it(flags):
-    argv = [str(w) for w in (ROOT / "01_train_fold.py", *flags, *FOLD, "--track", "mlflow")]
-    stopped = subprocess.run([sys.executable, *argv, "--stop-after", "0.1s"], capture_output=True, text=True)
+def test_a_fold_stopped_by_stop_after_continues_its_run(flags):
+    command = [str(word) for word in (ROOT / "01_train_fold.py", *flags, *FOLD, "--track", "tensorboard")]
+    stopped = subprocess.run([sys.executable, *command, "--stop-after", "0.1s"], capture_output=True, text=True)
     assert stopped.returncode == 75, stopped.stderr
-    _, runs = mlflow_runs(flags[3])
-    assert runs["new/fold0"].info.status == "KILLED"
-    done("01_train_fold.py", *flags, *FOLD, "--track", "mlflow")
-    _, runs = mlflow_runs(flags[3])
-    assert [*runs] == ["new/fold0"]
-    assert runs["new/fold0"].info.status == "FINISHED"
-    check_epochs(from_mlflow(flags[3]), epochs_of(flags[3]), steps_of_an_epoch(flags))
+    assert [step for step, _ in curves_of(flags[3])["step/loss"]] == [1]
+    time.sleep(1)  # TensorBoard sorts a run's files by the second in their names
+    done("01_train_fold.py", *flags, *FOLD, "--track", "tensorboard")
+    curves = curves_of(flags[3])
+    assert curves["step/loss"][0][0] == 1, "the steps before the stop stay"
+    check_epochs(curves, epochs_of(flags[3]), steps_per_epoch(flags))
 
 
-def test_a_missing_library_is_refused_before_any_training(flags, tmp_path, monkeypatch):
+def test_a_fold_that_starts_over_has_no_curves_of_its_earlier_training(flags):
+    done("01_train_fold.py", *flags, *FOLD, "--epochs", 3, "--track", "tensorboard")
+    done("01_train_fold.py", *flags, *FOLD, "--track", "tensorboard", "--overwrite")
+    check_epochs(curves_of(flags[3]), epochs_of(flags[3]), steps_per_epoch(flags))
+
+
+def test_a_probe_logs_its_scores(flags, weights):
+    done("01_train_fold.py", *flags, *PROBE, "--weights", weights, "--track", "tensorboard")
+    curves = curves_of(flags[3], "probe")
+    check_epochs(curves, epochs_of(flags[3], "probe"), 0)
+    assert "step/loss" not in curves
+
+
+def test_a_missing_library_is_refused_before_any_training(flags, monkeypatch):
     for name in trackers.TRACKERS:
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
         line = refused("01_train_fold.py", *flags, *FOLD, "--track", name)
@@ -186,29 +183,27 @@ def test_a_missing_library_is_refused_before_any_training(flags, tmp_path, monke
     assert not (flags[3] / "new").exists()
 
 
-def test_a_database_that_mlflow_skinny_lacks_is_refused(flags, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sqlalchemy", None)
-    assert refused("01_train_fold.py", *flags, *FOLD, "--track", "mlflow").endswith("pip install mlflow")
+def test_a_library_that_lacks_a_part_is_refused(flags, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert refused("01_train_fold.py", *flags, *FOLD, "--track", "tensorboard").endswith("pip install tensorboard")
 
 
-def test_a_server_that_is_gone_is_one_warning(flags, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    warnings = warned("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", "mlflow")
+def test_a_tracker_that_cannot_start_is_one_warning(flags):
+    (flags[3] / "tensorboard").write_text("a file where its folder should be")
+    warnings = warnings_of("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--track", "tensorboard")
     assert len(warnings) == 1, warnings
-    assert "new/fold0: --track mlflow failed (" in warnings[0]
+    assert "new/fold0: --track tensorboard failed (" in warnings[0]
     assert len(epochs_of(flags[3])) == 2
-    assert not (flags[3] / "mlruns").exists()
 
 
-def test_a_tracker_that_fails_in_the_middle_is_one_warning(flags, monkeypatch):
-    """A new one, by one function and one entry, which reaches for the training's random numbers and then breaks."""
-    seen, closed = [], []
+def test_a_tracker_that_fails_during_training_is_one_warning(flags, monkeypatch):
+    """The tracker is a new one, made of one function and one entry. It changes the global random states, then fails."""
+    logged, closed = [], []
 
     def fragile(fold):
         def log(values, step):
             random.seed(0), np.random.seed(0)
-            seen.append((step, values))
+            logged.append((step, values))
             if step > 3:
                 raise ConnectionError("gone\nfor good")
 
@@ -220,23 +215,16 @@ def test_a_tracker_that_fails_in_the_middle_is_one_warning(flags, monkeypatch):
     trackers.Track("fragile", Path("output/new"), 0, {}).note({}, "step", dict(loss=1), 1)
     assert random.getstate() == before
     assert np.random.random() == np.random.RandomState(3).random_sample()
-    seen.clear()
+    logged.clear()
     done("01_train_fold.py", *flags, *FOLD)
     untracked = (flags[3] / "new" / "fold0.pt").read_bytes()
-    warnings = warned("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--overwrite", "--track", "fragile")
-    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    warnings = warnings_of("01_train_fold.py", *flags, *FOLD, *EACH_STEP, "--overwrite", "--track", "fragile")
+    assert [step for step, _ in logged] == [1, 2, 3, 4]
     assert warnings == [
         "01_train_fold.py: warning: new/fold0: --track fragile failed (gone). Training goes on without it"
     ]
-    assert not closed, "what has failed isn't asked again"
+    assert not closed, "a tracker that has failed isn't called again"
     assert (flags[3] / "new" / "fold0.pt").read_bytes() == untracked
-
-
-def warned(*command):
-    """Runs a script that must succeed. → the lines of its stderr."""
-    result = kit(*command)
-    assert result.code == 0, result.err
-    return result.err.strip().splitlines()
 
 
 FAKE_WANDB = """
@@ -263,8 +251,8 @@ def init(**settings):
 
 
 @pytest.mark.slow
-def test_wandb_is_told_and_goes_on(flags, tmp_path, monkeypatch):
-    """By a stand-in for the library that writes down the calls."""
+def test_wandb_gets_settings_and_curves_and_continues_its_run_after_a_stop(flags, tmp_path, monkeypatch):
+    """A stand-in for the library writes the calls down."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "wandb.py").write_text(FAKE_WANDB)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
@@ -277,31 +265,12 @@ def test_wandb_is_told_and_goes_on(flags, tmp_path, monkeypatch):
         ("new/fold0", "new", None, None),
         ("new/fold0", "new", "run1", "allow"),
     ]
-    assert starts[0]["config"]["model"] == "test_resnet"
+    assert {start["project"] for start in starts} == {"foldkit"}
+    assert starts[0]["config"] == json.loads((flags[3] / "new" / "config.json").read_text())
     assert Path(starts[0]["dir"]) == flags[3]
-    logged = [values for kind, values, *_ in calls if kind == "log"]
-    epochs, steps = epochs_of(flags[3]), steps_of_an_epoch(flags)
-    seen = {}
-    for values in logged:
+    curves = {}
+    for values in (values for kind, values, *_ in calls if kind == "log"):
         for key in values.keys() - {"step"}:
-            seen.setdefault(key, []).append((values["step"], values[key]))
-    check_epochs(seen, epochs, steps)
+            curves.setdefault(key, []).append((values["step"], values[key]))
+    check_epochs(curves, epochs_of(flags[3]), steps_per_epoch(flags))
     assert [code for kind, code, *_ in calls if kind == "finish"] == [1, 0]
-
-
-def test_a_probe_logs_its_scores(flags, weights):
-    done("01_train_fold.py", *flags, *PROBE, "--weights", weights, "--track", "tensorboard")
-    seen, epochs = from_tensorboard(flags[3], "probe"), epochs_of(flags[3], "probe")
-    check_epochs(seen, epochs, 0)
-    assert "step/loss" not in seen
-
-
-PROBE = "--model test_resnet --size 32 --batch-size 8 --tune probe --head fresh --fold 0 --exp probe".split()
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """A file of weights, as if they were pretrained."""
-    torch.manual_seed(0)
-    save_file(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.safetensors")
-    return tmp_path / "weights.safetensors"

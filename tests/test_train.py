@@ -1,4 +1,4 @@
-"""01_train_fold.py: the thesis' recipe and its switches, asserted on numbers and files."""
+"""Training: the thesis' recipe and its switches, checked on numbers and files."""
 
 import contextlib
 import io
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 import common
 from kit.score.metrics import METRICS
+from kit.score.tasks import Classes
 from kit.train import checkpoint, inference, model, monitor
 from kit.train.augment import Augmentation
 from kit.train.checkpoint import ResumeFile, epoch_start
@@ -27,6 +28,7 @@ from kit.train.dataset import Images, draw_epoch, training_batches
 from kit.train.device import AlignedSwiGLU, align, pick_amp
 from kit.train.losses import complement_cross_entropy, cross_entropy
 from kit.train.ranger21 import learning_rate
+from kit.train.run import FoldRun
 from kit.train.trackers import Track
 
 train = load("01_train_fold.py")
@@ -161,8 +163,8 @@ def test_augmentation_gives_all_eight_orientations_as_the_thesis_does():
 def epoch_images(workers, epoch=1, seed=777, augment="d4"):
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3)).astype(np.uint8)
     config = dict(seed=seed, sampler="shuffle", augment=augment, batch_size=8)
-    run = SimpleNamespace(images=images, train_rows=np.arange(40), targets=np.arange(40) % 2, config=config, fold=0,
-                          workers=workers, device=CPU)  # fmt: skip
+    experiment = SimpleNamespace(images=images, targets=np.arange(40) % 2, config=config, workers=workers, device=CPU)
+    run = SimpleNamespace(experiment=experiment, train_rows=np.arange(40), fold=0)
     return torch.cat([batch for batch, _ in training_batches(run, epoch)])
 
 
@@ -223,22 +225,23 @@ def test_other_optimisers_follow_rangers_schedule(batches, epochs):
             assert ours == pytest.approx(ranger.current_lr, rel=1e-9), step
 
 
-def small_run(classifier, batches, **config):
-    """The namespace that 01's train_epoch takes, with these batches in place of a draw."""
-    config = dict(batch_size=4, accumulate=1, augment="none", epochs=1, init="weights", clip_grad=None) | config
-    return SimpleNamespace(
-        prepared=dict(classes=["0", "1"]),
-        classifier=classifier, model=classifier, config=config, images=None, train_rows=np.arange(0),
-        valid_rows=np.arange(0), targets=np.arange(0), fold=0, workers=0, device=CPU, amp="none", metric="auc",
-        criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, told=True,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, {}, 0), name="bar",
-        batches=batches, ema=None, kept_model=classifier, track=Track(None, Path(), 0, config),
+def small_run(classifier, **config):
+    """Return a FoldRun of a classifier of two classes."""
+    config = dict(batch_size=4, accumulate=1, epochs=1, init="weights", clip_grad=None, tta="none") | config
+    prepared = SimpleNamespace(task=Classes(["0", "1"]), metric="auc")
+    return FoldRun(
+        experiment=SimpleNamespace(config=config, prepared=prepared, device=CPU, amp="none"), fold=0,
+        train_rows=np.arange(0), valid_rows=np.arange(0), classifier=classifier, model=classifier,
+        criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, ema=None,
+        scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, {}, 0),
+        track=Track(None, Path(), 0, config),
     )  # fmt: skip
 
 
-def train_small(run, monkeypatch):
-    monkeypatch.setattr(train, "training_batches", lambda *_: run.batches)
-    return train.train_epoch(run, dict(epoch=1, **epoch_start()))
+def train_small(classifier, batches, monkeypatch, **config):
+    """Train an epoch of these batches."""
+    monkeypatch.setattr(train, "training_batches", lambda *_: batches)
+    return train.train_epoch(small_run(classifier, **config), dict(epoch=1, **epoch_start()))
 
 
 def test_accumulated_batches_equal_one_large_batch(monkeypatch):
@@ -250,48 +253,45 @@ def test_accumulated_batches_equal_one_large_batch(monkeypatch):
         backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
         classifier = model.Classifier(backbone, torch.nn.Identity(), "features", (0.5,) * 3, (0.5,) * 3)
         batches = [(images[i : i + size], targets[i : i + size]) for i in range(0, 16, size)]
-        train_small(small_run(classifier, batches, batch_size=size, accumulate=accumulate), monkeypatch)
+        train_small(classifier, batches, monkeypatch, batch_size=size, accumulate=accumulate)
         weights.append(backbone[1].weight.detach().clone())
     assert torch.allclose(*weights, atol=1e-6)
     torch.manual_seed(1)
     assert not torch.allclose(weights[0], torch.nn.Linear(768, 2).weight), "something was learnt"
 
 
-def test_running_scores_look_back_on_a_bounded_window(monkeypatch):
+def test_running_scores_are_of_a_bounded_window(monkeypatch):
     sizes = []
     monkeypatch.setattr(monitor, "WINDOW", 8)
-    monkeypatch.setattr(monitor, "LOOK_SECONDS", -1)
+    monkeypatch.setattr(monitor, "READ_SECONDS", -1)
     plain_scores = monitor.scores
     for module in (monitor, train):
         monkeypatch.setattr(module, "scores", lambda run, x, y: sizes.append(len(x)) or plain_scores(run, x, y))
     classifier = model.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", (0.5,) * 3, (0.5,) * 3)
     batches = [(torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))] * 10
-    train_small(small_run(classifier, batches), monkeypatch)
-    assert sizes == [4] + [8] * 9 + [40], "each refresh looks at 8 images, the epoch's end at all"
+    train_small(classifier, batches, monkeypatch)
+    assert sizes == [4] + [8] * 9 + [40], "each refresh scores 8 images, the epoch's end all"
 
 
 def test_training_auc_is_of_probabilities():
     logits = np.array([[5.0, 4.0], [-5.0, -3.0], [9.0, 5.0], [-9.0, -8.0]])
     targets = np.array([0, 1, 0, 1])
     assert METRICS["auc"].score(targets, logits, None) == 0.0, "raw second logits order these rows the other way round"
-    assert (
-        monitor.scores(SimpleNamespace(criterion=cross_entropy, metric="auc", prepared={}), logits, targets)["auc"]
-        == 1.0
-    )
+    assert monitor.scores(small_run(torch.nn.Linear(1, 1)), logits, targets)["auc"] == 1.0
 
 
-def test_losses_that_are_no_numbers_are_skipped_by_the_scaler_and_counted(monkeypatch, capsys):
-    """With a GradScaler two bad losses are a warning, five in a row end the fold; without one, the first does."""
+def test_nan_losses_are_skipped_by_the_grad_scaler_and_counted(monkeypatch, capsys):
+    """With a GradScaler two NaN losses are a warning, five in a row end the fold; without one, the first does."""
     good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
-    run = small_run(torch.nn.Linear(1, 1), None)
+    run = small_run(torch.nn.Linear(1, 1))
     run.scaler = SimpleNamespace(is_enabled=lambda: True)
-    monkeypatch.setattr(monitor, "LOOK_SECONDS", 1e9)
+    monkeypatch.setattr(monitor, "READ_SECONDS", 1e9)
 
     def epoch(*losses):
         state = dict(epoch=1, step=0, seconds=0.0, logits=[torch.zeros(2, 2)], targets=[torch.tensor([0, 1])])
-        with monitor.Watch(run, state, len(losses)) as seen:
+        with monitor.EpochMonitor(run, state, len(losses)) as epoch_monitor:
             for step, loss in enumerate(losses):
-                seen.after(step, loss, False)
+                epoch_monitor.after(step, loss, False)
 
     epoch(good, bad, bad, good)
     assert "2 of 4 losses were no numbers" in capsys.readouterr().err
@@ -330,7 +330,7 @@ def test_eva02_trains_from_a_weights_file(toy, tmp_path, ending):
     assert 0 < moved < 0.01
 
 
-def test_a_wrong_or_hostile_weights_file_is_refused(toy, tmp_path):
+def test_a_weights_file_of_another_model_or_with_code_is_refused(toy, tmp_path):
     flags = toy()
     prepare(flags)
     other = tmp_path / "other.pth"
@@ -361,7 +361,7 @@ def test_heads_and_norms():
 
 
 @pytest.mark.parametrize("head", ["linear", "fresh"])
-def test_tuning_the_head_leaves_the_rest_alone(toy, head):
+def test_tune_head_trains_the_head_alone(toy, head):
     flags = toy()
     prepare(flags)
     train_fold(flags, "--tune", "head", "--head", head, "--epochs", 1)
@@ -372,26 +372,26 @@ def test_tuning_the_head_leaves_the_rest_alone(toy, head):
     assert changed == {"head.weight", "head.bias"}
 
 
-# ---------------------------------------------------------------- whole folds
+# ---------------------------------------------------------------- a fold from end to end
 
 
-def test_hidden_units_that_are_filled_up_change_nothing():
-    """170 units become 192. On a CPU the plain forward pass would be taken."""
+def test_padded_hidden_units_of_a_swiglu_change_nothing():
+    """170 units become 192. On a CPU the forward pass without padding would run."""
     torch.manual_seed(0)
     small = dict(depth=2, embed_dim=64, num_heads=4, img_size=56, num_classes=3)
-    plain, filled = (timm.create_model("eva02_large_patch14_448", **small) for _ in range(2))
-    filled.load_state_dict(plain.state_dict())
-    align(filled)
-    mlps = [module for module in filled.modules() if type(module) is AlignedSwiGLU]
+    plain, padded = (timm.create_model("eva02_large_patch14_448", **small) for _ in range(2))
+    padded.load_state_dict(plain.state_dict())
+    align(padded)
+    mlps = [module for module in padded.modules() if type(module) is AlignedSwiGLU]
     assert [mlp.fc2.in_features for mlp in mlps] == [170, 170]
     for mlp in mlps:
         mlp.forward = mlp.filled
     images = torch.randn(3, 3, 56, 56)
-    logits = [network(images) for network in (plain, filled)]
+    logits = [network(images) for network in (plain, padded)]
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-7)
     for values in logits:
         values.square().sum().backward()
-    for one, other in zip(plain.parameters(), filled.parameters(), strict=True):
+    for one, other in zip(plain.parameters(), padded.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-9)
 
 
@@ -421,12 +421,13 @@ def test_fp16_with_a_grad_scaler_and_bf16_run_on_the_cpu(toy):
     weight = torch.nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     scaler.scale(weight.half().sum() * 1e4).backward()
-    config = dict(clip_grad=None)
-    train.update(SimpleNamespace(optimizer=optimizer, scheduler=None, scaler=scaler, ema=None, config=config), 1)
+    experiment = SimpleNamespace(config=dict(clip_grad=None))
+    run = SimpleNamespace(optimizer=optimizer, scheduler=None, scaler=scaler, ema=None, experiment=experiment)
+    train.update(run, 1)
     assert weight.item() == 1.0, "a step with overflowed gradients is skipped"
 
 
-def test_a_loss_that_is_no_number_stops_with_step_and_rate(toy):
+def test_a_nan_loss_ends_training_with_its_step_and_learning_rate(toy):
     flags = toy()
     prepare(flags)
     line = refused(
@@ -437,7 +438,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_rate(toy):
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
-def test_timm_optimisers_and_plain_shuffling(toy, optimizer):
+def test_timm_optimisers_with_shuffled_images(toy, optimizer):
     flags = toy()
     prepare(flags)
     train_fold(flags, "--optimizer", optimizer, "--sampler", "shuffle", "--loss", "ce", "--epochs", 3)

@@ -1,56 +1,66 @@
-"""What the bytes of an image file show: photos, TIFFs of any bands or pages, DICOM, NumPy arrays → 8-bit RGB."""
+"""Decoding: bytes of an image file (photo, TIFF, DICOM, NumPy array) → 8-bit RGB array; resizing."""
 
 import io
+import logging
+import math
 import struct
 import zlib
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, EXTRASAMPLES, IMAGELENGTH, IMAGEWIDTH, SAMPLEFORMAT, SAMPLESPERPIXEL
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION as PHOTOMETRIC
 
 from common import UserError
-from kit.data.tiffs import BANDS, BITS, COLOURS, EXTRA, HEIGHT, KIND, ORIENTATION, WIDTH, read_page, tiff_samples
 
-Image.init()  # knows all its formats from here on; of these, none that starts a program (EPS) or needs another file
+Image.init()  # loads all of Pillow's formats; of these, none that starts a program (EPS) or needs another file
 
 
 FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]
+IMAGE_ENDINGS = (*".png .jpg .jpeg .webp .avif .gif .bmp .tif .tiff .ppm .pgm".split(), ".dcm", ".dicom", ".npy")
+MOST_BYTES = 2**29  # of one file, unpacked: what claims more is no photo but a bomb
+MOST_JPEG = 2**30  # px of a JPEG that is read at an eighth of its size
+END_OF_JPEG = b"\xff\xd9"  # after it libjpeg leaves the rows that it lacks grey
+PNG = b"\x89PNG\r\n\x1a\n"
+SPECIAL_CHUNKS = b"tRNS", b"eXIf", b"acTL", b"iCCP"  # of PNGs that aren't plain
+ORIENTATION_TEXTS = b"XML:com.adobe.xmp", b"Raw profile"  # how texts begin that may hold an orientation
+ORIENTATION = ExifTags.Base.Orientation
+
 TIFFS = b"II*\0", b"MM\0*", b"II+\0"  # the last is BigTIFF
 SLIDE, LEVEL = 8192, 4096  # px: a TIFF page that is wider is a slide, of which a level of at most this size is read
-PNG = b"\x89PNG\r\n\x1a\n"
-LEFT_OUT = b"tRNS", b"eXIf", b"acTL", b"iCCP"  # chunks of PNGs that aren't plain
-TURNING = b"XML:com.adobe.xmp", b"Raw profile"  # how texts begin that may say how the image is turned
 MOST_PAGES = 100  # of a slide that are looked at
-MOST_JPEG = 2**30  # px of a JPEG that is read at an eighth of its size
+LOSSLESS = 1, 5, 8, 32773, 32946, 34925, 50000  # none, LZW, deflate, PackBits, LZMA, zstd: unpack to what the tags say
 
 
 def decode(data, bands=None):
-    """The bytes of an image file, or the file opened for reading → uint8 [H, W, 3] RGB, as a person sees it.
+    """Return the bytes of an image file, or the file opened for reading, as uint8 [H, W, 3] RGB as a person sees it.
 
-    EXIF rotation is applied, palettes and CMYK are converted, transparent parts stand on white, an animation shows its
-    first frame. 16-bit grey and RGB are scaled to 8 bits by the depth that they use. What the bytes are, their
-    beginning says, not the file's name:
+    EXIF rotation is applied, palettes and CMYK are converted, transparent parts become white, an animation shows its
+    first frame. 16-bit grey and RGB are scaled to 8 bits by the depth that they use. The first bytes decide the
+    format, not the file's name:
 
-    - of a TIFF and a .npy, `bands` (4, 3, 2) become R, G, B, and one band grey. They count from 1, and each is spread
-      between its 2nd and 98th percentile in this image. Other kinds have no use for `bands`. Without it, a TIFF of
-      more than 4 bands or of floating-point values is refused.
-    - of a slide (a TIFF wider than 8192 px), its largest level of at most 4096 px a side is read, and of a JPEG too
-      large for Pillow an eighth of its size.
-    - .npy: [H, W] is grey, [H, W, 3] and [3, H, W] are RGB. Of other [C, H, W], the channels lie one below the other
-      in a grey picture [C * H, W]. Values other than uint8 are spread between the percentiles of the whole array.
+    - TIFF and .npy: `bands` (4, 3, 2) become R, G, B, and one band grey. They count from 1, and each is stretched
+      between its 2nd and 98th percentile in this image. Other formats ignore `bands`. Without it, a TIFF of more than
+      4 bands or of floating-point values is refused.
+    - a slide (a TIFF wider than 8192 px): its largest level of at most 4096 px a side.
+    - a JPEG too large for Pillow: an eighth of its size.
+    - .npy: [H, W] is grey, [H, W, 3] and [3, H, W] are RGB. The channels of another [C, H, W] are stacked below one
+      another in a grey picture [C * H, W]. Values other than uint8 are stretched between the array's percentiles.
     - DICOM: the first frame through its window or VOI LUT; without these, between its least and greatest value.
 
-    Raises ValueError for what is no image, is truncated, or can't be shown; UserError where DICOM lacks pydicom.
-    Plain PNGs are read by OpenCV, other photos by Pillow: OpenCV drops transparency and accepts truncated JPEGs."""
+    Raises ValueError for what is no image, is truncated, or can't be shown; UserError where pydicom or tifffile is
+    missing. Plain PNGs are read by OpenCV, other photos by Pillow: OpenCV drops transparency and accepts truncated
+    JPEGs."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     head = file.read(132)
     file.seek(0)
     try:
         if head[128:] == b"DICM":
-            return dicom(file)
-        if head.startswith((b"\x93NUMPY", *TIFFS)):
-            return (tiff if head[:4] in TIFFS else numpy_array)(file, bands)
-        return photo(file)
+            return read_dicom(file)
+        if head.startswith(b"\x93NUMPY"):
+            return read_npy(file, bands)
+        return read_tiff(file, bands) if head.startswith(TIFFS) else read_photo(file)
     except UserError:
         raise
     except UnidentifiedImageError:
@@ -60,8 +70,8 @@ def decode(data, bands=None):
         raise ValueError(reason[:300] or type(error).__name__) from None
 
 
-def photo(file):
-    """What Pillow opens → uint8 [H, W, 3]."""
+def read_photo(file):
+    """Return what Pillow opens as uint8 [H, W, 3]."""
     begins = file.read(len(PNG))
     file.seek(0)
     data = file.read() if begins == PNG else b""  # others may be large, and Pillow reads what it needs
@@ -75,34 +85,34 @@ def photo(file):
         file.seek(0)
         if file.read(2) != b"\xff\xd8":
             raise
-        opened = small_jpeg(file)
-    return shown(sixteen_bits(opened, file))
+        opened = reduce_jpeg(file)
+    return to_rgb(reread_16_bits(opened, file))
 
 
 def is_plain_png(data):
-    """Whether the bytes are a whole PNG of 8-bit grey or RGB, upright, without transparency, animation, XMP (which may
-    turn it) and colour profile (about which libpng prints warnings).
+    """Return whether the bytes are a complete PNG of 8-bit grey or RGB, upright, without transparency, animation, XMP
+    (which may rotate it) and colour profile (about which libpng prints warnings).
 
-    OpenCV gives the same pixels of those in one call, during which other threads work. Pillow goes from chunk to chunk,
-    and its threads wait for each other."""
+    OpenCV decodes these to the same pixels in one call, during which other threads work. Pillow goes from chunk to
+    chunk, and its threads wait for each other."""
     if not data.startswith(PNG) or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
         return False
     width, height = struct.unpack(">II", data[16:24])
-    place, kind, view = len(PNG), b"", memoryview(data)
-    while kind != b"IEND" and place + 12 <= len(data):
-        length, kind = struct.unpack(">I4s", data[place : place + 8])
-        end = place + 8 + length
-        if kind in LEFT_OUT or data.startswith(TURNING, place + 8):
+    offset, kind, view = len(PNG), b"", memoryview(data)
+    while kind != b"IEND" and offset + 12 <= len(data):
+        length, kind = struct.unpack(">I4s", data[offset : offset + 8])
+        end = offset + 8 + length
+        if kind in SPECIAL_CHUNKS or data.startswith(ORIENTATION_TEXTS, offset + 8):
             return False
-        if zlib.crc32(view[place + 4 : end]).to_bytes(4) != data[end : end + 4]:
+        if zlib.crc32(view[offset + 4 : end]).to_bytes(4) != data[end : end + 4]:
             return False
-        place = end + 4
+        offset = end + 4
     return kind == b"IEND" and width * height <= Image.MAX_IMAGE_PIXELS
 
 
-def small_jpeg(file):
-    """A JPEG too large to be decoded whole → the same at an eighth of its size, which costs little memory where one
-    scan holds everything. Raises ValueError for a larger one, and for several scans: they're kept in memory."""
+def reduce_jpeg(file):
+    """Return a JPEG too large to be decoded at an eighth of its size, which costs little memory where one scan holds
+    everything. Raises ValueError for a larger one, and for several scans: they are kept in memory."""
     file.seek(0)
     opened = JpegImagePlugin.JpegImageFile(file)  # Image.open would refuse it
     size, scan = opened.size, file.read(3)
@@ -113,9 +123,9 @@ def small_jpeg(file):
     return opened
 
 
-def sixteen_bits(image, file):
-    """A Pillow image of 16-bit RGB keeps only its upper bytes: where its `file` is such a PNG, OpenCV reads it again.
-    → the image, of 8 bits then."""
+def reread_16_bits(image, file):
+    """Return a Pillow image, or where its `file` is a PNG of 16-bit RGB, what OpenCV reads of it, scaled to 8 bits:
+    Pillow keeps only the upper bytes."""
     file.seek(0)
     head = file.read(26)
     if not (head[:4] == b"\x89PNG" and head[24] == 16 and head[25] in (2, 4, 6)) or "transparency" in image.info:
@@ -125,33 +135,33 @@ def sixteen_bits(image, file):
     if samples is None or samples.dtype != np.uint16:
         return image
     order = [2, 1, 0, 3][: samples.shape[2]]  # OpenCV has BGR
-    return rotated(eight_bits(samples[..., order], colours=3), image.getexif().get(ORIENTATION))
+    return oriented(to_8_bits(samples[..., order], colours=3), image.getexif().get(ORIENTATION))
 
 
-def rotated(samples, orientation):
-    """uint8 [H, W, 3 or 4] → a Pillow image that says that it's rotated."""
+def oriented(samples, orientation):
+    """Return uint8 [H, W, 3 or 4] as a Pillow image with this EXIF orientation."""
     image = Image.fromarray(samples)
     if orientation:
         image.getexif()[ORIENTATION] = orientation
     return image
 
 
-def eight_bits(samples, colours):
-    """uint16 [H, W, C] → uint8: `colours` of the channels by the depth that they use together, alpha by 16 bits."""
+def to_8_bits(samples, colours):
+    """Scale uint16 [H, W, C] to uint8: `colours` of the channels by the depth that they use together, alpha by 16."""
     most = samples[..., :colours].max()
     depth = next(bits for bits in (8, 10, 12, 14, 16) if most < 2**bits)  # as cameras store
     shifts = [depth - 8] * colours + [8] * (samples.shape[-1] - colours)
     return (samples >> np.array(shifts, np.uint16)).astype(np.uint8)
 
 
-def shown(image):
-    """A Pillow image of any mode → uint8 [H, W, 3], upright."""
-    ImageOps.exif_transpose(image, in_place=True)  # by default it copies what lies upright too
+def to_rgb(image):
+    """Return a Pillow image of any mode as uint8 [H, W, 3], upright."""
+    ImageOps.exif_transpose(image, in_place=True)  # by default it copies upright images too
     if image.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
             raise ValueError("32-bit values: say which bands with --bands")
-        image = Image.fromarray(eight_bits(grey.astype(np.uint16)[..., None], colours=1)[..., 0])
+        image = Image.fromarray(to_8_bits(grey.astype(np.uint16)[..., None], colours=1)[..., 0])
     elif image.mode == "F":
         raise ValueError("floating-point values: say which bands with --bands")
     if image.has_transparency_data:
@@ -160,60 +170,97 @@ def shown(image):
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def tiff(file, bands):
-    """A TIFF → uint8 [H, W, 3]."""
-    page = read_page(file)
-    if not (page.get(WIDTH) and page.get(HEIGHT)):
-        return photo(file)  # which says what is wrong
-    count, bits = page.get(BANDS, 1), page.get(BITS, (1,))
-    if max(page[WIDTH], page[HEIGHT]) > SLIDE and not bands and count in (1, 3, 4):
-        return slide(file, page)
+def read_tiff(file, bands):
+    """Return a TIFF as uint8 [H, W, 3]: `bands` and 16-bit RGB by tifffile, the rest by Pillow."""
+    tags = read_tags(file)
+    width, height = tags.get(IMAGEWIDTH), tags.get(IMAGELENGTH)
+    count, bits = tags.get(SAMPLESPERPIXEL, 1), tags.get(BITSPERSAMPLE, (1,))[0]
+    if not (width and height):
+        return read_photo(file)  # which says what is wrong
     if bands:
-        return chosen(np.moveaxis(tiff_samples(file, page), -1, 0), bands, upright=page.get(ORIENTATION))
+        return compose_bands(read_samples(file), bands, tags.get(ORIENTATION))
+    if max(width, height) > SLIDE and count in (1, 3, 4):
+        return read_level(file, width / height)
     if count > 4 or count == 2:
         raise ValueError(f"{count} bands: say which three with --bands")
-    if bits[0] == 16 and count > 2 and page.get(COLOURS, 2) in (1, 2) and page.get(KIND, (1,))[0] == 1:
-        has_alpha = page.get(EXTRA, (0,))[0] in (1, 2)
-        samples = eight_bits(tiff_samples(file, page), colours=3)[..., : 3 + has_alpha]
-        return shown(rotated(samples, page.get(ORIENTATION)))
-    if bits[0] > 16 and count > 1:
-        raise ValueError(f"{count} bands of {bits[0]} bits: say which three with --bands")
-    return photo(file)
+    if bits == 16 and count > 2 and tags.get(PHOTOMETRIC, 2) in (1, 2) and tags.get(SAMPLEFORMAT, (1,))[0] == 1:
+        has_alpha = tags.get(EXTRASAMPLES, (0,))[0] in (1, 2)
+        samples = to_8_bits(np.moveaxis(read_samples(file), 0, -1), colours=3)[..., : 3 + has_alpha]
+        return to_rgb(oriented(samples, tags.get(ORIENTATION)))
+    if bits > 16 and count > 1:
+        raise ValueError(f"{count} bands of {bits} bits: say which three with --bands")
+    return read_photo(file)
 
 
-def slide(file, first):
-    """A TIFF whose `first` page is too large → its largest page of at most 4096 px a side that shows the whole of it
-    (slides hold pictures of their labels too). Raises ValueError where there is none."""
+def read_tags(file):
+    """Return the tags of a TIFF's first page, {number: value}, and set the file back to its start."""
+    head = file.read(16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[:4] == TIFFS[2] else head[:8])
+    file.seek(tags.next)
+    tags.load(file)
+    file.seek(0)
+    return tags
+
+
+def read_samples(file):
+    """Return the samples [C, H, W] of a TIFF's first page as they are stored, of any number of bands and any type.
+    Raises ValueError where they are truncated, compressed with loss, or too many; UserError without tifffile."""
+    try:
+        import tifffile
+
+        logging.getLogger("tifffile").disabled = True  # it would print what damaged files lack
+        with tifffile.TiffFile(file) as opened:
+            page = opened.pages[0]
+            if page.compression not in LOSSLESS:
+                raise ValueError(f"TIFF compression {page.compression:d} can't be read by bands")
+            if (page.compression, page.predictor) != (1, 1):
+                import imagecodecs  # noqa: F401 (without it, tifffile unpacks deflate and LZMA without limit)
+            if page.dtype is None or page.dtype.kind not in "buif":
+                raise ValueError(f"samples of {page.bitspersample} bits, format {page.sampleformat}")
+            size = max(math.prod(page.shaped), math.prod(page.chunks)) * page.dtype.itemsize
+            if size > MOST_BYTES or page.imagewidth * page.imagelength > 2 * Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{page.imagewidth} × {page.imagelength} px of {page.samplesperpixel} bands: too many")
+            chunks, end = zip(page.dataoffsets, page.databytecounts, strict=False), opened.filehandle.size
+            if sum(0 < at < at + count <= end for at, count in chunks) < math.prod(page.chunked):
+                raise ValueError("truncated")  # tifffile would fill what is missing
+            samples = page.asarray(squeeze=False, maxworkers=1)[:, 0]  # [planes, H, W, samples], one of them 1
+    except ImportError:
+        raise UserError("TIFFs of 16-bit RGB or by --bands need tifffile: pip install tifffile imagecodecs") from None
+    return np.moveaxis(samples, -1, 1).reshape(-1, *samples.shape[1:3])
+
+
+def read_level(file, shape):
+    """Return a slide's largest page of at most 4096 px a side whose width / height is near `shape` (slides hold
+    pictures of their labels too), else its first page, as uint8 [H, W, 3]."""
     opened = TiffImagePlugin.TiffImageFile(file)  # Image.open would refuse it for its first page
-    shape, best = first[WIDTH] / first[HEIGHT], None
+    best = None
     for number in range(1, MOST_PAGES):
         try:
             opened.seek(number)
         except EOFError:
             break
         width, height = opened.size
-        alike = abs(width / height / shape - 1) < 0.05
-        if max(width, height) <= LEVEL and alike and (best is None or width > best[0]):
+        if max(width, height) <= LEVEL and abs(width / height / shape - 1) < 0.05 and (best is None or width > best[0]):
             best = width, number
     if best is None:
         file.seek(0)
-        return photo(file)
+        return read_photo(file)
     opened.seek(best[1])
     opened.load()
-    return shown(opened)
+    return to_rgb(opened)
 
 
-def chosen(planes, bands, upright=None):
-    """[C, H, W] of any type → uint8 [H, W, 3] of the bands, numbers from 1: three, or one that becomes grey."""
-    if lacking := [band for band in bands if not 1 <= band <= len(planes)]:
-        raise ValueError(f"no band {lacking[0]}: it has {len(planes)}")
-    picture = np.stack([spread(planes[band - 1]) for band in bands], axis=-1)
-    return shown(rotated(np.repeat(picture, 3 // len(bands), axis=-1), upright))
+def compose_bands(planes, bands, orientation=None):
+    """Return [C, H, W] of any type as uint8 [H, W, 3] of the bands, numbers from 1: three, or one as grey."""
+    if missing := [band for band in bands if not 1 <= band <= len(planes)]:
+        raise ValueError(f"no band {missing[0]}: it has {len(planes)}")
+    picture = np.stack([stretch(planes[band - 1]) for band in bands], axis=-1)
+    return to_rgb(oriented(np.repeat(picture, 3 // len(bands), axis=-1), orientation))
 
 
-def spread(values, low=None, high=None):
-    """Numbers of any shape and type → uint8: `low` becomes 0 and `high` 255, by default the 2nd and 98th percentile.
-    What isn't finite becomes 0."""
+def stretch(values, low=None, high=None):
+    """Scale numbers of any shape and type to uint8: `low` becomes 0 and `high` 255, by default the 2nd and 98th
+    percentile. Values that aren't finite become 0."""
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
     if low is None:
@@ -222,8 +269,8 @@ def spread(values, low=None, high=None):
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def numpy_array(file, bands):
-    """A .npy of [H, W], [H, W, 3] or [C, H, W] → uint8 [H, W, 3]."""
+def read_npy(file, bands):
+    """Return a .npy of [H, W], [H, W, 3] or [C, H, W] as uint8 [H, W, 3]."""
     array = np.lib.format.read_array(file, allow_pickle=False)
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or not array.size:
         raise ValueError(f"an array {list(array.shape)} of {array.dtype} is no picture")
@@ -232,15 +279,15 @@ def numpy_array(file, bands):
         array = np.moveaxis(array, -1, 0)
     planes = array.reshape(-1, *array.shape[-2:])
     if bands:
-        return chosen(planes, bands)
-    planes = planes if planes.dtype == np.uint8 else spread(planes)
+        return compose_bands(planes, bands)
+    planes = planes if planes.dtype == np.uint8 else stretch(planes)
     if len(planes) == 3:
         return np.ascontiguousarray(np.moveaxis(planes, 0, -1))
     return np.repeat(planes.reshape(-1, planes.shape[-1], 1), 3, axis=-1)
 
 
-def dicom(file):
-    """A DICOM file's first frame → uint8 [H, W, 3]."""
+def read_dicom(file):
+    """Return a DICOM file's first frame as uint8 [H, W, 3]."""
     try:
         from pydicom import dcmread, pixels
     except ImportError:
@@ -252,30 +299,26 @@ def dicom(file):
     if tags.PhotometricInterpretation == "PALETTE COLOR":
         stored = pixels.apply_color_lut(stored, tags)
     if stored.ndim == 3:
-        return stored if stored.dtype == np.uint8 else eight_bits(stored, colours=3)
+        return stored if stored.dtype == np.uint8 else to_8_bits(stored, colours=3)
     if tags.get("WindowWidth") is None or tags.get("WindowCenter") is None:  # there, but empty
         tags.pop("WindowWidth", None)
     values = pixels.apply_modality_lut(stored, tags)  # slope and intercept
     low, high = values.min(), values.max()
     if tags.get("VOILUTSequence"):
         low, high = 0, 2 ** tags.VOILUTSequence[0].LUTDescriptor[2] - 1
-    elif "WindowWidth" in tags:  # what the window makes of values on either side of it, there or not
+    elif "WindowWidth" in tags:  # the window's own ends, also where no value of the image reaches them
         with np.errstate(over="ignore"):
             low, high = pixels.apply_voi_lut(np.array([-1e9, 1e9]), tags)
-    grey = spread(pixels.apply_voi_lut(values, tags), low, high)
+    grey = stretch(pixels.apply_voi_lut(values, tags), low, high)
     grey = 255 - grey if tags.PhotometricInterpretation == "MONOCHROME1" else grey
     return np.repeat(grey[..., None], 3, axis=-1)
 
 
-END_OF_JPEG = b"\xff\xd9"  # after it libjpeg leaves the rows that it lacks grey
-IMAGE_ENDINGS = (*".png .jpg .jpeg .webp .avif .gif .bmp .tif .tiff .ppm .pgm".split(), ".dcm", ".dicom", ".npy")
-
-
 def resize(image, size):
-    """uint8 [H, W, 3] → [size, size, 3], bilinear, as albumentations' Resize in the thesis (3.1.1).
+    """Resize uint8 [H, W, 3] to [size, size, 3], bilinear, as albumentations' Resize in the thesis (3.1.1).
 
     An axis that shrinks to less than half is averaged first: bilinear would skip its pixels and keep their noise. The
-    other axis waits for the second step, since INTER_AREA is no mean once an axis grows."""
+    other axis waits for the second step, since INTER_AREA is no mean where an axis grows."""
     height, width = (size if side > 2 * size else side for side in image.shape[:2])
     if (height, width) != image.shape[:2]:
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Images decoded once into a memory map, on a disk that may be full, in a folder that changes all at once."""
+"""Memory-mapped cache of decoded images, written so that a full disk or a killed run leaves no half file."""
 
 import contextlib
 import math
@@ -13,17 +13,21 @@ from common import UserError, cpu_count, progress, replacing
 from kit.data.decode import resize
 from kit.data.tables import refuse
 
+GREY = 128
 
-def cache(source, names, size, path, look):
-    """Decodes every image once and writes uint8 [N, size, size, 3] to `path`. `look(i, image)` sees each whole image.
-    → [((width, height), why the image can't be read or None) of each image]. Of such an image, what is left is used.
-    Each thread writes its images to their place in the file, so memory doesn't grow with the data."""
+
+def write_cache(source, names, size, path, visit):
+    """Decode every image once and write them to `path`: uint8 [N, size, size, 3]. → [((width, height), why the image
+    can't be read or None) of each image].
+
+    source: an ImageSource or PixelSource; visit: a function (i, image of its own size), called in the threads that
+    decode. Each image goes to its rows of the file at once, so memory doesn't grow with their number."""
     results, shape = [], (len(names), size, size, 3)
 
     def convert(i, name):
-        image, reason = decode(source, name, size)
+        image, reason = decode_or_grey(source, name, size)
         os.pwrite(file.fileno(), resize(image, size).data, start + i * math.prod(shape[1:]))
-        look(i, image)
+        visit(i, image)
         return image.shape[1::-1], reason
 
     with replacing(path) as temporary, open(temporary, "wb") as file, ThreadPoolExecutor(cpu_count()) as pool:
@@ -37,18 +41,19 @@ def cache(source, names, size, path, look):
     return results
 
 
-def decode(source, name, size):
-    """→ (uint8 [H, W, 3], None), or of an unreadable image (a JPEG as far as it goes, else all grey; the reason)."""
+def decode_or_grey(source, name, size):
+    """Return (uint8 [H, W, 3], None) or, for an unreadable image, (a truncated JPEG as far as it goes, or a grey image
+    of `size` px; the reason)."""
     try:
         return source.decoded(name), None
     except ValueError as error:
         with contextlib.suppress(ValueError):
             return source.decoded(name, salvage=True), str(error)
-        return np.full((size, size, 3), 128, np.uint8), str(error)
+        return np.full((size, size, 3), GREY, np.uint8), str(error)
 
 
 def reserve(file, size):
-    """Makes the next `size` bytes of a file real: a full disk is an error here, and in a memory map a crash."""
+    """Allocate the next `size` bytes of a file: a full disk is an error here, and a crash in a memory map."""
     file.flush()
     if hasattr(os, "posix_fallocate"):
         return os.posix_fallocate(file.fileno(), file.tell(), size)
@@ -58,28 +63,30 @@ def reserve(file, size):
 
 @contextlib.contextmanager
 def array_in_file(folder, dtype, *shape):
-    """Yields an array that lies in a temporary file, so that memory doesn't grow with the data."""
-    with tempfile.NamedTemporaryFile(dir=folder) as file:  # named: processes that judge pairs map it by its name
+    """Yield an array mapped from a temporary file in `folder`, so that memory doesn't grow with the data."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:  # named: processes that compare pairs map it by its name
         reserve(file, math.prod(shape) * np.dtype(dtype).itemsize)
         yield np.memmap(file.name, dtype, "r+", shape=shape)
 
 
 @contextlib.contextmanager
-def staged(folder, needed, anew):
-    """Yields an empty folder, whose files take their place in `folder` when the block ends well. A run that fails or is
-    killed leaves the earlier files as they were; `anew` removes those. Raises UserError where `needed` bytes lack."""
+def staged(folder, needed, clear):
+    """Yield an empty folder, whose files move into `folder` when the block ends well. A run that fails or is killed
+    leaves the earlier files as they were. clear: whether the earlier files are removed.
+
+    Raises UserError where fewer than `needed` bytes are free, or the folder can't be written."""
     staging = folder / ".new"
     try:
-        shutil.rmtree(staging, ignore_errors=True)  # of a killed run
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
         staging.mkdir(parents=True)
         free = shutil.disk_usage(folder).free
         space = f"has {free / 2**30:.1f} GiB free and the caches need {needed / 2**30:.1f} GiB"
         refuse(folder, needed > free, f"{space}: free some, choose another --output, or a smaller --size")
         yield staging
-        made = ("prepared.json", "*_*.npy", "features_*", "duplicates.*", "matched.png")
-        for path in [path for name in made for path in folder.glob(name)] if anew else []:
+        patterns = ("prepared.json", "*_*.npy", "features_*", "duplicates.*", "matched.png") if clear else ()
+        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
             path.unlink(missing_ok=True)
-        for path in sorted(staging.iterdir(), key=lambda path: path.name == "prepared.json"):  # the others come first
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "prepared.json"):  # which comes last
             os.replace(path, folder / path.name)
     except OSError as error:
         raise UserError(f"{staging} can't be written ({error.strerror or error}): see --output") from error

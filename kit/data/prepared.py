@@ -10,6 +10,50 @@ from common import AGAIN, PREPARE, UserError, file_hash, listing, prepared_folde
 from kit.score.tasks import Task, task_from_json
 
 KEYS_FOR_TEST = "metric submission per_id reading".split()  # what 03 needs, beside the task, for other test images
+FLAGS_FOR_TEST = "bands channels image_column target_column submit_header".split()  # `reading`, if they aren't default
+SEARCHED = "auto", "copies"  # kinds of --groups that look at the images
+
+
+@dataclass
+class Flags:
+    """The flags by which 00_prepare.py reads the competition and makes folds. Names of files are relative to `input`;
+    None stands for the usual ones."""
+
+    input: Path = Path("input")
+    output: Path = Path("output")  # archives that can't be read in place are unpacked below it
+    train_csv: list[str] | None = None
+    train_images: list[str] | None = None
+    test_images: list[str] | None = None
+    sample_submit: str | None = None
+    test_csv: str | None = None
+    join: str | None = None  # a table whose columns are added to the training table's
+    train_header: str = "auto"  # whether the training table has a header: auto, yes or no
+    bands: list[int] | None = None  # of a TIFF or an array that are red, green and blue, counted from 1
+    channels: list[str] | None = None  # ends of the names of an image's three files
+    image_column: str | None = None  # the images' names; None: found by the images
+    label_column: list[str] | None = None  # the labels; None: the usual ones
+    label_form: str = "auto"  # a key of LABEL_FORMS
+    label_pattern: str | None = None  # a regular expression that finds the class in an image's path
+    separator: str = " "  # between the labels of a list
+    target_column: str | None = None  # of tables with a row for each image and target: the targets' names, or END
+    drop_unlabelled: bool = False  # whether rows without a label are left out
+    metric: str = "auto"  # a key of METRICS
+    submit_header: str = "auto"  # whether the sample has a header: auto, yes or no
+    submit_value: str = "auto"  # what its cells hold: a key of SUBMISSIONS
+    positive: list[str] | None = None  # the class whose probability is submitted; of more than two, several add up
+    per_id: str = "mean"  # mean or max of the predictions of an id's several images
+    limit: int | None = None  # about so many training images, and the first so many of the sample's ids
+    folds: int = 5  # how many
+    seed: int = 777
+    groups: str = "auto"  # auto, copies, none, a column of the training table, or a CSV
+    group_pattern: str | None = None  # a regular expression; replaces `groups`
+    embed: str | None = None  # a timm model whose features are compared too
+    weights: str | None = None  # of that model
+
+    @property
+    def searched(self) -> bool:
+        """Whether the groups come from looking at the images."""
+        return self.groups in SEARCHED and not self.group_pattern
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What do the competition's tables say? Reads CSV, TSV and COCO-like JSON, packed in a zip or not."""
+"""Tables of a competition: CSV, TSV and COCO-like JSON, zipped or not."""
 
 import contextlib
 import csv
@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,34 +17,30 @@ from kit.data.decode import IMAGE_ENDINGS
 TRAIN = "train.csv", "train.tsv", "train_labels.csv", "trainLabels.csv", "labels.csv", "train_master.tsv"
 SAMPLE = "sample_submit.csv sample_submission.csv sampleSubmission.csv SampleSubmission.csv submission_format.csv"
 SAMPLE = (*SAMPLE.split(), "sample_submit.tsv", "sample.csv")
-COUNTED = 200  # rows that are asked whether a column names images
+CHECKED_ROWS = 200  # by which a column of image names or ids is recognised
 
 
 class Table(NamedTuple):
-    """A table's columns by name, and where it was read."""
+    """A table's columns by name."""
 
-    path: object
-    columns: dict  # name → list of stripped cells
+    path: Path  # where it was read
+    columns: dict[str, list[str]]  # the cells of each, stripped
 
     def __len__(self):
         return len(next(iter(self.columns.values())))
 
 
-def find_tables(folder, given, usual):
-    """→ the paths of the tables that a flag gives, or [find_table's]."""
-    return [find_table(folder, name, usual) for name in given or [None]]
-
-
 def find_table(folder, given, usual):
-    """→ the path of a table: the one given by a flag, else the first of the `usual` names that is there, packed or not,
-    else the first name."""
+    """Return the path of a table: the one given by a flag, else the first of the `usual` names that exists, zipped or
+    not, else the first name."""
     names = [given] if given else usual
     paths = [folder / f"{name}{packed}" for name in names for packed in ("", ".zip")]
     return next((path for path in paths if path.exists()), paths[0])
 
 
 def read_text(path, remedy):
-    """→ the text of a file, or of the only file in a zip. UTF-8 (with or without BOM), UTF-16 with BOM, or cp932."""
+    """Return the text of a file, or of the only file in a zip: UTF-8 (with or without BOM), UTF-16 with BOM, or cp932.
+    Raises UserError; `remedy` ends its message."""
     try:
         raw = path.read_bytes()
         if path.suffix == ".zip":
@@ -54,7 +51,7 @@ def read_text(path, remedy):
     except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         problem = "is missing" if isinstance(error, FileNotFoundError) else f"can't be read ({error})"
         raise UserError(f"{path} {problem}: {remedy}") from None
-    # a spreadsheet's "Unicode text" says so in its first two bytes
+    # A spreadsheet's "Unicode text" is UTF-16, marked by its first two bytes.
     for encoding in ("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "cp932"):
         with contextlib.suppress(UnicodeDecodeError):
             return raw.decode(encoding)
@@ -62,8 +59,8 @@ def read_text(path, remedy):
 
 
 def read_cells(path, remedy):
-    """→ (the rows of a table as lists of strings, without blank lines; what separates its columns: a comma or, where
-    the first line has none, a tab or a semicolon)."""
+    """Return (the rows of a table as lists of strings, without blank lines; what separates its columns: a comma or,
+    where the first line has none, a tab or a semicolon). Raises UserError; `remedy` ends its message."""
     text = read_text(path, remedy)
     first = next((line for line in text.splitlines() if line.strip()), "")
     try:
@@ -75,18 +72,18 @@ def read_cells(path, remedy):
         raise UserError(f"{path} is no table of values between commas ({error}): download it again") from None
     refuse(path, not rows, f"is empty: {remedy}")
     ragged = [i + 1 for i, row in enumerate(rows) if len(row) != len(rows[0])]
-    refuse(path, ragged, f"has another number of cells than the first row ({len(rows[0])}) in row *: mend it")
+    refuse(path, ragged, f"has another number of cells than the first row ({len(rows[0])}) in row *: correct it")
     return rows, separator
 
 
 def read_rows(path, remedy):
-    """→ the rows of a table, as lists of strings, without blank lines."""
+    """Return the rows of a table as lists of strings, without blank lines."""
     return read_cells(path, remedy)[0]
 
 
 def read_table(path, remedy, header="auto"):
-    """→ a Table. header: yes, no, or auto: no where the first row names an image file. Columns without a header are
-    called 1, 2, …; of a COCO-like JSON, they are what it says of its images, and category_id."""
+    """Return the Table in a file. header: yes, no, or auto: no where the first row names an image file. Columns without
+    a header are called 1, 2, …; those of a COCO-like JSON are the fields of its images, and category_id."""
     if path.name.removesuffix(".zip").endswith(".json"):
         return read_coco(path, remedy)
     rows = [[cell.strip() for cell in row] for row in read_rows(path, remedy)]
@@ -99,8 +96,8 @@ def read_table(path, remedy, header="auto"):
 
 
 def read_coco(path, remedy):
-    """→ a Table of a JSON with `images` and, of training images, `annotations`: a row for each image, with its
-    category_id (of several, all between blanks). Images without annotation are left out where others have one."""
+    """Return the Table of a JSON with `images` and, for training images, `annotations`: a row for each image, with its
+    category_id (several are separated by blanks). Images without annotation are left out where others have one."""
     try:
         content = json.loads(read_text(path, remedy))
         images = content["images"]
@@ -119,54 +116,51 @@ def read_coco(path, remedy):
 
 
 def stack(parts):
-    """Puts tables one below the other; a column that one lacks is blank there. → a Table."""
+    """Return the Table of tables one below the other; a column that one of them lacks is blank there."""
     names = [*dict.fromkeys(name for part in parts for name in part.columns)]
     cells = {name: [c for part in parts for c in part.columns.get(name, [""] * len(part))] for name in names}
     return Table(parts[0].path, cells)
 
 
 def join(table, other):
-    """Adds the columns of `other` that `table` lacks, by all columns that both have. Rows of `table` without a partner
-    stay, with blank cells. Raises UserError where no column is shared, or no row has a partner."""
+    """Return `table` with the columns of `other` that it lacks, joined by all columns that both have. Rows of `table`
+    without a partner stay, with blank cells. Raises UserError where no column is shared, or no row has a partner."""
     shared = [name for name in table.columns if name in other.columns]
     refuse(other.path, not shared, f"has no column of {table.path}: they can't be joined")
-    own, others = (list(zip(*(t.columns[name] for name in shared), strict=True)) for t in (table, other))
-    twice = [", ".join(key) for key, count in Counter(others).items() if count > 1]
+    keys, other_keys = (list(zip(*(t.columns[name] for name in shared), strict=True)) for t in (table, other))
+    twice = [", ".join(key) for key, count in Counter(other_keys).items() if count > 1]
     refuse(other.path, twice, f"names the {listing(shared)} * more than once: keep one row of each")
-    rows = {key: i for i, key in enumerate(others)}
-    picked = [rows.get(key) for key in own]
-    refuse(
-        other.path, not rows.keys() & {*own}, f"shares the columns {listing(shared)} with {table.path}, and no row fits"
-    )
+    row_of = {key: i for i, key in enumerate(other_keys)}
+    problem = f"shares the columns {listing(shared)} with {table.path}, and no row fits"
+    refuse(other.path, not row_of.keys() & {*keys}, problem)
+    rows = [row_of.get(key) for key in keys]
     lacking = [name for name in other.columns if name not in table.columns]
-    cells = {name: ["" if i is None else other.columns[name][i] for i in picked] for name in lacking}
+    cells = {name: ["" if i is None else other.columns[name][i] for i in rows] for name in lacking}
     return Table(table.path, table.columns | cells)
 
 
 def image_column(table, source, given, flag="--image-column"):
-    """→ the name of the column that names images: the one given, else image_name, else the first of those of whose
-    cells the source knows the most, and more than half: a row may name no image (.DS_Store), or a lacking one."""
+    """Return the name of the column of image names: the one given, else image_name, else the first of those with the
+    most cells that `source` finds, if these are more than half: a row may name no image (.DS_Store), or one that is
+    missing."""
     if not given and "image_name" not in table.columns:
-        several = {name: cells[:COUNTED] for name, cells in table.columns.items() if len(set(cells)) > 1}
-        known = {name: np.mean([source.find(cell) is not None for cell in cells]) for name, cells in several.items()}
-        if max(known.values(), default=0) > 0.5:
-            return max(known, key=known.get)
+        varied = {name: cells[:CHECKED_ROWS] for name, cells in table.columns.items() if len(set(cells)) > 1}
+        shares = {name: np.mean([source.find(cell) is not None for cell in cells]) for name, cells in varied.items()}
+        if max(shares.values(), default=0) > 0.5:
+            return max(shares, key=shares.get)
     return column(table, given or "image_name", flag)
 
 
 def column(table, name, flag):
-    """→ `name`, which must be a column of the table."""
-    refuse(
-        table.path,
-        name not in table.columns and [*table.columns],
-        f"has no such column as {name!r}: name one of * with {flag}",
-    )
+    """Return `name`. Raises UserError unless it is a column of the table."""
+    problem = f"has no such column as {name!r}: name one of * with {flag}"
+    refuse(table.path, name not in table.columns and [*table.columns], problem)
     return name
 
 
 def refuse(path, culprits, problem):
-    """Raises UserError where there are culprits, a list or a condition. In `problem`, the last * stands for the list; a
-    label, a name or a pattern in it may have one too."""
+    """Raise UserError where there are culprits, a list or a condition. In `problem`, the last * stands for the list; an
+    earlier one may be part of a label, a name or a pattern."""
     if culprits:
         before, mark, after = problem.rpartition("*")
         listed = listing(culprits) if mark and hasattr(culprits, "__iter__") else mark
@@ -174,16 +168,18 @@ def refuse(path, culprits, problem):
 
 
 def check_unique(path, names):
+    """Raise UserError where a name comes twice."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     refuse(path, repeated, "names * more than once: keep one row of each")
 
 
 def is_number(*cells):
-    """Whether the cells are finite numbers, all of them."""
+    """Return whether all cells are finite numbers."""
     with contextlib.suppress(ValueError):
         return bool(np.isfinite([float(cell) for cell in cells]).all())
     return False
 
 
 def is_blank(cell):
+    """Return whether a cell is empty or says nan."""
     return cell.strip().lower() in ("", "nan")

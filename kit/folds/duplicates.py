@@ -1,10 +1,11 @@
-"""Which images show one source photo: rotated, mirrored, cropped, rescaled, blurred or relit copies of it?
+"""Near-duplicate search: rotated, mirrored, cropped, rescaled, blurred or relit copies of one source photo.
 
-All copies of a source belong in one fold. Three steps, each narrowing what the next, dearer one looks at:
+All copies of a source belong in one fold. Each step narrows down what the next, slower one looks at:
 
-1. `describe`, each image once: a small thumbnail, the low frequencies of its DCT, SIFT features blind to mirroring.
-2. `candidates`: each image's nearest neighbours by the DCT, and by SIFT words and colours. N × k pairs, not N².
-3. `relatives`: `verify` judges each candidate pair. `components`: images that such pairs join are one group.
+1. `image_record`, once for each image: a small thumbnail, the low frequencies of its DCT, SIFT features blind to
+   mirroring.
+2. `candidate_pairs`: each image's nearest neighbours by the DCT, and by SIFT words and colours; N × k pairs, not N².
+3. `verified_pairs`: `verify` accepts or rejects each candidate pair. `components`: accepted pairs make groups.
 """
 
 import cv2
@@ -12,25 +13,55 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from scipy.sparse import coo_matrix, csgraph
-from sklearn.preprocessing import normalize as unit  # scales each row to length 1; a row of zeros stays so
+from sklearn.preprocessing import normalize  # scales each row to length 1; a row of zeros stays so
 from threadpoolctl import threadpool_limits
 
 from common import cpu_count, listing, progress
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features
+THUMB = 64  # px, the long side of the thumbnail on which pixels are compared: too small to show blur or JPEG noise
+FEATURES = 200  # SIFT features kept, the strongest
 WORDS = 1024  # size of the SIFT vocabulary
 COLOUR_WEIGHT = 0.8  # of the colours beside the words; of 0.5, 0.8 and 1.2 the best on the demo
-COLOUR_BINS = 6  # a channel
-VECTOR = WORDS + COLOUR_BINS**3  # numbers that describe an image's words and colours
-NEIGHBOURS = 12  # candidates per image and kind of descriptor
-PAIRS_A_TASK = 500  # of a process
-FEW_PAIRS = 2000  # that one process judges in less time than others take to start
+COLOUR_BINS = 6  # for each channel
+VECTOR = WORDS + COLOUR_BINS**3  # length of the vector of an image's words and colours
+NEIGHBOURS = 12  # candidates for each image and kind of descriptor
+PAIRS_A_TASK = 500  # for a process
+FEW_PAIRS = 2000  # that one process verifies in less time than others take to start
 CHAINING = 0.02  # share of all images above which one group is suspicious
+# When a pair is accepted; measured by tests/bench/duplicates.py, with its table in docs/LOG.md
+MIN_INLIERS = 6  # matched features that one similarity transform explains …
+EDGE_BLUR = 1.5  # px: edges half a pixel apart still agree
+MIN_CORRELATION = 0.965  # … where the edges, so blurred, correlate so well; those of two shirts on one bed reach 0.954
+MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
+SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
+MAX_BITS = 16  # of 63 by which the hashes of a pair may differ in the best orientation …
+EDGE_BLUR_HASH = 3  # px: images without features are soft, and noise or resampling changes their fine edges
+MIN_CORRELATION_HASH = 0.99  # … where the edges, so blurred, correlate so well: they are all the evidence
+MIN_EDGES = 0.25  # grey levels a px: pictures whose edges are fainter on average prove nothing
+BLURS = 4, 2, 2  # px, while one image is aligned with the other: coarse first
+LIMITS = [-8, -8, -0.2, -0.2], [8, 8, 0.2, 0.2]  # largest px right, px down, share of the size, angle of a step
+RECORD = np.dtype([  # all that is kept of one image
+    ("count", np.int32),  # of features
+    ("shape", np.int32, 2),  # height, width of the thumbnail
+    ("thumb", np.uint8, (THUMB, THUMB, 3)),
+    ("dct", np.float32, (8, 8)),
+    ("hashes", bool, (8, 63)),  # of the 8 orientations
+    ("points", np.float32, (FEATURES, 2)),  # x, y of each feature in thumbnail px from the middle
+    ("turned", bool, FEATURES),  # whether the feature's descriptor was mirrored
+    ("descriptors", np.uint8, (FEATURES, 128)),
+])  # fmt: skip
+# Orientation o as a 2 × 2 matrix on (x, y) from the middle, in the order of d4_hashes
+_FLIPS = [np.diag(signs) for signs in ((1, 1), (-1, 1), (1, -1), (-1, -1))]
+ORIENTATIONS = np.array([*_FLIPS, *(flip[::-1] for flip in _FLIPS)], np.float32)
 
 
-def describe(image):
-    """uint8 [H, W, 3] RGB → a RECORD."""
+# ---------------------------------------------------------------- one image
+
+
+def image_record(image):
+    """Return the RECORD of an image, uint8 [H, W, 3] RGB."""
     record = np.zeros((), RECORD)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = LONG_SIDE / max(grey.shape)
@@ -52,19 +83,47 @@ def describe(image):
     return record
 
 
-def candidates(records, vectors=None):
-    """→ int [P, 2], pairs i < j of images that may be relatives: neighbours by the DCT, and by `vectors` float32 [N, D]
-    of unit length (by default words and colours)."""
-    if vectors is None:
-        vectors = np.zeros((len(records), VECTOR), np.float32)
-        words_and_colours(records, vectors)
+def thumbnail(record):
+    """Return the thumbnail of a RECORD, uint8 [height, width, 3]."""
+    return record["thumb"][*map(slice, record["shape"])]
+
+
+def d4_hashes(dct):
+    """Return the hashes of an image's 8 orientations, bool [8, 63], from its DCT block, float32 [8, 8]: whether a
+    coefficient is above their median; the mean brightness is left out. Mirroring alternates the signs of the odd rows
+    or columns, and a reflection at the diagonal transposes."""
+    sign = (-1) ** np.arange(8)
+    views = [dct, dct * sign, dct * sign[:, None], dct * sign * sign[:, None]]
+    flat = np.stack([*views, *(view.T for view in views)]).reshape(8, 64)[:, 1:]
+    return flat > np.median(flat, axis=1, keepdims=True)
+
+
+def mirror_blind(descriptors):
+    """Turn SIFT descriptors, float32 [F, 128], into RootSIFT that is the same for a mirrored patch, uint8 [F, 128].
+    → (these, whether each patch was mirrored for that, bool [F]). Mirroring reverses the rows of the 4 × 4 cells and
+    the sense of the 8 directions; the version with more weight in the first half of the directions is taken (Ma et al.
+    2010, Arandjelović 2012)."""
+    cells = descriptors.reshape(-1, 4, 4, 8)
+    mirrored = cells[:, ::-1, :, (8 - np.arange(8)) % 8]
+    turn = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))
+    cells = np.where(turn[:, None, None, None], mirrored, cells).reshape(len(cells), 128)
+    root = np.sqrt(cells / np.maximum(1e-9, cells.sum(axis=1, keepdims=True)))
+    return np.minimum(255, root * 512).astype(np.uint8), turn
+
+
+# ---------------------------------------------------------------- candidate pairs
+
+
+def candidate_pairs(records, vectors):
+    """Return the pairs i < j, int [P, 2], of images that may be duplicates: neighbours by the DCT, and by `vectors`,
+    float32 [N, D] of unit length."""
     count = min(NEIGHBOURS + 1, len(records))
     pairs = np.sort(np.vstack([nearest(d4_blind(records["dct"]), count), nearest(vectors, count)]), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
 def nearest(vectors, count, block=64):
-    """Pairs each row of `vectors` (float32 [N, D], unit length) with its `count` nearest by the angle → int32
+    """Pair each row of `vectors` (float32 [N, D], unit length) with the `count` nearest by the angle → int32
     [N * count, 2]. N² products, but a block of rows at a time: scikit-learn's takes 1 GB."""
     blocks = (vectors[start : start + block] @ vectors.T for start in range(0, len(vectors), block))
     neighbours = [np.argpartition(similarity, -count, axis=1)[:, -count:].astype(np.int32) for similarity in blocks]
@@ -72,19 +131,20 @@ def nearest(vectors, count, block=64):
 
 
 def d4_blind(dct):
-    """DCT blocks [N, 8, 8] → float [N, 70], unit length, the same for all 8 orientations, any brightness and contrast:
-    the sum and the difference of the magnitudes of each pair of coefficients that mirror each other at the diagonal."""
+    """Return vectors of unit length, float [N, 70], from DCT blocks [N, 8, 8]. They are the same for all 8 orientations
+    and any brightness and contrast: sums and differences of the magnitudes of each two coefficients that mirror each
+    other at the diagonal."""
     rows, columns = np.array(np.triu_indices(8))[:, 1:]  # without the first one, the mean brightness
     upper, lower = np.abs(dct[:, rows, columns]), np.abs(dct[:, columns, rows])
-    return unit(np.hstack([upper + lower, np.abs(upper - lower)]))
+    return normalize(np.hstack([upper + lower, np.abs(upper - lower)]))
 
 
 def words_and_colours(records, vectors, block=256):
-    """Fills vectors [N, VECTOR], of unit length: each image's SIFT features counted by visual word, rare words weighted
+    """Fill vectors [N, VECTOR], of unit length: each image's SIFT features counted by visual word, rare words weighted
     up (Sivic and Zisserman 2003), and its colours. The words are features drawn at random: as good here as clusters."""
     rng, images_with = np.random.default_rng(0), np.zeros(WORDS)
-    some = features(records[np.sort(rng.permutation(len(records))[:WORDS])])
-    words = some[rng.permutation(len(some))[:WORDS]] if len(some) else np.zeros((1, 128), np.float32)
+    sample = features(records[np.sort(rng.permutation(len(records))[:WORDS])])
+    words = sample[rng.permutation(len(sample))[:WORDS]] if len(sample) else np.zeros((1, 128), np.float32)
     parts = [slice(start, start + block) for start in range(0, len(records), block)]
     for part in parts:
         word = (features(records[part]) @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)
@@ -94,54 +154,61 @@ def words_and_colours(records, vectors, block=256):
     rarity = 1 + np.log((1 + len(records)) / (1 + images_with))
     for part in parts:
         counts = vectors[part, :WORDS]
-        weighted = unit(((counts > 0) + np.log(np.maximum(1, counts))) * rarity)
-        vectors[part] = unit(np.hstack([weighted, COLOUR_WEIGHT * np.array([*map(colours, records[part])])]))
+        weighted = normalize(((counts > 0) + np.log(np.maximum(1, counts))) * rarity)
+        colours = COLOUR_WEIGHT * np.array([*map(colour_histogram, records[part])])
+        vectors[part] = normalize(np.hstack([weighted, colours]))
 
 
 def features(records):
-    """→ float32 [M, 128], the descriptors of all features of the images."""
+    """Return the descriptors of all features of the images, float32 [M, 128]."""
     return records["descriptors"][np.arange(FEATURES) < records["count"][:, None]].astype(np.float32)
 
 
-def colours(record):
-    """RECORD → float32 [COLOUR_BINS³], unit length: the joint histogram of the thumbnail's colours, each channel at
-    mean 0 and deviation 1, so that light and tint don't matter, and square-rooted, as RootSIFT is."""
-    pixels = record["thumb"][*map(slice, record["shape"])].reshape(-1, 3).astype(np.float32)
+def colour_histogram(record):
+    """Return the joint histogram of a thumbnail's colours, float32 [COLOUR_BINS³] of unit length. Each channel is
+    scaled to mean 0 and deviation 1, so that light and tint don't matter; square-rooted, as RootSIFT is."""
+    pixels = thumbnail(record).reshape(-1, 3).astype(np.float32)
     pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
     counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), COLOUR_BINS, [(-2.4, 2.4)] * 3)[0].ravel()
     return np.sqrt(counts / counts.sum()).astype(np.float32)
 
 
-def relatives(records, pairs):
-    """Judges the candidate pairs on all cores. → (pairs [M, 2] of relatives, evidence [M, 3]: bits, inliers,
-    correlation). In processes, since half of the work is small steps of Python. `records` is mapped to a file, so it
-    isn't copied; it must be the whole file (joblib 1.5 crashes on a view of one field)."""
-    tasks, kin = np.array_split(pairs, max(1, len(pairs) // PAIRS_A_TASK)), []
-    with progress(len(pairs), "relatives", "pair") as bar:
+# ---------------------------------------------------------------- groups, and what is written about them
+
+
+def verified_pairs(records, pairs):
+    """Verify candidate pairs, int [P, 2], on all cores. → (the accepted ones [M, 2], evidence float [M, 3]: bits,
+    inliers, correlation).
+
+    In processes, since half of the work is small steps of Python. `records` is mapped to a file, so it isn't copied; it
+    must be all of the file (joblib 1.5 crashes on a view of one field)."""
+    tasks, accepted = np.array_split(pairs, max(1, len(pairs) // PAIRS_A_TASK)), []
+    with progress(len(pairs), "duplicates", "pair") as bar:
         pool = Parallel(cpu_count() if len(pairs) > FEW_PAIRS else 1, return_as="generator", max_nbytes=None)
-        for task, related in zip(tasks, pool(delayed(judge)(records, task) for task in tasks), strict=True):
-            kin += related
+        for task, rows in zip(tasks, pool(delayed(verify_task)(records, task) for task in tasks), strict=True):
+            accepted += rows
             bar.update(len(task))
-    kin = np.array(kin, np.float64).reshape(-1, 5)
-    return kin[:, :2].astype(np.int64), kin[:, 2:]
+    accepted = np.array(accepted, np.float64).reshape(-1, 5)
+    return accepted[:, :2].astype(np.int64), accepted[:, 2:]
 
 
-def judge(records, pairs):
-    """→ [(i, j, bits, inliers, correlation), …], the relatives among the pairs. In one thread: each core has a task."""
+def verify_task(records, pairs):
+    """Return [(i, j, bits, inliers, correlation), …] of the accepted pairs. In one thread: each core has a task."""
     cv2.setNumThreads(1)
     with threadpool_limits(1):
-        return [(i, j, *verdict) for i, j in pairs if (verdict := verify(records[i], records[j]))]
+        return [(i, j, *evidence) for i, j in pairs if (evidence := verify(records[i], records[j]))]
 
 
 def components(pairs, count):
-    """→ int [count], the group of each image: images that pairs [M, 2] join share one. Numbered by first image."""
+    """Return the group of each image, int [count]: images that pairs [M, 2] connect share one. Groups are numbered by
+    their first image."""
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), (count, count))
     return pd.factorize(csgraph.connected_components(graph, directed=False)[1])[0]
 
 
 def table(pairs, evidence, groups, names, labels, test_names):
-    """→ a table of all images in groups of two or more: group, its size, part, image_name, label, whether the group's
-    labels disagree, and the image's closest relative with the evidence for it."""
+    """Return the table duplicates.csv of all images in groups of two or more: group, its size, part, image_name, label,
+    whether the group's labels disagree, and the image's closest duplicate with the evidence for it."""
     images = pd.DataFrame(dict(
         group=groups, size=np.bincount(groups)[groups], part=["train"] * len(names) + ["test"] * len(test_names),
         image_name=[*names, *test_names], label=[*labels, *[None] * len(test_names)],
@@ -150,36 +217,38 @@ def table(pairs, evidence, groups, names, labels, test_names):
     image, other = np.stack([pairs, pairs[:, ::-1]], axis=1).reshape(-1, 2).T  # each pair, seen from either image
     bits, inliers = np.repeat(evidence[:, :2].astype(int), 2, axis=0).T
     links = pd.DataFrame(dict(
-        relative=(images.part + "/" + images.image_name)[other].array, found_by=np.where(inliers, "features", "hash"),
+        duplicate=(images.part + "/" + images.image_name)[other].array, found_by=np.where(inliers, "features", "hash"),
         inliers=inliers, hash_bits=np.where(inliers, "", bits.astype(str)), correlation=np.repeat(evidence[:, 2], 2),
     ), index=image).sort_values(["inliers", "correlation"], ascending=False)  # fmt: skip
     closest = links[~links.index.duplicated()].round(4)
     return images.join(closest, how="inner").sort_values("group", kind="stable").fillna("")
 
 
-def summary(groups, names, labels, test_names):
-    """→ what prepared.json keeps: counts, shares, and the names in each group whose labels disagree."""
+def summary(groups, names, labels):
+    """Return what prepared.json keeps: counts, shares, and the names in each group whose labels disagree. groups:
+    int [N + T], the training images first, of which `names` and `labels` are."""
     train, test, sizes = groups[: len(names)], groups[len(names) :], np.bincount(groups)
     in_train = np.bincount(train, minlength=len(sizes))
     in_group = pd.DataFrame(dict(name=names, label=labels)).groupby(train)
     return dict(
         groups=int((sizes > 1).sum()), largest=int(sizes.max()), largest_share=float(sizes.max() / len(groups)),
-        train_with_relative=float((in_train[train] > 1).mean()), test_with_relative=float((in_train[test] > 0).mean()),
+        train_with_duplicate=float((in_train[train] > 1).mean()),
+        test_with_duplicate=float((in_train[test] > 0).mean()),
         conflicts=in_group.name.agg(list)[in_group.label.nunique() > 1].tolist(),
     )  # fmt: skip
 
 
-def report_lines(counts):
-    """→ sentences on the counts that `summary` gave (or None: then none), for the terminal and the report."""
+def duplicate_lines(counts):
+    """Return sentences on what `summary` returned, for the terminal and the report; none for None."""
     if counts is None:
         return []
-    train, test, share = counts["train_with_relative"], counts["test_with_relative"], counts["largest_share"]
+    train, test, share = counts["train_with_duplicate"], counts["test_with_duplicate"], counts["largest_share"]
     large = share > CHAINING and counts["largest"] > 20
     conflicts = [" = ".join(names[:4]) for names in counts["conflicts"]]
     lines = {
         f"{counts['groups']} of two or more images, the largest of {counts['largest']} (duplicates.csv, .png)": True,
-        f"{train:.1%} of the training and {test:.1%} of the test images have a relative in the training set": True,
-        "relatives stay in one fold: in several, they would make the CV too high": train > max(0.05, 2 * test),
+        f"{train:.1%} of the training and {test:.1%} of the test images have a duplicate in the training set": True,
+        "duplicates stay in one fold: in several, they would make the CV too high": train > max(0.05, 2 * test),
         "the test set shares sources with the training set: the CV may be too low": test > max(0.05, train / 2),
         f"{len(conflicts)} whose labels disagree (a label is wrong, or the group is): {listing(conflicts)}": conflicts,
         f"warning: one group holds {share:.1%} of all images; if that is wrong, give --groups none or FILE.csv": large,
@@ -187,59 +256,11 @@ def report_lines(counts):
     return [line for line, holds in lines.items() if holds]
 
 
-THUMB = 64  # px, the long side of the thumbnail on which pixels are compared: too small to show blur or JPEG noise
-FEATURES = 200  # SIFT features kept, the strongest
-# What makes a pair: measured by tests/bench/copies.py, whose table is in docs/measured.md.
-MIN_INLIERS = 6  # matched features that one similarity transform explains …
-EDGE_BLUR = 1.5  # px: edges that lie half a pixel apart still agree
-MIN_CORRELATION = 0.965  # … where the edges, so blurred, correlate so well; those of two shirts on one bed reach 0.954
-MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
-SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
-MAX_BITS = 16  # of 63 by which the hashes of a pair may differ in the best orientation …
-EDGE_BLUR_HASH = 3  # px: what has no features is soft, and noise or other pixels change its fine edges
-MIN_CORRELATION_HASH = 0.99  # … where the edges, so blurred, correlate so well: they are all the evidence
-MIN_EDGES = 0.25  # grey levels a px: pictures whose edges are fainter on average prove nothing
-BLURS = 4, 2, 2  # px, while one image is moved on the other: coarse first
-LIMITS = [-8, -8, -0.2, -0.2], [8, 8, 0.2, 0.2]  # px right, px down, share of the size, angle by which each may move it
-RECORD = np.dtype([  # all that is kept of one image
-    ("count", np.int32),  # of features
-    ("shape", np.int32, 2),  # height, width of the thumbnail
-    ("thumb", np.uint8, (THUMB, THUMB, 3)),
-    ("dct", np.float32, (8, 8)),
-    ("hashes", bool, (8, 63)),  # of the 8 orientations
-    ("points", np.float32, (FEATURES, 2)),  # x, y of each feature in thumbnail px from the middle
-    ("turned", bool, FEATURES),  # whether the feature's descriptor was mirrored
-    ("descriptors", np.uint8, (FEATURES, 128)),
-])  # fmt: skip
-# Orientation o as a 2 × 2 matrix on (x, y) from the middle, in the order of d4_hashes.
-_FLIPS = [np.diag(signs) for signs in ((1, 1), (-1, 1), (1, -1), (-1, -1))]
-ORIENTATIONS = np.array([*_FLIPS, *(flip[::-1] for flip in _FLIPS)], np.float32)
-
-
-def d4_hashes(dct):
-    """DCT block float32 [8, 8] of an image → bool [8, 63], the hashes of its 8 orientations: whether a coefficient is
-    above their median; the mean brightness is left out. Mirroring alternates the signs of the odd rows or columns, and
-    a reflection at the diagonal transposes."""
-    sign = (-1) ** np.arange(8)
-    views = [dct, dct * sign, dct * sign[:, None], dct * sign * sign[:, None]]
-    flat = np.stack([*views, *(view.T for view in views)]).reshape(8, 64)[:, 1:]
-    return flat > np.median(flat, axis=1, keepdims=True)
-
-
-def mirror_blind(descriptors):
-    """SIFT descriptors float32 [F, 128] → (RootSIFT uint8 [F, 128], the same for a mirrored patch; bool [F], if the
-    patch was read mirrored for that). Mirroring reverses the rows of the 4 × 4 cells and the sense of the 8 directions.
-    The reading with more weight in the first half of the directions counts (Ma et al. 2010, Arandjelović 2012)."""
-    cells = descriptors.reshape(-1, 4, 4, 8)
-    mirrored = cells[:, ::-1, :, (8 - np.arange(8)) % 8]
-    turn = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))
-    cells = np.where(turn[:, None, None, None], mirrored, cells).reshape(len(cells), 128)
-    root = np.sqrt(cells / np.maximum(1e-9, cells.sum(axis=1, keepdims=True)))
-    return np.minimum(255, root * 512).astype(np.uint8), turn
+# ---------------------------------------------------------------- verification of a pair
 
 
 def verify(a, b):
-    """Two RECORDs → the evidence that they show one source, or None: (bits of 63 by which their hashes differ, matched
+    """Return the evidence that two RECORDs show one source, or None: (bits of 63 by which their hashes differ, matched
     features that agree, correlation of the edges). Features come first; bits are 63 where they sufficed, and the
     features 0 where the hashes decided."""
     inliers, correlation = by_features(a, b)
@@ -250,16 +271,16 @@ def verify(a, b):
     if bits[best] > MAX_BITS:
         return None
     scale = b["shape"] / (a["shape"][::-1] if best >= 4 else a["shape"])
-    correlation = edge_correlation(a, b, *moved(a, b, np.diag(scale[::-1]) @ ORIENTATIONS[best]), EDGE_BLUR_HASH)
+    correlation = edge_correlation(a, b, *align(a, b, np.diag(scale[::-1]) @ ORIENTATIONS[best]), EDGE_BLUR_HASH)
     return (int(bits[best]), 0, correlation) if correlation >= MIN_CORRELATION_HASH else None
 
 
 def by_features(a, b):
-    """→ (inliers, correlation of the edges) of the similarity transform of a on b, mirrored or not, that explains the
-    most matched features; (0, 0.0) where none is sound."""
+    """Return (inliers, correlation of the edges) of the similarity transform from a to b, mirrored or not, that
+    explains the most matched features; (0, 0.0) where none is sound."""
     if min(a["count"], b["count"]) < MIN_INLIERS:
         return 0, 0.0
-    rows, columns = match(a, b)
+    rows, columns = match_features(a, b)
     mirrored = a["turned"][rows] != b["turned"][columns]
     readings = (np.float32([1, 1]), ~mirrored), (np.float32([-1, 1]), mirrored)
     fits = [fit(a, b, rows[chosen], columns[chosen], flip) for flip, chosen in readings if chosen.sum() >= MIN_INLIERS]
@@ -267,22 +288,9 @@ def by_features(a, b):
     return (inliers, edge_correlation(a, b, *transform)) if inliers else (0, 0.0)
 
 
-def fit(a, b, rows, columns, flip):
-    """Fits by RANSAC the similarity transform that takes features `rows` of a, times `flip` (x, y), to `columns` of b.
-    → (inliers, turn [2, 2], shift [2]); (0, None, None) where it is unsound."""
-    from_a, to_b = a["points"][rows], b["points"][columns]
-    matrix, inside = cv2.estimateAffinePartial2D(from_a * flip, to_b, ransacReprojThreshold=1.5, maxIters=500)
-    if matrix is None or inside.sum() < MIN_INLIERS:
-        return 0, None, None
-    hulls = [cv2.convexHull(points[inside.ravel() > 0]) for points in (from_a, to_b)]
-    covered = min(cv2.contourArea(hull) / side["shape"].prod() for hull, side in zip(hulls, (a, b), strict=True))
-    sound = SCALES[0] <= np.hypot(matrix[0, 0], matrix[1, 0]) <= SCALES[1] and covered >= MIN_AREA
-    return (int(inside.sum()), matrix[:, :2] * flip, matrix[:, 2]) if sound else (0, None, None)
-
-
-def match(a, b):
-    """Matches features: mutual nearest neighbours whose second-best is clearly worse (Lowe's ratio, 0.85).
-    → their rows in a and in b."""
+def match_features(a, b):
+    """Match the features of two RECORDs: mutual nearest neighbours whose second-best is clearly worse (Lowe's ratio,
+    0.85). → their rows in a, and in b."""
     first, second = (record["descriptors"][: record["count"]].astype(np.float32) for record in (a, b))
     distance = first @ (-2 * second.T)
     distance += np.einsum("ij,ij->i", second, second)
@@ -295,14 +303,27 @@ def match(a, b):
     return rows, nearest[rows]
 
 
-def moved(a, b, turn):
-    """Moves image a, laid on b by `turn` [2, 2] from the middles: shifts, turns, scales it until the greys agree best
-    up to brightness and contrast (Lucas and Kanade 1981). → (turn [2, 2], shift [2])."""
+def fit(a, b, rows, columns, flip):
+    """Fit by RANSAC the similarity transform that takes features `rows` of a, times `flip` (x, y), to `columns` of b.
+    → (inliers, turn [2, 2], shift [2]); (0, None, None) where it is unsound."""
+    from_a, to_b = a["points"][rows], b["points"][columns]
+    matrix, inside = cv2.estimateAffinePartial2D(from_a * flip, to_b, ransacReprojThreshold=1.5, maxIters=500)
+    if matrix is None or inside.sum() < MIN_INLIERS:
+        return 0, None, None
+    hulls = [cv2.convexHull(points[inside.ravel() > 0]) for points in (from_a, to_b)]
+    covered = min(cv2.contourArea(hull) / side["shape"].prod() for hull, side in zip(hulls, (a, b), strict=True))
+    sound = SCALES[0] <= np.hypot(matrix[0, 0], matrix[1, 0]) <= SCALES[1] and covered >= MIN_AREA
+    return (int(inside.sum()), matrix[:, :2] * flip, matrix[:, 2]) if sound else (0, None, None)
+
+
+def align(a, b, turn):
+    """Align image a, placed on b by `turn` [2, 2] from the middles: shift, rotate and scale it until the greys agree
+    best up to brightness and contrast (Lucas and Kanade 1981). → (turn [2, 2], shift [2])."""
     greys, shift = [cv2.cvtColor(pixels(record), cv2.COLOR_RGB2GRAY) for record in (a, b)], np.zeros(2)
     y, x = (np.float32(axis - (axis.size - 1) / 2) for axis in np.ogrid[*map(slice, b["shape"])])
     for blur in BLURS:
         image, other = (cv2.GaussianBlur(grey, (0, 0), blur) for grey in greys)
-        image, seen = laid(image, other, turn, shift)
+        image, seen = overlay(image, other, turn, shift)
         dx, dy = edges(image)
         effects = np.stack([dx, dy, dx * x + dy * y, dy * x - dx * y, image, np.ones_like(image)]) * seen
         effects = effects.reshape(len(effects), -1)
@@ -315,11 +336,11 @@ def moved(a, b, turn):
 
 
 def edge_correlation(a, b, turn, shift, blur=EDGE_BLUR):
-    """Correlation of the thumbnails' edges where they overlap, when x from the middle of a lies at turn @ x + shift
-    from the middle of b. Brightness and contrast don't matter, but colours do: an outline in other colours is no copy.
-    0 where the overlap is under a quarter of both."""
+    """Return the correlation of the thumbnails' edges where they overlap, when the point x from the middle of a is at
+    turn @ x + shift from the middle of b; 0 where the overlap is under a quarter of both. Brightness and contrast don't
+    matter, but colours do: an outline in other colours is no copy."""
     other = pixels(b)
-    image, seen = laid(pixels(a), other, turn, shift)
+    image, seen = overlay(pixels(a), other, turn, shift)
     if seen.sum() < 0.25 * min(b["shape"].prod(), a["shape"].prod() * abs(np.linalg.det(turn))):
         return 0.0
     x, y = (edges(cv2.GaussianBlur(side, (0, 0), blur)) * seen[..., None] for side in (image, other))
@@ -328,12 +349,12 @@ def edge_correlation(a, b, turn, shift, blur=EDGE_BLUR):
 
 
 def edges(image):
-    """float32 [H, W, …] → float32 [2, H, W, …], the change from pixel to pixel, to the right and down."""
+    """Return the change from pixel to pixel, to the right and down: float32 [H, W, …] → float32 [2, H, W, …]."""
     return np.stack([cv2.Sobel(image, cv2.CV_32F, *axis, scale=1 / 8) for axis in ((1, 0), (0, 1))])
 
 
-def laid(image, other, turn, shift):
-    """→ (`image` laid on the `other`, continued beyond its borders; float32 of the other's size, 1 where it lies)."""
+def overlay(image, other, turn, shift):
+    """Return (`image` placed on the `other`, continued beyond its borders; float32 of that size, 1 on the image)."""
     middle, other_middle = (np.array(side.shape[1::-1]) / 2 - 0.5 for side in (image, other))
     matrix, size = np.column_stack([turn, shift + other_middle - turn @ middle]), other.shape[1::-1]
     seen = cv2.warpAffine(np.ones(image.shape[:2], np.float32), matrix, size, flags=cv2.INTER_NEAREST)
@@ -342,5 +363,5 @@ def laid(image, other, turn, shift):
 
 
 def pixels(record):
-    """→ float32 [height, width, 3], the RECORD's thumbnail."""
-    return record["thumb"][*map(slice, record["shape"])].astype(np.float32)
+    """Return the thumbnail of a RECORD, float32 [height, width, 3]."""
+    return thumbnail(record).astype(np.float32)

@@ -1,12 +1,12 @@
-"""Which folds ask what the test set asks? Those whose held-out images lie as far from their training folds as the test
-images do: nearest-neighbour distance matching, from spatial statistics (Milà et al. 2022, doi 10.1111/2041-210X.13851;
-Linnenbrink et al. 2024, doi 10.5194/gmd-17-5897-2024).
+"""Choose folds whose held-out images are as far from the training images as the test images are: nearest-neighbour
+distance matching, from spatial statistics (Milà et al. 2022, doi 10.1111/2041-210X.13851; Linnenbrink et al. 2024, doi
+10.5194/gmd-17-5897-2024).
 
-A ladder of groupings leads from each image alone over the copies of one source to a few clusters of images that look
-alike. Where the test set shows new subjects and known ones, whole clusters ask too much and single images too little:
-so each clustering is tried with a share of its clusters released, image by image. A rung is judged by one distance: how
-unlike are the similarities of held-out images, and of test images, to the nearest image that the same model has seen?
-No label of the test set and no trained model is needed.
+The candidates go from each image alone over duplicates together to a few clusters of look-alike images. Where the test
+set shows both known and new subjects, whole clusters are too hard and single images too easy: so each clustering is
+also tried with a share of its clusters split up, image by image. A candidate is measured by one distance, between two
+distributions: the similarities of held-out images, and those of test images, to the nearest image that the same model
+has seen. It needs no labels of the test set and no trained model.
 """
 
 from dataclasses import dataclass
@@ -18,136 +18,140 @@ from scipy.stats import wasserstein_distance
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
-from sklearn.preprocessing import normalize as unit
+from sklearn.preprocessing import normalize
 
-from common import softmax
-from kit.folds.duplicates import WORDS
-from kit.folds.split import deal, scarce
+from kit.folds.duplicates import WORDS, thumbnail
+from kit.folds.split import assign_folds, classes_missing_from_training
 from kit.score import thresholds
 from kit.score.metrics import METRICS
-from kit.score.tasks import strata
 
 DIMENSIONS = 128  # of whitened words or features; of the colours half as many
-COLOURS = 4, 8, 8  # bins of L, a, b
+LAB_BINS = 4, 8, 8  # of L, a, b
 MOST = 4000  # images from which PCA and Ward learn at once: Ward's memory grows with their square
-ASKED = 2000  # held-out images, and test images, whose nearest neighbours are looked up
-LEAST = 40  # sources in the training set, and test images: of fewer nothing can be said
-FEWEST, RATIO = 8, 2**0.5  # clusters of the last rung, and how many times as many the rung before has
-RELEASED = 0, 0.25, 0.5, 0.75  # shares of the images whose clusters are released
-MATCHING = 0.5  # standard deviations of the similarities by which a rung that matches may be off
-ALIKE = 1.5  # times the least distance: rungs below it match about as well
-STEEPNESS = 5  # of the softmax that makes probabilities of a ridge regression's guesses
+QUERIES = 2000  # held-out images, and test images, whose nearest neighbours are looked up
+LEAST = 40  # sources in the training set, and test images: fewer say nothing
+FEWEST, RATIO = 8, 2**0.5  # clusters of the last candidate, and how many times as many the candidate before has
+SPLIT_UP = {0: "", 0.25: ", a quarter split up", 0.5: ", half split up", 0.75: ", three quarters split up"}
+NEAR_ENOUGH = 0.5  # standard deviations of the similarities: the largest distance that is near enough
+NEARLY_BEST = 1.5  # times the least distance: candidates below it are nearly the best
 
 
 @dataclass(eq=False)  # two are equal only if they are one
-class Rung:
+class Candidate:
+    """Folds that may be chosen, and how they compare with the test set."""
+
     name: str
     clusters: int  # 0: none
-    released: float  # share of the images
+    split_up: float  # share of the images whose clusters are split up
     groups: np.ndarray  # int [N]
     folds: np.ndarray  # int [N]
-    held_out: np.ndarray = None  # float [≤ ASKED], similarity of held-out images to the nearest of the other folds
-    test: np.ndarray = None  # float [≤ ASKED, folds], of test images to the nearest of all folds but one, each in turn
-    distance: float = None  # Wasserstein's, between the two
-    score: float = None  # of a ridge regression, out of fold
+    held_out: np.ndarray | None = None  # float [≤ QUERIES], similarity of held-out images to the nearest in other folds
+    test: np.ndarray | None = None  # float [≤ QUERIES, folds], of test images to the nearest in all folds but one
+    distance: float | None = None  # Wasserstein distance between the two
+    score: float | None = None  # of a ridge regression, out of fold
 
 
-def describe(records, words_and_colours, features, seed):
-    """→ float32 [N, D] of unit length, what similarity is measured by: SIFT words, colours as they are, and a network's
-    `features` where there are some. Each is whitened, or the commonest would drown the telling ones, and then they
-    stand side by side: whitened together, the words drown the colours."""
-    words = (words_and_colours[:, :WORDS], DIMENSIONS)
-    blocks = [words, (np.array([colours(record) for record in records]), DIMENSIONS // 2)]
+def feature_points(records, words_and_colours, features, seed):
+    """Return the points by whose cosine images are compared, float32 [N, D] of unit length: SIFT words, colours as they
+    are, and a network's `features` where given. Each block is whitened, or its commonest would hide the telling ones;
+    whitened together, the words would hide the colours."""
+    colours = np.array([lab_histogram(record) for record in records])
+    blocks = [(words_and_colours[:, :WORDS], DIMENSIONS), (colours, DIMENSIONS // 2)]
     blocks += [] if features is None else [(features, DIMENSIONS)]
-    return unit(np.hstack([whitened(*block, seed) for block in blocks]))
+    return normalize(np.hstack([whitened(*block, seed) for block in blocks]))
 
 
-def colours(record):
-    """RECORD → float32 [256], the joint histogram of the thumbnail's CIELAB colours, square-rooted. Other than those of
-    copies.colours they aren't normalised: the test set's light and tint are part of how far it lies."""
-    thumb = np.ascontiguousarray(record["thumb"][*map(slice, record["shape"])])
-    pixels, ranges = cv2.cvtColor(thumb, cv2.COLOR_RGB2LAB).reshape(-1, 3), [(0, 256), (64, 192), (64, 192)]
-    return np.sqrt(np.histogramdd(pixels, COLOURS, ranges)[0].ravel() / len(pixels)).astype(np.float32)
+def lab_histogram(record):
+    """Return the joint histogram of a thumbnail's CIELAB colours, float32 [256], square-rooted. Unlike those of
+    duplicates.colour_histogram they aren't scaled: the test set's light and tint are part of its distance."""
+    thumb, ranges = np.ascontiguousarray(thumbnail(record)), [(0, 256), (64, 192), (64, 192)]
+    pixels = cv2.cvtColor(thumb, cv2.COLOR_RGB2LAB).reshape(-1, 3)
+    return np.sqrt(np.histogramdd(pixels, LAB_BINS, ranges)[0].ravel() / len(pixels)).astype(np.float32)
 
 
 def whitened(vectors, count, seed, block=4096):
-    """Vectors [N, D] → float32 [N, ≤ count] of unit length, by a PCA that learns from MOST of them at most."""
-    some = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:MOST])
-    count = max(1, min(count, vectors.shape[1], len(some) // 8))
-    if not np.ptp(vectors[some], axis=0).any():  # flat pictures, all the same
+    """Return vectors [N, D] as float32 [N, ≤ count] of unit length, by a PCA that learns from at most MOST of them."""
+    sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:MOST])
+    count = max(1, min(count, vectors.shape[1], len(sample) // 8))
+    if not np.ptp(vectors[sample], axis=0).any():  # flat pictures, all the same
         return np.zeros((len(vectors), 1), np.float32)
-    pca = PCA(count, whiten=True, svd_solver="randomized", random_state=seed).fit(vectors[some])
+    pca = PCA(count, whiten=True, svd_solver="randomized", random_state=seed).fit(vectors[sample])
     parts = [pca.transform(vectors[start : start + block]) for start in range(0, len(vectors), block)]
-    return unit(np.concatenate(parts).astype(np.float32))
+    return normalize(np.concatenate(parts).astype(np.float32))
 
 
-def match(points, sources, targets, count, seed, metric, task="classes"):
-    """Chooses the folds. points float32 [N + T, D]: the training images, then the test images; of the training images,
-    sources int [N] (copies share one) and targets, by the task; count of folds; metric: a key of METRICS.
+def choose_folds(points, sources, targets, task, count, seed, metric):
+    """Choose the folds. points: float32 [N + T, D], the training images, then the test images; of the training images,
+    sources int [N] (duplicates share one) and targets, as the task has them; count: of folds; metric: a key of METRICS.
 
-    → (chosen Rung, all Rungs in the order of the ladder), or (None, []) where there are too few images.
-    The plain folds, with copies together, where they match about as well as the best rung; else, of the rungs that do,
-    the one whose held-out images lie farthest away: similarities can't tell new subjects from well-hidden known ones,
-    and a CV that promises too much is the costlier mistake. Where none matches, the one that comes nearest."""
+    → (the chosen Candidate, all Candidates, plain folds first), or (None, []) where there are too few images. Plain
+    folds, with duplicates together, are chosen if they are nearly the best; otherwise the nearly best whose held-out
+    images are farthest away: similarities can't tell new subjects from well-hidden known ones, and a CV that promises
+    too much is the costlier mistake. If none is near enough, the nearest."""
     train, test = points[: len(targets)], points[len(targets) :]
     if min(len(np.unique(sources)), len(test)) < max(LEAST, 2 * count):
         return None, []
-    rungs = ladder(train, sources, strata(task, targets), count, seed)
-    compare(rungs, train, test, count, seed)
-    near = alike(rungs)
-    for rung in rungs:
-        if rung in near or not rung.clusters:
-            rung.score = head_score(train, targets, rung.folds, metric, task)
-    best = min(rungs, key=lambda rung: rung.distance)
-    if not matches(best):
-        near = [best]
-    plain = [rung for rung in rungs if not rung.clusters]  # the last of them keeps copies together
-    return plain[-1] if set(plain) & set(near) else min(near, key=lambda rung: rung.held_out.mean()), rungs
+    candidates = make_candidates(train, sources, task.strata(targets), count, seed)
+    measure_distances(candidates, train, test, count, seed)
+    best = nearly_best(candidates)
+    for candidate in candidates:
+        if candidate in best or not candidate.clusters:
+            candidate.score = ridge_score(train, targets, candidate.folds, metric, task)
+    nearest = min(candidates, key=lambda candidate: candidate.distance)
+    if not near_enough(nearest):
+        best = [nearest]
+    *_, plain = (candidate for candidate in candidates if not candidate.clusters)  # the last has duplicates together
+    if any(not candidate.clusters for candidate in best):
+        return plain, candidates
+    return min(best, key=lambda candidate: candidate.held_out.mean()), candidates
 
 
-def matches(rung):
-    """Whether held-out and test similarities differ by less than they vary."""
-    return rung.distance <= MATCHING * np.concatenate([rung.held_out, rung.test.ravel()]).std()
+def near_enough(candidate):
+    """Return whether a candidate's folds match the test set: the distance is at most half the standard deviation of the
+    similarities."""
+    similarities = np.concatenate([candidate.held_out, candidate.test.ravel()])
+    return bool(candidate.distance <= NEAR_ENOUGH * similarities.std())
 
 
-def alike(rungs):
-    """→ the rungs that match about as well as the best, or as well as one half of the test images matches the other."""
-    halves = wasserstein_distance(rungs[0].test[::2].ravel(), rungs[0].test[1::2].ravel())
-    most = max(ALIKE * min(rung.distance for rung in rungs), halves)
-    return [rung for rung in rungs if rung.distance <= most]
+def nearly_best(candidates):
+    """Return the candidates that match about as well as the best, or as one half of the test images does the other."""
+    test = candidates[0].test
+    least = min(candidate.distance for candidate in candidates)
+    most = max(NEARLY_BEST * least, wasserstein_distance(test[::2].ravel(), test[1::2].ravel()))
+    return [candidate for candidate in candidates if candidate.distance <= most]
 
 
-def ladder(points, sources, targets, count, seed):
-    """→ the rungs, without similarities, of the training images' points float32 [N, D]. Copies stay together on all but
-    the first. A rung that would leave a class out of the training side of a fold is left out, but for the first."""
-    first, source = np.unique(sources, return_index=True, return_inverse=True)[1:]  # one image stands for its copies
-    candidates = [("each image alone", 0, 0, np.arange(len(sources)))]
-    candidates += [("copies of one source together", 0, 0, source)] * (len(first) < len(sources))
+def make_candidates(points, sources, strata, count, seed):
+    """Return the Candidates, without distances, for the training images' points float32 [N, D]. Duplicates stay
+    together in all but the first. A candidate that keeps a class from training is left out, unless the first does."""
+    first, source = np.unique(sources, return_index=True, return_inverse=True)[1:]  # one image represents its copies
+    groupings = [("each image alone", 0, 0, np.arange(len(sources)))]
+    groupings += [("duplicates together", 0, 0, source)] * (len(first) < len(sources))
     steps = int(np.log(len(first) / 2 / FEWEST) / np.log(RATIO)) + 1
     counts, finer = [round(len(first) / 2 / RATIO**step) for step in range(steps)], source
     for clusters, labels in zip(counts, clusterings(points[first], counts, seed), strict=True):
-        finer = keep_classes_apart(labels[source], finer, source, targets)
-        for share in RELEASED:
-            name = f"{clusters} clusters" + f", {share:.0%} of the images released" * (share > 0)
-            candidates.append((name, clusters, share, release(finer, source, share, seed)))
-    rungs = [Rung(*candidate, deal(candidate[-1], targets, count, seed)) for candidate in candidates]
-    lacking = {*scarce(rungs[0].folds, targets)}  # what no folds can help: a class of one image
-    kept = [rung for rung in rungs[1:] if len(np.unique(rung.groups)) >= count]
-    kept = [rung for rung in kept if {*scarce(rung.folds, targets)} <= lacking]
-    return rungs[:1] + kept
+        finer = split_dominant_clusters(labels[source], finer, source, strata)
+        for share, words in SPLIT_UP.items():
+            groups = split_up_clusters(finer, source, share, seed)
+            groupings.append((f"{clusters} look-alike groups{words}", clusters, share, groups))
+    candidates = [Candidate(*grouping, assign_folds(grouping[-1], strata, count, seed)) for grouping in groupings]
+    unavoidable = {*classes_missing_from_training(candidates[0].folds, strata)}  # as a class of one image
+    kept = [candidate for candidate in candidates[1:] if len(np.unique(candidate.groups)) >= count]
+    kept = [item for item in kept if {*classes_missing_from_training(item.folds, strata)} <= unavoidable]
+    return candidates[:1] + kept
 
 
 def clusterings(points, counts, seed):
-    """Ward's clusters of points float32 [N, D] → a list of int [N], one for each of `counts`, which fall.
+    """Return Ward's clusters of points float32 [N, D], a list of int [N], one for each of the falling `counts`.
 
-    Memory is flat: above MOST points, k-means makes parts of some MOST / 2, Ward clusters each, and one height cuts all
-    trees. Where fewer than MOST / 2 clusters are wanted, Ward goes on with the centres of so many."""
+    Memory is flat: above MOST points, k-means makes parts of about MOST / 2, Ward clusters each, and one height cuts
+    all trees. Where fewer than MOST / 2 clusters are wanted, Ward goes on with the centres of so many."""
     if len(points) <= MOST:
         tree = linkage(points.astype(np.float64), "ward")
         return [fcluster(tree, count, "maxclust") - 1 for count in counts]
     part = MiniBatchKMeans(2 * len(points) // MOST, random_state=seed, n_init=1).fit_predict(points)
     parts = [np.flatnonzero(part == k) for k in np.unique(part)]  # one may hold almost all: it is divided once more
-    parts = [some for rows in parts for some in np.array_split(rows, -(-len(rows) // MOST))]
+    parts = [piece for rows in parts for piece in np.array_split(rows, -(-len(rows) // MOST))]
     trees = [linkage(points[rows].astype(np.float64), "ward") if len(rows) > 1 else None for rows in parts]
     heights = np.sort(np.concatenate([tree[:, 2] for tree in trees if tree is not None]))
 
@@ -163,89 +167,83 @@ def clusterings(points, counts, seed):
     return [next(coarse)[middle] if count < MOST // 2 else cut(count) for count in counts]
 
 
-def keep_classes_apart(labels, finer, source, targets):
-    """Clusters int [N] → the same, but where one holds more than half of a class, that class' images in it, and their
-    copies, stay in the `finer` clusters: else a fold could hold out the whole class. Of labels, an image's rarest is
-    its class."""
-    if targets.ndim == 2:
-        targets = np.where(targets, targets.sum(axis=0), len(targets) + 1).argmin(axis=1)
-    cell, together = np.unique(np.stack([labels, targets]), axis=1, return_inverse=True, return_counts=True)[1:]
-    most = together[cell.ravel()] > np.bincount(targets)[targets] / 2
-    most = (np.bincount(source, most) > 0)[source]
-    return np.unique(np.where(most, finer + labels.max() + 1, labels), return_inverse=True)[1]
+def split_dominant_clusters(labels, finer, source, strata):
+    """Return the clusters int [N], but where one has more than half of a class, the `finer` clusters for that class'
+    images in it and their copies: otherwise a fold could hold out all of the class. For labels, an image's rarest label
+    is its class."""
+    if strata.ndim == 2:
+        strata = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
+    cell, together = np.unique(np.stack([labels, strata]), axis=1, return_inverse=True, return_counts=True)[1:]
+    dominant = together[cell.ravel()] > np.bincount(strata)[strata] / 2
+    dominant = (np.bincount(source, dominant) > 0)[source]
+    return np.unique(np.where(dominant, finer + labels.max() + 1, labels), return_inverse=True)[1]
 
 
-def release(labels, source, share, seed):
-    """Clusters int [N] → groups int [N]: of a `share` of the images, in whole clusters drawn by the seed, only the
-    copies of one `source` stay together."""
+def split_up_clusters(labels, source, share, seed):
+    """Return the clusters as groups int [N], of which some, drawn by the seed, with a `share` of the images are split
+    up: there only the copies of one `source` stay together."""
     sizes, drawn = np.bincount(labels), np.zeros(labels.max() + 1, bool)
     order = np.random.default_rng(seed).permutation(len(sizes))
     drawn[order] = np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(labels) if share else False
     return np.where(drawn[labels], source + labels.max() + 1, labels)
 
 
-def compare(rungs, train, test, count, seed, block=256):
-    """Fills in the rungs' similarities and distances. A held-out image is compared with the other folds; a test image
-    with all folds but one, since a model that has seen less lies farther from everything."""
+def measure_distances(candidates, train, test, count, seed, block=256):
+    """Fill in the candidates' similarities and distances. A held-out image is compared with the other folds; a test
+    image with all folds but one, each in turn, since a model that has seen fewer images is farther from everything."""
     rng = np.random.default_rng(seed)
-    held_out, some = (np.sort(rng.permutation(len(part))[:ASKED]) for part in (train, test))
-    asked = np.concatenate([train[held_out], test[some]])
-    orders = [np.argsort(rung.folds, kind="stable") for rung in rungs]
-    starts = [np.searchsorted(rung.folds[order], range(count)) for rung, order in zip(rungs, orders, strict=True)]
-    nearest = np.empty((len(rungs), len(asked), count), np.float32)  # of each fold
-    for start in range(0, len(asked), block):
-        similar = asked[start : start + block] @ train.T
-        for near, order, first in zip(nearest, orders, starts, strict=True):
-            near[start : start + block] = np.maximum.reduceat(similar[:, order], first, axis=1)
-    for rung, near in zip(rungs, nearest, strict=True):
-        seen = np.stack([np.delete(near, fold, axis=1).max(axis=1) for fold in range(count)], axis=1)
-        rung.held_out = seen[np.arange(len(held_out)), rung.folds[held_out]]
-        rung.test = seen[len(held_out) :]
-        rung.distance = float(wasserstein_distance(rung.held_out, rung.test.ravel()))
+    held_out, sample = (np.sort(rng.permutation(len(part))[:QUERIES]) for part in (train, test))
+    queries = np.concatenate([train[held_out], test[sample]])
+    orders = [np.argsort(candidate.folds, kind="stable") for candidate in candidates]
+    starts = [np.searchsorted(item.folds[order], range(count)) for item, order in zip(candidates, orders, strict=True)]
+    nearest = np.empty((len(candidates), len(queries), count), np.float32)  # in each fold
+    for start in range(0, len(queries), block):
+        similar = queries[start : start + block] @ train.T
+        for rows, order, first in zip(nearest, orders, starts, strict=True):
+            rows[start : start + block] = np.maximum.reduceat(similar[:, order], first, axis=1)
+    for candidate, rows in zip(candidates, nearest, strict=True):
+        seen = np.stack([np.delete(rows, fold, axis=1).max(axis=1) for fold in range(count)], axis=1)
+        candidate.held_out = seen[np.arange(len(held_out)), candidate.folds[held_out]]
+        candidate.test = seen[len(held_out) :]
+        candidate.distance = float(wasserstein_distance(candidate.held_out, candidate.test.ravel()))
 
 
-def head_score(points, targets, folds, metric, task="classes"):
-    """→ the score, out of fold, of a ridge regression on the points [N, D]: no model to submit, but enough to see what
-    a grouping costs."""
-    if task == "classes":
-        targets = np.unique(targets, return_inverse=True)[1]
-        wanted, row = np.eye(targets.max() + 1, dtype=np.float32), targets  # of all images they would fill the memory
-    else:
-        wanted, row = np.where(np.isfinite(targets), targets, np.nanmean(targets, axis=0)), np.arange(len(targets))
-    guesses = np.zeros((len(row), wanted.shape[1]), np.float32)
+def ridge_score(points, targets, folds, metric, task):
+    """Return the score, out of fold, of a ridge regression on the points [N, D]: no model to submit, but enough to show
+    what a grouping costs."""
+    table, rows = task.regression_targets(targets)
+    outputs = np.zeros((len(rows), table.shape[1]), np.float32)
     for fold in np.unique(folds):
         seen = folds != fold
-        guesses[~seen] = (
-            Ridge(alpha=1).fit(points[seen], wanted[row[seen]]).predict(points[~seen]).reshape(-1, wanted.shape[1])
-        )
-    if task == "classes":
-        guesses *= STEEPNESS
-        guesses = softmax(guesses)
-    elif task == "labels":
-        guesses = np.clip(guesses, 0, 1)
-        guesses = thresholds.held_out(metric, targets, guesses, folds) if METRICS[metric].of_sets else guesses
-    return METRICS[metric].score(targets, guesses)
+        model = Ridge(alpha=1).fit(points[seen], table[rows[seen]])
+        outputs[~seen] = model.predict(points[~seen]).reshape(-1, table.shape[1])
+    predictions = task.from_regression(outputs)
+    if METRICS[metric].of_sets:
+        predictions = thresholds.held_out(metric, targets, predictions, folds)
+    return METRICS[metric].score(targets, predictions)
 
 
-def summary(chosen, rungs):
-    """→ what prepared.json keeps of the ladder: a row for each rung, with the median similarities."""
-    near, rows = alike(rungs), []
-    for rung in rungs:
-        row = {key: getattr(rung, key) for key in ("name", "clusters", "released", "distance", "score")}
-        medians = dict(similarity=float(np.median(rung.held_out)), test_similarity=float(np.median(rung.test)))
-        rows.append(row | medians | dict(alike=rung in near, chosen=rung is chosen, matches=bool(matches(rung))))
+def summary(chosen, candidates):
+    """Return what prepared.json keeps: the plain folds first, and the candidates that are nearly the best, of which one
+    is chosen; of each, median similarities, and what the leaderboard forecast reads."""
+    best, rows = nearly_best(candidates), []
+    for candidate in [item for item in candidates if item in best or not item.clusters]:
+        row = {key: getattr(candidate, key) for key in ("name", "clusters", "split_up", "distance", "score")}
+        row |= dict(similarity=float(np.median(candidate.held_out)), test_similarity=float(np.median(candidate.test)))
+        row |= dict(nearly_best=candidate in best, near_enough=near_enough(candidate), chosen=candidate is chosen)
+        rows.append(row)
     return rows
 
 
-def report_lines(rungs):
-    """→ sentences on what `summary` gave, for the terminal and the report; none without a ladder."""
-    if not rungs:
+def matching_lines(candidates):
+    """Return sentences on what `summary` returned, for the terminal and the report; none without candidates."""
+    if not candidates:
         return []
-    plain, chosen = rungs[0], next(rung for rung in rungs if rung["chosen"])
-    figures = "nearest image seen, median similarity: {similarity:.2f} held out, {test_similarity:.2f} test"
-    figures = figures.format(**chosen) + f", {plain['similarity']:.2f} in plain folds" * (chosen is not plain)
-    if not chosen["matches"]:
-        return [f"no folds match the test set; {chosen['name']} come nearest (matched.png)", figures]
+    plain, chosen = candidates[0], next(candidate for candidate in candidates if candidate["chosen"])
+    figures = "median similarity to the nearest image seen: {similarity:.2f} held out, {test_similarity:.2f} test"
+    figures = figures.format(**chosen) + f", {plain['similarity']:.2f} held out in plain folds" * (chosen is not plain)
+    if not chosen["near_enough"]:
+        return [f"no folds match the test set; the nearest: {chosen['name']} (matched.png)", figures]
     if chosen["clusters"] == 0:
         return [f"{chosen['name']}: these match the test set (matched.png)", figures]
     scores = f"a ridge regression scores {plain['score']:.3f} in plain folds, {chosen['score']:.3f} in these"

@@ -1,107 +1,76 @@
-"""Which images should a person look at?"""
+"""The images of the report: worst mistakes, label errors, a browser by class, and where experiments differ."""
 
 import numpy as np
 import pandas as pd
 
-from kit.report import figures
+from kit.report.figures import draw_pair
 from kit.report.html import paragraphs, table, text, thumbs
-from kit.score import tasks
 from kit.score.blend import shared_folds
 from kit.score.metrics import METRICS
 
 MOST_MISTAKES, MOST_SUSPECTS = 24, 24  # images that are shown
 MOST_BROWSED, MOST_BYTES = 320, 3_500_000  # images of the browser; bytes of all images in the page
+MOST_OTHERS, MOST_IMAGES = 3, 12  # experiments that one is compared with; images on which each is better
 SEED = 777  # of the sample
 
 
-def losses(prepared, targets, predictions):
-    """→ how wrong the prediction of each image is, float [N]: log loss of its class, mean log loss of the labels, mean
-    distance of the numbers from 0 to 1 (0 where all are missing)."""
-    if tasks.task_of(prepared) == "classes":
-        return -np.log(np.clip(predictions[np.arange(len(targets)), targets], 1e-15, 1))
-    if tasks.task_of(prepared) == "labels":
-        return -np.log(np.clip(np.where(targets > 0.5, predictions, 1 - predictions), 1e-15, 1)).mean(axis=1)
-    distance = np.abs(tasks.to_unit(prepared, targets) - tasks.to_unit(prepared, predictions))
-    return np.nansum(distance, axis=1) / np.maximum(1, np.isfinite(distance).sum(axis=1))
-
-
 def answers(oof, i):
-    """→ two lines: what is right for the image in row i of oof.folds, and what was predicted."""
-    classes, p, label = oof.prepared["classes"], oof.probabilities[i], oof.folds.label[i]
-    task = tasks.task_of(oof.prepared)
-    if task == "numbers":
-        target, predicted = (" ".join(f"{value:.4g}" for value in part[:5]) for part in (oof.targets[i], p))
-        return f"target {target}", f"predicted {predicted}"
-    if task == "labels":
-        likely = [f"{classes[c]} {p[c]:.2f}" for c in np.argsort(-p)[:3]]
-        return f"labels {label or 'none'}", f"predicted {', '.join(likely)}"
-    predicted = p.argmax()
-    return f"label {label}: {p[oof.targets[i]]:.3f}", f"predicted {classes[predicted]}: {p[predicted]:.3f}"
+    """Return two lines on the image in row i of oof.folds: what is right, and what was predicted."""
+    return oof.task.answers(oof.targets[i], oof.predictions[i], oof.folds.label[i])
 
 
-def place(oof, i):
+def fold_and_group(oof, i):
     return f"fold {oof.folds.fold[i]}, group {oof.folds.group[i]}"
 
 
-def worst(oof):
-    """→ rows int [≤ MOST_MISTAKES] of oof.folds, the worst first: of classes, of the images predicted wrongly, those
-    whose own label was given the least probability; of labels and numbers, those with the largest loss."""
-    loss = losses(oof.prepared, oof.targets, oof.probabilities)
-    rows = np.arange(len(loss))
-    if tasks.task_of(oof.prepared) == "classes":
-        rows = np.flatnonzero(oof.probabilities.argmax(axis=1) != oof.targets)
-    return rows[np.argsort(-loss[rows], kind="stable")][:MOST_MISTAKES]
+def worst_mistakes(oof):
+    """Return rows int [≤ MOST_MISTAKES] of oof.folds, the worst first: those with the largest loss among the wrong
+    ones, or among all where the task has no wrong ones."""
+    rows = oof.task.wrong(oof.targets, oof.predictions)
+    loss = oof.task.losses(oof.targets, oof.predictions)[rows]
+    return rows[np.argsort(-loss, kind="stable")][:MOST_MISTAKES]
 
 
-def mistakes(oof, pictures, overlays):
-    """The worst images. overlays: {row of oof.folds: (uint8 [S, S, 3] RGB, what the heat speaks for)}, or empty."""
-    rows, figures = worst(oof), []
+def mistakes(oof, pictures, heatmaps):
+    """Return the worst mistakes as HTML. heatmaps: {row of oof.folds: (uint8 [S, S, 3] RGB, what the heat is for)}, or
+    empty."""
+    rows, figures = worst_mistakes(oof), []
     for i in rows:
-        heat, of = overlays.get(i, (None, None))
-        figures.append(pictures.figure(i, [*answers(oof, i), *([of] if of else []), place(oof, i)], heat))
+        overlay, *caption = heatmaps.get(i, (None,))
+        figures.append(pictures.figure(i, [*answers(oof, i), *caption, fold_and_group(oof, i)], overlay))
     lines = [f"The {len(rows)} images with the largest errors, hard ones or wrong labels:"]
-    if tasks.task_of(oof.prepared) == "classes":
-        wrong = (oof.probabilities.argmax(axis=1) != oof.targets).sum()
+    if oof.task.right_or_wrong:
+        wrong = len(oof.task.wrong(oof.targets, oof.predictions))
         lines = [f"{wrong} of {len(oof.targets)} images are predicted wrongly."]
         lines += [f"The {len(rows)} most confident mistakes, hard images or wrong labels:"] * bool(len(rows))
-    if overlays:
+    if heatmaps:
         lines.append("Beside each image, Grad-CAM: the regions that speak for what its heat is for, red the most.")
     return paragraphs(lines) + thumbs(figures)
 
 
-def suspected(oof, table, by_chance, pictures):
-    """The surest suspects of `table`, as `find` gives it; by_chance: how many clean labels would give."""
-    what = "label" if tasks.task_of(oof.prepared) == "classes" else "label of an image"
+def surest(oof, suspects, by_chance, pictures):
+    """Return the surest label errors as HTML; suspects, by_chance: what label_errors.find returned."""
+    what = "label" if oof.task.right_or_wrong else "label of an image"
     lines = [
-        f"{len(table)} times, a {what} may be wrong, by confident learning (arXiv 1911.00068) on the out-of-fold "
+        f"{len(suspects)} times, a {what} may be wrong, by confident learning (arXiv 1911.00068) on the out-of-fold "
         f"probabilities; about {by_chance:.0f} would be suspected if all were right and the probabilities honest."
     ]
-    if len(table):
-        lines.append(f"The {min(len(table), MOST_SUSPECTS)} surest of suspects.csv; look before you change one:")
+    if len(suspects):
+        lines.append(f"The {min(len(suspects), MOST_SUSPECTS)} surest of suspects.csv; look before you change one:")
     figures = []
-    for row in table[:MOST_SUSPECTS].itertuples():
+    for row in suspects[:MOST_SUSPECTS].itertuples():
         label = f"label {row.label or 'none'}: {row.probability_label:.3f}"
-        rather = f"rather {row.suggested}: {row.probability_suggested:.3f}"
-        figures.append(pictures.figure(row.row, [label, rather, place(oof, row.row)]))
+        suggested = f"rather {row.suggested}: {row.probability_suggested:.3f}"
+        figures.append(pictures.figure(row.row, [label, suggested, fold_and_group(oof, row.row)]))
     return paragraphs(lines) + thumbs(figures)
 
 
-def kinds(oof):
-    """→ (names, members): the classes or labels, or ranges of the first number, and each one's rows of oof.folds."""
-    classes, task = oof.prepared["classes"], tasks.task_of(oof.prepared)
-    if task == "numbers":
-        ranges = tasks.examples(oof.prepared, oof.folds)
-        return list(ranges), list(ranges.values())
-    if task == "labels":
-        none = np.flatnonzero(oof.targets.sum(axis=1) == 0)
-        return [*classes, "none of them"], [*map(np.flatnonzero, oof.targets.T), none]
-    order = np.argsort(oof.targets, kind="stable")
-    return classes, np.split(order, np.cumsum(np.bincount(oof.targets, minlength=len(classes)))[:-1])
+# ---------------------------------------------------------------- the browser of images
 
 
 def choose(loss, members):
-    """→ rows of the browser, the most wanted first: by turns the image with the largest loss, and one drawn from each
-    kind. loss float [N]; members: a list of rows int."""
+    """Return rows of the browser, the most wanted first: by turns the image with the largest loss, and one drawn from
+    each of `members`, a list of rows int. loss float [N]."""
     rng, drawn = np.random.default_rng(SEED), []
     for rows in members:
         drawn += [(turn, row) for turn, row in enumerate(rng.permutation(rows)[:MOST_BROWSED])]
@@ -112,100 +81,97 @@ def choose(loss, members):
 
 
 def browser(oof, pictures):
-    """→ the places of the images by class, which the page's script searches, sorts and turns over: `browsed`, `kinds`,
-    `images`. They fill what the page's other sections have left of MOST_BYTES, so this comes last."""
-    names, members = kinds(oof)
-    loss, kinds_of, figures = losses(oof.prepared, oof.targets, oof.probabilities), {}, {}
-    for kind, rows in enumerate(members):
+    """Return what fills `browsed`, `kinds` and `images` in page.html: the images that the page's script searches, sorts
+    and pages through. They fill what the page's other sections have left of MOST_BYTES, so this comes last."""
+    members, loss = oof.task.members(oof.targets), oof.task.losses(oof.targets, oof.predictions)
+    kinds, figures = {}, {}
+    for kind, rows in enumerate(members.values()):
         for row in rows:
-            kinds_of.setdefault(int(row), []).append(str(kind))
-    for i in choose(loss, members):
-        if pictures.bytes > MOST_BYTES and i not in pictures.shown:  # those that are there already cost nothing
+            kinds.setdefault(int(row), []).append(str(kind))
+    for i in choose(loss, [*members.values()]):
+        if pictures.bytes > MOST_BYTES and i not in pictures.shown:  # those already in the page cost nothing
             continue
-        data = dict(loss=f"{loss[i]:.6f}", kinds=" ".join(kinds_of.get(i, [])), name=pictures.names[i])
-        figures[i] = pictures.figure(i, [*answers(oof, i), f"loss {loss[i]:.3f}", place(oof, i)], **data)
+        data = dict(loss=f"{loss[i]:.6f}", kinds=" ".join(kinds.get(i, [])), name=pictures.names[i])
+        lines = [*answers(oof, i), f"loss {loss[i]:.3f}", fold_and_group(oof, i)]
+        figures[i] = pictures.figure(i, lines, **data)
     line = f"{len(figures)} of {len(loss)} out-of-fold images are in this page"
     line += ": the worst ones, and some of everything in the menu." if len(figures) < len(loss) else "."
     order = sorted(figures, key=lambda i: -loss[i])
-    return dict(browsed=text(line), kinds=menu(names, members, figures), images=thumbs(figures[i] for i in order))
+    return dict(browsed=text(line), kinds=menu(members, figures), images=thumbs(figures[i] for i in order))
 
 
-def menu(names, members, figures):
-    """The options of the browser's menu; how many of how many images are in `figures`."""
+def menu(members, figures):
+    """Return the options of the browser's menu, each with how many of its images are in `figures`."""
     options = ""
-    for kind, (name, rows) in enumerate(zip(names, members, strict=True)):
-        if some := sum(int(row) in figures for row in rows):
-            options += f"<option value={kind}>{text(name)} ({some} of {len(rows)})</option>"
+    for kind, (name, rows) in enumerate(members.items()):
+        if count := sum(int(row) in figures for row in rows):
+            options += f"<option value={kind}>{text(name)} ({count} of {len(rows)})</option>"
     return options
 
 
-MOST_OTHERS, MOST_IMAGES = 3, 12  # experiments that this one is compared with; images of each kind
+# ---------------------------------------------------------------- experiments compared
 
 
-def section(oof, oofs, pictures):
-    """The comparison of an experiment with the others that 02 was given: HTML, empty where it is alone."""
-    if len(oofs) < 2:
+def comparison(evaluation, evaluations, pictures):
+    """Return the comparison of an experiment with the others that 02 was given as HTML, empty where there are none."""
+    others = [other.oof for other in evaluations if other is not evaluation]
+    if not others:
         return ""
-    shared = sorted(shared_folds(oofs)[0])
-    others = [other for other in oofs if other is not oof]
-    parts = side_by_side(oofs)
+    shared = sorted(shared_folds([other.oof for other in evaluations])[0])
+    parts = side_by_side(evaluations)
     if len(others) > MOST_OTHERS:
         parts += paragraphs([f"Below, {MOST_OTHERS} of the {len(others)} others."])
-    return parts + "".join(duel(oof, other, shared, pictures) for other in others[:MOST_OTHERS])
+    return parts + "".join(compare_images(evaluation.oof, other, shared, pictures) for other in others[:MOST_OTHERS])
 
 
-def side_by_side(oofs):
-    """A row for each experiment: its CV with the interval, and the score of each fold."""
-    name, rows = METRICS[oofs[0].prepared["metric"]].name, {}
-    for oof in oofs:
-        cv = "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**oof.cv)
-        row = {f"{name}, 95 %": cv, "mean of folds": oof.cv["mean_of_folds"], "last epoch": oof.cv["last_epoch"]}
-        for fold in range(oof.prepared["folds"]):
-            score = oof.fold_table[name].get(fold)
+def side_by_side(evaluations):
+    """Return a table with a row for each experiment: its CV with the interval, and the score of each fold."""
+    prepared = evaluations[0].oof.prepared
+    name, rows = METRICS[prepared.metric].name, {}
+    for evaluation in evaluations:
+        cv = evaluation.cv
+        interval = "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv)
+        row = {f"{name}, 95 %": interval, "mean of folds": cv["mean_of_folds"], "last epoch": cv["last_epoch"]}
+        for fold in range(prepared.folds):
+            score = evaluation.fold_table[name].get(fold)
             row[f"fold {fold}"] = "" if score is None else float(score)
-        rows[oof.exp] = row
+        rows[evaluation.oof.exp] = row
     return table(pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("experiment"))
 
 
-def goodness(oof):
-    """→ how good each prediction is, float [N], larger is better: of classes, the probability of the image's label."""
-    loss = losses(oof.prepared, oof.targets, oof.probabilities)
-    return np.exp(-loss) if tasks.task_of(oof.prepared) == "classes" else -loss
-
-
-def duel(oof, other, shared, pictures):
-    """Two experiments on the folds that all have: who is right how often, a scatter, the images that differ most."""
+def compare_images(oof, other, shared, pictures):
+    """Return, for the folds that both experiments have: how often each is right, a scatter, and the images that differ
+    most, as HTML."""
     pair = oof, other
     rows = [np.flatnonzero(part.folds.fold.isin(shared)) for part in pair]
-    good = [goodness(part)[own] for part, own in zip(pair, rows, strict=True)]
-    said, what = "", "minus the loss of an image"
-    if tasks.task_of(oof.prepared) == "classes":
-        said, what = paragraphs([counts(pair, rows)]), "probability of the image's label"
-    drawing = figures.draw_duel(*good, (oof.exp, other.exp), what)
-    parts = f'<h3>{text(oof.exp)} against {text(other.exp)}</h3>{said}<div class="duel">{drawing}</div>'
+    good = [part.task.goodness(part.targets[k], part.predictions[k]) for part, k in zip(pair, rows, strict=True)]
+    counts = paragraphs([count_right(pair, rows)]) if oof.task.right_or_wrong else ""
+    drawing = draw_pair(*good, oof.exp, other.exp, oof.task.goodness_name)
+    parts = f'<h3>{text(oof.exp)} against {text(other.exp)}</h3>{counts}<div class="small">{drawing}</div>'
     for (winner, loser), gain in (pair, good[0] - good[1]), (pair[::-1], good[1] - good[0]):
         best = [k for k in np.argsort(-gain, kind="stable")[:MOST_IMAGES] if gain[k] > 0]
-        shown = [both(oof, other, rows[0][k], rows[1][k], pictures) for k in best]
-        title = text(f"where {winner.exp} is better than {loser.exp}, by most first")
+        shown = [figure_of_both(oof, other, rows[0][k], rows[1][k], pictures) for k in best]
+        title = text(f"where {winner.exp} predicts better than {loser.exp}, the largest differences first")
         parts += f"<h3>{title}</h3>{thumbs(shown) if shown else paragraphs(['nowhere'])}"
     return parts
 
 
-def counts(pair, rows):
-    """→ a sentence: how many images each of two experiments is right about; rows: those of each that both have."""
-    here, there = (
-        part.probabilities[own].argmax(axis=1) == part.targets[own] for part, own in zip(pair, rows, strict=True)
+def count_right(pair, rows):
+    """Return a sentence on how many images each of two experiments is right about; rows: those that both have, of
+    each."""
+    (name, right), (other_name, other_right) = (
+        (oof.exp, ~np.isin(shared, oof.task.wrong(oof.targets, oof.predictions)))
+        for oof, shared in zip(pair, rows, strict=True)
     )
-    hits = {
-        "both": here & there, f"only {pair[0].exp}": here & ~there,
-        f"only {pair[1].exp}": there & ~here, "neither": ~here & ~there,
+    counts = {
+        "both": right & other_right, f"only {name}": right & ~other_right,
+        f"only {other_name}": other_right & ~right, "neither": ~right & ~other_right,
     }  # fmt: skip
-    said = ", ".join(f"{name} {hit.sum()}" for name, hit in hits.items())
-    return f"right about an image, of {len(here)}: {said}"
+    return f"right about an image, of {len(right)}: " + ", ".join(f"{who} {hit.sum()}" for who, hit in counts.items())
 
 
-def both(oof, other, i, j, pictures):
-    """The figure of row i of oof.folds, which is row j of other.folds, with both predictions."""
+def figure_of_both(oof, other, i, j, pictures):
+    """Return the figure of row i of oof.folds, which is row j of other.folds, with both predictions."""
+    right = oof.task.right_answer(oof.targets[i], oof.folds.label[i])
     lines = [f"{part.exp} → {answers(part, k)[1].removeprefix('predicted ')}" for part, k in ((oof, i), (other, j))]
-    right = f"label {oof.folds.label[i]}" if tasks.task_of(oof.prepared) == "classes" else answers(oof, i)[0]
-    return pictures.figure(i, [right, *lines, place(oof, i)])
+    return pictures.figure(i, [right, *lines, fold_and_group(oof, i)])

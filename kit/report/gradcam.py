@@ -1,6 +1,6 @@
-"""Where did the network look?
+"""Grad-CAM overlays: where the network looked.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by the library grad-cam, which is imported only when it is asked for.
+Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by the library grad-cam, which is imported only for --overlays.
 """
 
 import math
@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from common import UserError
-from kit.data.prepared import open_images, read_prepared
 from kit.report import gallery
-from kit.score import tasks
+from kit.report.html import training_images
 from kit.train.checkpoint import load_fold
 from kit.train.device import enough_memory, pick_device
 from kit.train.inference import to_device
 
 
 def library():
-    """→ grad-cam's GradCAM, ClassifierOutputTarget and show_cam_on_image. Raises UserError where it is missing."""
+    """Return grad-cam's GradCAM, ClassifierOutputTarget and show_cam_on_image. Raises UserError where it is missing."""
     try:
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.image import show_cam_on_image
@@ -28,85 +27,71 @@ def library():
     return GradCAM, ClassifierOutputTarget, show_cam_on_image
 
 
-def overlay_worst(args, oof):
-    """→ {row of oof.folds: (the image with its heat, uint8 [S, S, 3] RGB; what the heat speaks for)} of the worst
+def overlay_worst(oof):
+    """Return {row of oof.folds: (the image under its heat, uint8 [S, S, 3] RGB; what the heat is for)} for the worst
     mistakes, each by the fold's network that hasn't seen the image. Raises UserError where grad-cam, a foldK.pt or the
     images at the experiment's size are missing, or the network has no map of the image."""
-    rows, outputs = gallery.worst(oof), doubtful(oof)
-    _, folds = read_prepared(args)
-    images = open_images(args, oof.prepared, "train", oof.config["size"], len(folds))
-    places = np.flatnonzero(folds.fold.isin(oof.present))
-    device, overlays = pick_device("auto"), {}
-    for fold in np.unique(oof.folds.fold[rows]):
+    worst, outputs = gallery.worst_mistakes(oof), oof.task.worst_output(oof.targets, oof.predictions)
+    images, image_rows = training_images(oof, oof.config["size"])
+    device, overlays, (*_, show_cam_on_image) = pick_device("auto"), {}, library()
+    for fold in np.unique(oof.folds.fold[worst]):
         saved, model = load_fold(oof.folder / f"fold{fold}.pt", device)
         if saved["config"].get("grad_checkpointing"):
             model.backbone.set_grad_checkpointing(False)  # it would hide the activations from grad-cam
-        own = [int(row) for row in rows if oof.folds.fold[row] == fold]
+        rows = [int(row) for row in worst if oof.folds.fold[row] == fold]
+        shown = images[image_rows[rows]]
         with enough_memory("run 02 without --overlays"):
-            shown = overlay(model, images[places[own]], outputs[own], oof.config["model"])
-        names = [f"heat for {oof.prepared['classes'][c]}" for c in outputs[own]]
-        overlays |= dict(zip(own, zip(shown, names, strict=True), strict=True))
+            masks = heat(model, shown, outputs[rows], oof.config["model"])
+        for row, image, mask in zip(rows, shown, masks, strict=True):
+            overlay = show_cam_on_image(image / 255, mask, use_rgb=True)
+            overlays[row] = overlay, f"heat for {oof.task.names[outputs[row]]}"
     return overlays
 
 
-def doubtful(oof):
-    """→ the output of each image that its heat is to speak for, int [N]: the predicted class; of labels or numbers, the
-    one that is most wrong."""
-    if tasks.task_of(oof.prepared) == "classes":
-        return oof.probabilities.argmax(axis=1)
-    unit = [tasks.to_unit(oof.prepared, part) for part in (oof.targets, oof.probabilities)]
-    return np.nan_to_num(np.abs(unit[0] - unit[1])).argmax(axis=1)
-
-
-def overlay(model, images, outputs, name):
-    """A Classifier in eval mode, images uint8 [n, S, S, 3] RGB and an output of each, int [n] → the images under their
-    heat, a list of uint8 [S, S, 3] RGB. name: the model's, for the error where it has no map."""
-    _, _, show_cam_on_image = library()
-    masks = heat(model, images, outputs, name)
-    return [show_cam_on_image(image / 255, mask, use_rgb=True) for image, mask in zip(images, masks, strict=True)]
-
-
 def heat(model, images, outputs, name):
-    """→ Grad-CAM's masks float32 [n, S, S], from 0 to 1; the arguments are those of `overlay`."""
+    """Return Grad-CAM's masks float32 [n, S, S], from 0 to 1, for images uint8 [n, S, S, 3] RGB.
+
+    model: a Classifier in eval mode; outputs: the one that each mask is for, int [n]; name: the model's, for the error
+    where it has no map."""
     GradCAM, ClassifierOutputTarget, _ = library()
     device, masks = next(model.parameters()).device, []
     batches = [to_device(torch.from_numpy(np.array(image[None])), device) for image in images]
     module, transform = last_map(model, batches[0], name)
     with GradCAM(model=model, target_layers=[module], reshape_transform=transform) as cam:
-        for batch, output in zip(batches, outputs, strict=True):  # one by one: of large networks, a batch costs memory
+        for batch, output in zip(batches, outputs, strict=True):  # one by one: a batch of a large network costs memory
             masks.append(cam(input_tensor=batch, targets=[ClassifierOutputTarget(int(output))])[0])
     return np.stack(masks)
 
 
 def last_map(model, images, name):
-    """→ (the module whose output Grad-CAM weighs, a function that makes it [B, C, H, W], or None where it is so).
+    """Return (the module whose output Grad-CAM weighs, a function that makes it [B, C, H, W], or None where it is so).
 
-    Of a ViT, what the attention of the last block sees: behind it only the class token may still lead to the logits,
-    and the patches' gradient would be zero. Of other networks, the last output that still has height and width. Raises
-    UserError where there is none."""
+    For a ViT, it is what the attention of the last block sees: behind it only the class token may still lead to the
+    logits, and the patches' gradient would be zero. For other networks, it is the last output that still has height and
+    width. Raises UserError where there is none."""
     backbone = model.backbone
     if hasattr(backbone, "num_prefix_tokens") and hasattr(backbone.blocks[-1], "norm1"):
         return backbone.blocks[-1].norm1, lambda tokens: grid(tokens, backbone.num_prefix_tokens)
-    seen, width = [], getattr(backbone, "num_features", None)
+    maps, width = [], getattr(backbone, "num_features", None)
 
     def note(module, _, output):
         if torch.is_tensor(output) and output.ndim == 4:
-            last = output.shape[1] == output.shape[2] and output.shape[3] == width  # Swin's: the channels stand last
+            last = output.shape[1] == output.shape[2] and output.shape[3] == width  # Swin's channels come last
             if output.shape[2] > 1:
-                seen.append((module, (lambda output: output.permute(0, 3, 1, 2)) if last else None))
+                maps.append((module, (lambda output: output.permute(0, 3, 1, 2)) if last else None))
 
     hooks = [module.register_forward_hook(note) for module in backbone.modules()]
     with torch.inference_mode():
         model(images)
     for hook in hooks:
         hook.remove()
-    if not seen:
+    if not maps:
         raise UserError(f"--overlays: {name} has no map of the image that Grad-CAM could weigh: leave it out")
-    return seen[-1]
+    return maps[-1]
 
 
 def grid(tokens, prefix):
-    """Tokens [B, prefix + side², C], or without the prefix, which CaiT adds later → [B, C, side, side]."""
+    """Return tokens [B, prefix + side², C], or without the prefix, which CaiT adds later, as [B, C, side, side]."""
     side = math.isqrt(tokens.shape[1] - prefix)
     if side**2 + prefix != tokens.shape[1]:
         side = math.isqrt(tokens.shape[1])

@@ -1,7 +1,7 @@
-"""How do tables and images become HTML?
+"""HTML of tables and images.
 
 Names and labels come from strangers' files: each goes through html.escape here. An image's JPEG is in a page once,
-however many sections show it: the later ones name it, and the page's script fills them in.
+however many sections show it: the later ones refer to it, and the page's script fills them in.
 """
 
 import base64
@@ -10,8 +10,8 @@ import html
 import cv2
 import numpy as np
 
-from common import UserError, prepared_folder, warn
-from kit.data.prepared import open_images, read_prepared
+from common import UserError, warn
+from kit.data.prepared import read_prepared
 
 SIDE = 192  # px of an embedded image's side: the thumbnail and the enlarged view share it
 text = html.escape  # every name, label and message goes through it
@@ -22,7 +22,7 @@ def paragraphs(lines):
 
 
 def table(frame, marked=None):
-    """An HTML table of a pandas table and its index; every cell is escaped here. The row `marked` stands out."""
+    """Return an HTML table of a pandas table and its index; every cell is escaped here. The row `marked` stands out."""
     head = "".join(f"<th>{text(str(cell))}</th>" for cell in [frame.index.name or "", *frame.columns])
     body = ""
     for name, *cells in frame.itertuples():
@@ -33,12 +33,12 @@ def table(frame, marked=None):
 
 
 def thumbs(figures):
-    """A wall of figures; a click enlarges one."""
+    """Return a wall of figures; a click enlarges one."""
     return f'<div class="thumbs">{"".join(figures)}</div>'
 
 
 def jpeg(pixels, side=SIDE, quality=75):
-    """uint8 [H, W, 3] RGB → a JPEG as a data: URL, shrunk where its longer side is above `side` px."""
+    """Return uint8 [H, W, 3] RGB as a JPEG in a data: URL, shrunk where its longer side is above `side` px."""
     scale = min(1, side / max(pixels.shape[:2]))
     if scale < 1:
         size = [max(1, round(scale * length)) for length in pixels.shape[1::-1]]
@@ -47,36 +47,37 @@ def jpeg(pixels, side=SIDE, quality=75):
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
 
 
+def training_images(oof, size):
+    """Return (the cached training images at `size` px, the row in them of each row of oof.folds, int [N])."""
+    _, folds = read_prepared(oof.prepared.folder.parent)
+    images = oof.prepared.open_images("train", size, len(folds))
+    return images, np.flatnonzero(folds.fold.isin(oof.present))
+
+
 class Pictures:
     """The training images of an experiment, as figures of one page.
 
-    bytes: how much of the page they take so far. there: whether 00_prepare.py's cache of images is."""
+    bytes: how much of the page they take so far. available: whether 00_prepare.py's cache of images is there."""
 
-    def __init__(self, args, oof):
-        _, folds = read_prepared(args)
-        self.rows, self.names = np.flatnonzero(folds.fold.isin(oof.present)), oof.folds.image_name.to_numpy()
-        sizes = [size for size in oof.prepared["sizes"] if (prepared_folder(args) / f"train_{size}.npy").exists()]
+    def __init__(self, oof):
+        folder, self.names = oof.prepared.folder, oof.folds.image_name.to_numpy()
+        sizes = [size for size in oof.prepared.sizes if (folder / f"train_{size}.npy").exists()]
         enough = [size for size in sizes if size >= SIDE]
-        self.there, self.shown, self.bytes = bool(sizes), set(), 0
-        if self.there:  # the smallest that is large enough, else the largest
-            size = min(enough) if enough else max(sizes)
+        self.available, self.shown, self.bytes = bool(sizes), set(), 0
+        if self.available:  # the smallest that is large enough, else the largest
             try:
-                self.images = open_images(args, oof.prepared, "train", size, len(folds))
+                self.images, self.rows = training_images(oof, min(enough) if enough else max(sizes))
             except UserError as error:  # the scores are worth a page without images
                 warn(f"no images in the report: {error}")
-                self.there = False
-
-    def pixels(self, i):
-        """→ the image in row i of oof.folds, uint8 [S, S, 3] RGB."""
-        return self.images[self.rows[i]]
+                self.available = False
 
     def figure(self, i, lines, overlay=None, **data):
-        """The figure of the image in row i of oof.folds, under it its name and `lines`. overlay: uint8 [S, S, 3] RGB,
-        shown beside it. data: the figure's data- attributes, strings or numbers."""
+        """Return the figure of the image in row i of oof.folds, with its name and `lines` below. overlay: uint8
+        [S, S, 3] RGB, shown beside it. data: the figure's data- attributes, strings or numbers."""
         caption = "".join(f"<span>{text(line)}</span>" for line in [self.names[i], *lines])
         attributes = "".join(f' data-{key}="{text(str(value))}"' for key, value in data.items())
         shown = ""
-        if self.there:
+        if self.available:
             images = self.image(i) + ("" if overlay is None else f'<img alt="" src="{jpeg(overlay)}">')
             label = text(f"enlarge {self.names[i]}")
             shown = f'<button type="button" class="shot" aria-label="{label}">{images}</button>'
@@ -86,7 +87,7 @@ class Pictures:
     def image(self, i):
         if i in self.shown:
             return f'<img alt="" data-shot="{i}">'
-        source = jpeg(self.pixels(i))
+        source = jpeg(self.images[self.rows[i]])
         self.shown.add(i)
         self.bytes += len(source)
         return f'<img alt="" data-shot="{i}" src="{source}">'

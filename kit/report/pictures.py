@@ -1,20 +1,17 @@
-"""Where the competition's images are, how one is found and resized, and how a sheet of them is drawn."""
+"""Contact sheets: examples of each class, pairs and groups of duplicates, images beside their nearest neighbours."""
 
-import io
-
-import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from common import replacing
-from kit.report.figures import COLUMNS, save_png
 
 CELL, GAP, LINE = 160, 14, 24  # px: a cell's side, the room between two, the height of a line of text
+COLUMNS = 8
 
 
 def draw_classes(path, images, folds, examples, seed, transform=None, columns=6):
-    """Writes a picture of some `examples` ({title: rows of folds.csv}, thesis figures 3.1
-    to 3.3) and, below each, of the same after a random `transform` (image, seed). images: uint8 [N, S, S, 3]."""
+    """Write a PNG of some `examples` ({title: rows of folds.csv}, thesis figures 3.1 to 3.3) and, below each, of the
+    same after a random `transform` (image, seed). images: uint8 [N, S, S, 3]; folds: the table folds.csv."""
     sheet = []
     for title, rows in examples.items():
         names = folds.image_name.iloc[rows]
@@ -23,79 +20,42 @@ def draw_classes(path, images, folds, examples, seed, transform=None, columns=6)
         if transform is not None:
             sheet.append(("augmented", [(transform(images[i], i), "") for i in chosen.index]))
     with replacing(path) as temporary:
-        contact_sheet(temporary, sheet, columns)
+        contact_sheet(sheet, columns).save(temporary)
 
 
-def contact_sheet(path, rows, columns):
-    """Writes a PNG of `rows`: (title, [(image uint8 [H, W, 3], caption), …]), at most `columns` images a row."""
-    height = LINE + CELL + LINE + GAP
-    sheet = Image.new("RGB", (GAP + (CELL + GAP) * columns, GAP + height * len(rows)), "white")
-    for top, (title, cells) in zip(range(GAP, sheet.height, height), rows, strict=True):
-        write(sheet, (GAP, top + LINE // 2), title, 16, "black", sheet.width - 2 * GAP, "lm")
-        for left, (image, caption) in zip(range(GAP, sheet.width, CELL + GAP), cells, strict=False):
-            tile = ImageOps.pad(Image.fromarray(np.ascontiguousarray(image)), (CELL, CELL), color="whitesmoke")
-            sheet.paste(tile, (left, top + LINE))
-            write(sheet, (left + CELL // 2, top + LINE + CELL + LINE // 2), caption, 12, "dimgray", CELL, "mm")
-    sheet.save(path, "PNG")
+def draw_duplicates(path, records, pairs, evidence, groups, names, labels, test_names, most=12):
+    """Write a PNG of the least certain pairs, then the largest groups. pairs [M, 2] and evidence [M, 3]: those of
+    duplicates.verified_pairs; groups: int [N + T], the training images (`names`, `labels`) first."""
+    from kit.folds.duplicates import thumbnail  # here, since 01 draws contact sheets and needn't wait for scikit-learn
 
-
-def write(sheet, place, text, size, colour, width, anchor):
-    """Writes one line of text. Where it is wider than `width` px, … stands for its middle."""
-    font, text = ImageFont.load_default(size), " · ".join(text.splitlines())
-    while font.getlength(text) > width:
-        middle = len(text) // 2
-        text = text[: middle - 1] + "…" + text[middle + 1 :]
-    ImageDraw.Draw(sheet).text(place, text, colour, font, anchor)
-
-
-def draw(path, records, pairs, evidence, groups, names, labels, test_names, most=12, columns=8):
-    """Draws a contact sheet: the least certain pairs, then the largest groups."""
     captions = [f"train {name[-16:]}" + f" [{label}]"[:12] for name, label in zip(names, labels, strict=True)]
     captions += [f"test {name[-16:]}" for name in test_names]
     certainty = evidence[:, 2] + np.minimum(evidence[:, 1], 40) / 40
-    doubtful = pairs[np.argsort(certainty, kind="stable")[: 2 * columns]].ravel()
-    rows = [("least certain pairs", doubtful[k : k + columns]) for k in range(0, len(doubtful), columns)]
+    doubtful = pairs[np.argsort(certainty, kind="stable")[: 2 * COLUMNS]].ravel()
+    rows = [("least certain pairs", doubtful[k : k + COLUMNS]) for k in range(0, len(doubtful), COLUMNS)]
     sizes = np.bincount(groups)
     largest = np.argsort(-sizes, kind="stable")[: min(most, (sizes > 1).sum())]
-    rows += [(f"group {k}\n{sizes[k]} images", np.flatnonzero(groups == k)[:columns]) for k in largest]
-    thumbs = {i: records["thumb"][i][*map(slice, records["shape"][i])] for _, row in rows for i in row}
-    sheet = [(title, [(thumbs[i], captions[i]) for i in row]) for title, row in rows]
-    contact_sheet(path, sheet or [("no relatives found", [])], columns)
+    rows += [(f"group {k}\n{sizes[k]} images", np.flatnonzero(groups == k)[:COLUMNS]) for k in largest]
+    sheet = [(title, [(thumbnail(records[i]), captions[i]) for i in row]) for title, row in rows]
+    contact_sheet(sheet or [("no duplicates found", [])], COLUMNS).save(path)
 
 
-def draw_matched(path, chosen, rungs, points, images, names, seed):
-    """Draws how similar held-out and test images are to their nearest, and some of them beside it, so that a person
-    sees at once whether the CV asks what the test set asks. images, names: {"train": …, "test": …}."""
+def draw_matched(path, chosen, candidates, points, images, names, seed):
+    """Write a PNG of how similar held-out and test images are to their nearest, as distributions, with some of these
+    images below, to show whether the CV is as hard as the test set. points: float32 [N + T, D], the training images
+    first; images, names: {"train": …, "test": …}."""
+    import matplotlib.pyplot as plt  # here, since 01 draws contact sheets and needn't wait for it
+
+    from kit.report.figures import save_png
+
     curves, train = {"test images": chosen.test.ravel()}, points[: len(names["train"])]
-    rows = look("test", points[len(train) :], train, None, images, names, seed)
-    for kind, rung in {"chosen folds": chosen, "plain folds": rungs[0]}.items():
-        if kind == "chosen folds" or rung is not chosen:
-            curves[f"held-out images, {kind} ({rung.name})"] = rung.held_out
-            rows += look(f"held out, {kind}", train, train, rung.folds, images, names, seed)
-    draw_similarities(path, curves, rows)
-
-
-def look(title, asked, train, folds, images, names, seed):
-    """→ rows of a contact sheet: some images, each beside the nearest training image, or the nearest of other folds."""
-    part, cells = "test" if folds is None else "train", []
-    for i in np.random.default_rng(seed).permutation(len(asked))[:COLUMNS]:
-        similar = train @ asked[i]
-        if folds is not None:
-            similar[folds == folds[i]] = -1
-        nearest = similar.argmax()
-        cells += [(images[part][i], f"{part} {names[part][i][-16:]}")]
-        cells += [(images["train"][nearest], f"{similar[nearest]:.2f}: train {names['train'][nearest][-16:]}")]
-    beside = "each beside the nearest training image" + " of the other folds" * (folds is not None)
-    return [(f"{title}: {beside}", cells[:COLUMNS]), ("", cells[COLUMNS:])]
-
-
-def draw_similarities(path, curves, rows):
-    """Writes a PNG: the distribution of each of `curves` (name: similarities, float [N]), and a contact sheet below."""
-    with io.BytesIO() as file:
-        contact_sheet(file, rows, COLUMNS)
-        file.seek(0)
-        sheet = plt.imread(file)
-    width, height = sheet.shape[1] / 100, sheet.shape[0] / 100
+    rows = draw_neighbours("test", points[len(train) :], train, None, images, names, seed)
+    for kind, candidate in {"chosen folds": chosen, "plain folds": candidates[0]}.items():
+        if kind == "chosen folds" or candidate is not chosen:
+            curves[f"held-out images, {kind} ({candidate.name})"] = candidate.held_out
+            rows += draw_neighbours(f"held out, {kind}", train, train, candidate.folds, images, names, seed)
+    sheet = contact_sheet(rows, COLUMNS)
+    width, height = np.divide(sheet.size, 100)
     figure, (top, below) = plt.subplots(2, 1, figsize=(width, height + 4), height_ratios=(4, height))
     bins = np.linspace(min(map(np.min, curves.values())) - 0.01, 1.01, 50)
     for (name, values), colour in zip(curves.items(), ("tab:orange", "tab:blue", "grey"), strict=False):
@@ -106,3 +66,40 @@ def draw_similarities(path, curves, rows):
     below.set_axis_off()
     save_png(figure, path)
     plt.close(figure)
+
+
+def draw_neighbours(title, queries, train, folds, images, names, seed):
+    """Return two rows of a contact sheet: random images, each beside the nearest training image, or the nearest in
+    other folds where `folds` (int [N]) is given. queries [Q, D], train [N, D]: points."""
+    part, cells = "test" if folds is None else "train", []
+    for i in np.random.default_rng(seed).permutation(len(queries))[:COLUMNS]:
+        similar = train @ queries[i]
+        if folds is not None:
+            similar[folds == folds[i]] = -1
+        nearest = similar.argmax()
+        cells += [(images[part][i], f"{part} {names[part][i][-16:]}")]
+        cells += [(images["train"][nearest], f"{similar[nearest]:.2f}: train {names['train'][nearest][-16:]}")]
+    beside = "each beside the nearest training image" + " of the other folds" * (folds is not None)
+    return [(f"{title}: {beside}", cells[:COLUMNS]), ("", cells[COLUMNS:])]
+
+
+def contact_sheet(rows, columns):
+    """Return a PIL image of `rows`: (title, [(image uint8 [H, W, 3], caption), …]), at most `columns` images a row."""
+    height = LINE + CELL + LINE + GAP
+    sheet = Image.new("RGB", (GAP + (CELL + GAP) * columns, GAP + height * len(rows)), "white")
+    for top, (title, cells) in zip(range(GAP, sheet.height, height), rows, strict=True):
+        write_line(sheet, (GAP, top + LINE // 2), title, 16, "black", sheet.width - 2 * GAP, "lm")
+        for left, (image, caption) in zip(range(GAP, sheet.width, CELL + GAP), cells, strict=False):
+            tile = ImageOps.pad(Image.fromarray(np.ascontiguousarray(image)), (CELL, CELL), color="whitesmoke")
+            sheet.paste(tile, (left, top + LINE))
+            write_line(sheet, (left + CELL // 2, top + LINE + CELL + LINE // 2), caption, 12, "dimgray", CELL, "mm")
+    return sheet
+
+
+def write_line(sheet, position, text, size, colour, width, anchor):
+    """Write one line of text, with … in place of its middle where it is wider than `width` px."""
+    font, text = ImageFont.load_default(size), " · ".join(text.splitlines())
+    while font.getlength(text) > width:
+        middle = len(text) // 2
+        text = text[: middle - 1] + "…" + text[middle + 1 :]
+    ImageDraw.Draw(sheet).text(position, text, colour, font, anchor)

@@ -1,91 +1,97 @@
-"""How are experiments mixed? Blends, and weights that are fitted on the out-of-fold predictions.
+"""Blends of experiments, and weights fitted on the out-of-fold predictions.
 
-A new blend is one function of a model's probabilities [N, K] and one entry in BLENDS. Fitted weights look good on the
+A new blend is one function of a model's predictions [N, K] and one entry in BLENDS. Fitted weights look good on the
 images that they were fitted on, so 02_oof.py scores them on folds that they weren't fitted on, and writes them into a
 file only where that beats equal weights.
-Shapes: N images, K classes, M models; targets int [N], probabilities float [N, K] of each model.
+Shapes: N images; K classes, labels or numbers; M models; predictions float [N, K] for each model; targets and task as
+kit/score/tasks.py has them. oofs: one Oof of kit/experiment.py for each experiment.
 """
 
 import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from common import UserError, file_hash, listing, write_json
 from kit.score.metrics import METRICS
+from kit.score.tasks import Task
 
-ROUNDS = 50  # of the climb, so weights come in steps of 2 % or more: finer ones would be noise
+ROUNDS = 50  # of the greedy selection, so weights come in steps of 2 % or more: finer ones would be noise
 
 
-def ranks(probabilities):
-    """float [N, K] → the rank of each image among all N, float [N, K]; equal ones share the mean of theirs."""
+def ranks(predictions: np.ndarray) -> np.ndarray:
+    """Return the rank of each image among all N, float [N, K]; equal predictions share the mean of their ranks."""
     from scipy.stats import rankdata  # takes half a second
 
-    return rankdata(probabilities, axis=0)
+    return rankdata(predictions, axis=0)
 
 
-BLENDS = {"mean": lambda p: p, "rank": ranks}
+BLENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mean": lambda predictions: predictions, "rank": ranks}
 
 
-def blend(probabilities, how, weights=None, task="classes"):
-    """Blends several models' predictions [N, K] by BLENDS[how], each with its weight → [N, K]; of classes, rows sum to
-    1. Raises UserError for the ranks of numbers, which would lose their unit."""
-    if task == "numbers" and how == "rank":
+def blend(predictions: Sequence[np.ndarray], how: str, weights: Sequence[float] | None, task: Task) -> np.ndarray:
+    """Return the mean [N, K] of several models' predictions after BLENDS[how], weighted; rows sum to 1 where the task's
+    do. weights: one per model, or None. Raises UserError for the ranks of numbers, which would lose their unit."""
+    if how == "rank" and not task.can_rank:
         raise UserError("--blend rank: ranks of numbers are no numbers: leave it out")
-    weights = np.ones(len(probabilities)) if weights is None else weights
-    mixed = sum(float(w) * BLENDS[how](p) for w, p in zip(weights, probabilities, strict=True))  # float32 stays so
-    if task == "classes":
+    weights = np.ones(len(predictions)) if weights is None else weights
+    mixed = sum(float(w) * BLENDS[how](p) for w, p in zip(weights, predictions, strict=True))  # float32 stays so
+    if task.rows_sum_to_1:
         mixed /= mixed.sum(axis=1, keepdims=True)
         return mixed
     return mixed / (sum(weights) * (1 if how == "mean" else len(mixed)))
 
 
-def climb(metric_key, targets, probabilities):
-    """Fits the weights of a mean blend: greedy forward selection with replacement (Caruana et al. 2004).
+def fit_weights(metric_key: str, targets: np.ndarray, predictions: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the weights of a mean blend, float [M] with sum 1, by greedy forward selection with replacement (Caruana
+    et al. 2004); equal weights where every score is undefined.
 
     Each round adds the model that leaves the mean best, the best one first, and the best mean of all rounds is taken. A
-    round may be worse than the one before: nine to one can only be reached by way of one to one.
-    → float [M], sum 1; equal weights where every score is undefined."""
+    round may be worse than the one before: nine to one can only be reached by way of one to one."""
     if METRICS[metric_key].of_sets:  # which need thresholds that fit the blend
         metric_key = "binary-logloss"
     sign = 1 if METRICS[metric_key].larger_is_better else -1
-    count, total = np.zeros(len(probabilities)), 0
-    best, weights = -np.inf, np.full(len(probabilities), 1 / len(probabilities))
+    count, total = np.zeros(len(predictions)), 0
+    best, weights = -np.inf, np.full(len(predictions), 1 / len(predictions))
     for size in range(1, ROUNDS + 1):
-        scores = [sign * METRICS[metric_key].score(targets, (total + p) / size) for p in probabilities]
-        winner = np.where(np.isnan(scores), -np.inf, scores).argmax()  # of equals, the first
-        count[winner], total = count[winner] + 1, total + probabilities[winner]
+        scores = [sign * METRICS[metric_key].score(targets, (total + p) / size) for p in predictions]
+        winner = np.where(np.isnan(scores), -np.inf, scores).argmax()  # among equals, the first
+        count[winner], total = count[winner] + 1, total + predictions[winner]
         if scores[winner] > best:
             best, weights = scores[winner], count / size
     return weights
 
 
-def held_out_blend(metric_key, targets, probabilities, folds, task="classes"):
-    """Blends each fold's images with weights fitted on the other folds (int [N]) → [N, K]. Its score is honest: groups
-    lie whole within folds, so an image's copies have no say in its weights."""
-    probabilities = np.asarray(probabilities)
-    mixed = np.empty_like(probabilities[0])
+def held_out_blend(
+    metric_key: str, targets: np.ndarray, predictions: Sequence[np.ndarray], folds: np.ndarray, task: Task
+) -> np.ndarray:
+    """Return a blend [N, K] of each fold's images with weights fitted on the other folds (int [N]). Its score is
+    honest: no group is in two folds, so an image's duplicates have no say in its weights."""
+    predictions = np.asarray(predictions)
+    mixed = np.empty_like(predictions[0])
     for fold in np.unique(folds):
         rows = folds == fold
-        weights = climb(metric_key, targets[~rows], probabilities[:, ~rows])
-        mixed[rows] = blend(probabilities[:, rows], "mean", weights, task)
+        weights = fit_weights(metric_key, targets[~rows], predictions[:, ~rows])
+        mixed[rows] = blend(predictions[:, rows], "mean", weights, task)
     return mixed
 
 
-def fitted_on(oofs):
-    """→ what fitted weights rest on, as JSON has it: the metric, and the hashes of each experiment's foldK.csv."""
+def fitted_on(oofs: Sequence) -> dict:
+    """Return what fitted weights rest on, as JSON has it: the metric, and the hashes of each experiment's foldK.csv."""
     shared = sorted(shared_folds(oofs)[0])
     hashes = {oof.exp: {f"fold{k}": file_hash(oof.folder / f"fold{k}.csv") for k in shared} for oof in oofs}
-    return dict(metric=oofs[0].prepared["metric"], experiments=hashes)
+    return dict(metric=oofs[0].prepared.metric, experiments=hashes)
 
 
-def write_weights(path, oofs, weights, scores):
-    """Writes {experiment: weight} for 03_infer.py. scores: the honest score `cv`, and its interval."""
+def write_weights(path: Path, oofs: Sequence, weights: dict[str, float], scores: dict[str, float]) -> None:
+    """Write {experiment: weight} for 03_infer.py. scores: the honest score `cv`, and its interval."""
     write_json(path, dict(weights=weights, blend="mean", **scores, fitted_on=fitted_on(oofs)))
 
 
-def read_weights(path, oofs, how):
-    """→ (the weights in the order of `oofs`, their honest score) of a file of 02_oof.py. Raises UserError where they
-    are of other experiments, of other predictions than the present ones, or of another blend than `how`."""
+def read_weights(path: Path, oofs: Sequence, how: str) -> tuple[list[float], float]:
+    """Return (the weights in the order of `oofs`, their honest score) from a file of 02_oof.py. Raises UserError where
+    they belong to other experiments, to other predictions than the present ones, or to another blend than `how`."""
     exps = [oof.exp for oof in oofs]
     remedy = f"run python 02_oof.py {' '.join(exps)}"
     try:
@@ -105,9 +111,9 @@ def read_weights(path, oofs, how):
     return [weights[exp] for exp in exps], cv
 
 
-def shared_folds(oofs):
-    """→ the folds that all experiments have finished, and each one's rows of them (bool [N]). Raises UserError where
-    there is none, or where an experiment is named twice."""
+def shared_folds(oofs: Sequence) -> tuple[set[int], list[np.ndarray]]:
+    """Return the folds that all experiments have finished, and each experiment's rows in them (bool [N]). Raises
+    UserError where there is no such fold, or where an experiment is named twice."""
     if len({oof.exp for oof in oofs}) < len(oofs):
         raise UserError(f"an experiment is named twice ({listing(oof.exp for oof in oofs)}): name each once")
     shared = set.intersection(*(set(oof.present) for oof in oofs))

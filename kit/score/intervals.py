@@ -1,4 +1,4 @@
-"""How sure is a score? Bootstrap intervals, and paired comparisons.
+"""Bootstrap intervals, paired comparisons, and the leaderboard forecast.
 
 Shapes: N images, D draws (bootstrap samples); targets and predictions as the metric has them.
 """
@@ -7,91 +7,108 @@ import numpy as np
 
 from kit.score.metrics import METRICS, mean_of_defined
 
+Scored = tuple[float, np.ndarray]  # a score, and its values in the bootstrap samples, float64 [D]
 
-def bootstrap_weights(groups, draws, seed=777):
-    """How often each image is in each bootstrap sample, the same for every experiment: groups [N] → uint8 [draws, N].
-    Groups are drawn whole: copies of one source are one piece of evidence, drawn images would be sure of too much."""
+
+def bootstrap_weights(groups: np.ndarray, draws: int, seed: int = 777) -> np.ndarray:
+    """Return how often each image is in each bootstrap sample, the same for every experiment: groups [N] → uint8
+    [draws, N]. Groups are drawn whole: duplicates are one piece of evidence, drawn images would be sure of too much."""
     names, groups = np.unique(groups, return_inverse=True)
     rng, count = np.random.default_rng(seed), len(names)
     counts = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(draws))
     return np.stack([drawn.astype(np.uint8)[groups] for drawn in counts])
 
 
-def scored(metric_key, targets, probabilities, weights):
-    """Returns the score and its values over the draws: weights uint8 [D, N] → (float, float64 [D])."""
+def scored(metric_key: str, targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> Scored:
+    """Return the score and its values over the draws; weights uint8 [D, N]."""
     metric, values, drawn = METRICS[metric_key], np.full(len(weights), np.nan), weights.any(axis=1)
-    if drawn.any() and np.isfinite(probabilities).all():
+    if drawn.any() and np.isfinite(predictions).all():
         draws = metric.draws or (lambda t, p, weights: [metric.score(t, p, w) for w in weights])
-        values[drawn] = draws(targets, probabilities, weights[drawn])
-    return metric.score(targets, probabilities), values
+        values[drawn] = draws(targets, predictions, weights[drawn])
+    return metric.score(targets, predictions), values
 
 
-def mean_of_folds(metric_key, targets, probabilities, folds, weights):
-    """As `scored`, but taken in each fold and averaged over the folds where it is defined; folds int [N]."""
+def mean_of_folds(
+    metric_key: str, targets: np.ndarray, predictions: np.ndarray, folds: np.ndarray, weights: np.ndarray
+) -> Scored:
+    """Return what `scored` does, as a mean over the folds (int [N]) where it is defined."""
     rows = [folds == k for k in np.unique(folds)]
-    scores, values = zip(*(scored(metric_key, targets[r], probabilities[r], weights[:, r]) for r in rows), strict=True)
+    scores, values = zip(*(scored(metric_key, targets[r], predictions[r], weights[:, r]) for r in rows), strict=True)
     return float(mean_of_defined(scores)), mean_of_defined(values)
 
 
-def interval(values):
-    """The middle 95 % of the finite ones of values [D]; (nan, nan) where fewer than half are finite."""
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the middle 95 % of the finite ones of values [D]; (nan, nan) where fewer than half are finite."""
     finite = values[np.isfinite(values)]
     low, high = np.quantile(finite, [0.025, 0.975]) if 2 * len(finite) >= max(len(values), 1) else (np.nan, np.nan)
     return float(low), float(high)
 
 
-def compare(name, other, score, values, other_score, other_values, larger_is_better):
-    """Says in one sentence what the paired difference `other` - `name` is, and which is better; values float [D]."""
-    delta, deltas = other_score - score, other_values - values
+def verdict(name: str, score: Scored, other: str, other_score: Scored, larger_is_better: bool) -> str:
+    """Return a sentence on the paired difference `other` - `name`, and which scores better."""
+    delta, deltas = (end - start for start, end in zip(score, other_score, strict=True))
     (low, high), finite = interval(deltas), deltas[np.isfinite(deltas)]
     if np.isnan(delta + low):
         undefined = f"undefined in {len(deltas) - len(finite)} of {len(deltas)} bootstrap samples"
         return f"{other} against {name}: can't be compared: the score is {undefined}"
-    better = other if (low > 0) == larger_is_better else name
-    verdict = "no evidence either way" if low <= 0 <= high else f"{better} is better"
-    figures = f"Δ = {delta:+.4f}, 95 % {low:+.4f} … {high:+.4f}, P(Δ > 0) = {np.mean(finite > 0):.2f}"
-    return f"{other} against {name}: {verdict}: {figures}"
+    evidence = "no evidence either way"
+    if not low <= 0 <= high:
+        better = other if (low > 0) == larger_is_better else name
+        direction = "higher" if larger_is_better else "lower, so better,"
+        evidence = f"{better} scores {direction} on these images (one seed each)"
+    share = np.mean(finite > 0 if larger_is_better else finite < 0)
+    figures = f"Δ = {delta:+.4f}, 95 % {low:+.4f} … {high:+.4f}, better in {100 * share:.0f} % of samples"
+    return f"{other} against {name}: {evidence}: {figures}"
 
 
-def leaderboard(score, draws, perfect, ladder, images, tests):
-    """What the leaderboard may say, by a CV on the chosen folds. score: the CV; draws: its values in bootstrap samples
-    of the groups, float [D]; perfect: the score of perfect predictions; ladder: that of prepared.json; images, tests:
-    how many are scored out of fold and in the test set. → dict(low, high, plain: what plain folds would say).
+def leaderboard(
+    score: float, draws: np.ndarray, perfect: float, candidates: list[dict], images: int, tests: int
+) -> dict[str, float]:
+    """Return what the leaderboard may show, by a CV on the chosen folds: dict(low, high, plain: the same CV had plain
+    folds been chosen).
 
-    From the chosen rung to another the odds of an error change as much as those of the simple model do (of a score
-    without an upper bound, log loss, the error itself). The interval spans all rungs that match about as well, each as
-    wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one varies more."""
-    chosen, larger_is_better = next(rung for rung in ladder if rung["chosen"]), score <= perfect
-    scores = [score, *(rung["score"] for rung in ladder if rung["score"] is not None)]
-    worst = -perfect if min(scores) < 0 else 0  # below 0 goes QWK, down to -1
+    score: the CV; draws: its values in bootstrap samples of the groups, float [D]; perfect: the score of perfect
+    predictions; candidates: those of prepared.json; images, tests: how many are scored out of fold and in the test set.
+
+    From the chosen candidate to another the odds of an error change as much as those of the simple model do (for a
+    score without an upper bound, as log loss, the error itself). The interval spans the candidates that are nearly the
+    best, each as wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one
+    varies more."""
+    chosen, larger_is_better = _chosen(candidates), score <= perfect
+    scores = [score, *(candidate["score"] for candidate in candidates if candidate["score"] is not None)]
+    worst = -perfect if min(scores) < 0 else 0  # QWK goes below 0, down to -1
     least = max(perfect, 1e-3) / (2 * images)  # an error smaller than half an image isn't known
 
     def log_odds(value):  # of an error
         error = np.maximum(np.abs(perfect - value), least)
         return np.log(error / np.maximum(value - worst, least) if larger_is_better else error)
 
-    def on(rung, more=0):
-        place = log_odds(score) + log_odds(rung["score"]) - log_odds(chosen["score"]) + more
-        return float(
-            (perfect + worst * np.exp(place)) / (1 + np.exp(place)) if larger_is_better else perfect + np.exp(place)
-        )
+    def forecast(candidate, shift=0):
+        odds = np.exp(log_odds(score) + log_odds(candidate["score"]) - log_odds(chosen["score"]) + shift)
+        return float((perfect + worst * odds) / (1 + odds) if larger_is_better else perfect + odds)
 
     finite = draws[np.isfinite(draws)]
     spread = np.quantile(log_odds(finite), [0.1, 0.9]) - log_odds(score) if len(finite) else [np.nan, np.nan]
     wider = np.sqrt(1 + images / tests)
-    ends = [on(rung, wider * end) for rung in ladder if rung["alike"] or rung is chosen for end in spread]
-    return dict(low=min(ends), high=max(ends), plain=on(ladder[0]))
+    spanned = [candidate for candidate in candidates if candidate["nearly_best"] or candidate is chosen]
+    ends = [forecast(candidate, wider * end) for candidate in spanned for end in spread]
+    return dict(low=min(ends), high=max(ends), plain=forecast(candidates[0]))
 
 
-def leaderboard_lines(said, ladder):
-    """→ sentences on what `leaderboard` returned, for the terminal and the report."""
-    chosen, interval = next(rung for rung in ladder if rung["chosen"]), "{low:.3f} to {high:.3f}".format(**said)
-    if not chosen["matches"]:
+def leaderboard_lines(forecast: dict[str, float], candidates: list[dict]) -> list[str]:
+    """Return sentences on what `leaderboard` returned, for the terminal and the report."""
+    chosen, interval = _chosen(candidates), "{low:.3f} to {high:.3f}".format(**forecast)
+    if not chosen["near_enough"]:
         return ["no forecast: no folds match the test set (matched.png)"]
     if chosen["clusters"]:
-        folds = f"matched folds, {chosen['name']}; plain folds would say {said['plain']:.3f}"
+        folds = f"matched folds, {chosen['name']}; plain folds would say {forecast['plain']:.3f}"
         basis = "it rests on how near test images look to training images: it misses what no image shows, and luck"
     else:
-        folds = "plain folds" if chosen is ladder[0] else chosen["name"]
-        basis = "test images look as much like training images as held-out ones do: by that, the CV can be believed"
-    return [f"leaderboard, as far as can be told: {interval} ({folds})", basis]
+        folds = "plain folds" if chosen is candidates[0] else chosen["name"]
+        basis = "test images look as much like training images as held-out ones do: "
+        basis += "no sign in the images that the CV is too high"
+    return [f"8 in 10: the whole test set scores {interval} ({folds})", basis]
+
+
+def _chosen(candidates):
+    return next(candidate for candidate in candidates if candidate["chosen"])

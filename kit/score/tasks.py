@@ -44,7 +44,8 @@ class Task:
     counted: ClassVar[bool] = True  # `by_fold` counts images
     column_value: ClassVar[str] = "probability"  # a key of SUBMISSIONS: several value columns in a submission
     single_value: ClassVar[str | None] = None  # the same, for one value column; None: its cells decide
-    sections: ClassVar[tuple[str, ...]] = ()  # of report/page.html, beside those that every task has
+    right_or_wrong: ClassVar[bool] = False  # what a prediction of one image is
+    label_errors: ClassVar[bool] = False  # are searched, by `label_problems`
     goodness_name: ClassVar[str] = "minus the loss of an image"
 
     def __len__(self) -> int:
@@ -56,6 +57,10 @@ class Task:
     @property
     def is_binary(self) -> bool:
         return False
+
+    def fitted(self, targets: np.ndarray) -> "Task":
+        """Return the task for these training targets: numbers get their ranges."""
+        return self
 
     def to_01(self, targets: np.ndarray) -> np.ndarray:
         """Return targets as losses take them: numbers scaled from 0 to 1 by the training range, others as they are."""
@@ -102,8 +107,8 @@ class Classes(Task):
     """One class of several for each image. The positive class is the second of two."""
 
     key, noun, loss, sampler = "classes", "class", "ce", None
-    extra_metrics, sections = ("accuracy",), ("classes", "label_errors")
-    splits_loss = rows_sum_to_1 = True
+    extra_metrics = ("accuracy",)
+    splits_loss = rows_sum_to_1 = right_or_wrong = label_errors = True
     goodness_name = "probability of the image's label"
 
     @property
@@ -198,7 +203,7 @@ class Labels(Task):
     """Any number of labels for each image."""
 
     key, noun, loss = "labels", "label", "bce"
-    sections, single_value = ("label_errors",), "set"
+    label_errors, single_value = True, "set"
 
     def default_metric(self) -> str:
         return "column-auc"
@@ -279,6 +284,10 @@ class Numbers(Task):
 
     def default_metric(self) -> str:
         return "rmse" if len(self) == 1 else "mcrmse"
+
+    def fitted(self, targets: np.ndarray) -> "Numbers":
+        bounds = np.nanmin(targets, axis=0), np.nanmax(targets, axis=0)
+        return Numbers(self.names, np.stack(bounds, axis=1).astype(float).tolist())
 
     def read_targets(self, cells) -> np.ndarray:
         return np.array([str(cell).split(" ") for cell in cells], np.float32).reshape(-1, len(self))

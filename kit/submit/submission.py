@@ -1,165 +1,169 @@
-"""What does the competition want back? Fills the cells of its sample submission, and checks what was written.
+"""The submission: fill the cells of the competition's sample, and check what was written.
 
-A form is an entry in SUBMISSIONS: what the value cells of a row hold, and whether a written cell is right. Everything
-else of the sample stays as it is: the header, the order, the id's place, further columns, what separates them.
+A form is an entry in SUBMISSIONS: what the value cells of a row hold, and whether a written cell can be right. The rest
+of the sample stays as it is: the header, the order, the column of ids, further columns, the separator.
 """
 
 import csv
 import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from common import read_json, read_table, write_csv
+from common import read_table, replacing, write_csv
 from kit.score.metrics import METRICS
+from kit.score.tasks import Task
 
 RANKED = ("map3", "map5")  # metrics of so many ranked labels
 
 
 class Form(NamedTuple):
-    """cells: a function (predictions of a row [K], its columns' classes or None, prepared) → its value cells. right: a
-    function (cell, prepared) → whether a written cell can be right. tasks: that it suits."""
+    """How one kind of value cell is filled and checked. `form` is prepared.json's `submission`; for `cells` it has a
+    key `width` too, the number of value columns."""
 
-    cells: callable
-    right: callable
-    tasks: tuple
-
-
-def probability_cells(row, columns, prepared):
-    """Probabilities, or numbers in their own units."""
-    return [f"{row[c]:.9g}" for c in columns]
+    cells: Callable[[np.ndarray, list, Task, str, dict], list[str]]  # (a row's predictions [K], numbers of the K that
+    # its columns ask for, task, metric, form) → value cells
+    right: Callable[[str, Task, dict], bool]  # (a written cell, task, form) → whether it can be right
+    tasks: tuple[str, ...]  # keys of TASKS that it suits
 
 
-def label_cells(row, columns, prepared):
-    """The class that the metric reads: the most probable, or for QWK the one nearest to the expected grade."""
-    read = METRICS[prepared["metric"]].read or (lambda p: p.argmax(axis=1))
-    return [prepared["classes"][read(row[None])[0]]]
+def prediction_cells(row, columns, task, metric, form):
+    """Return the predictions of the columns; a single value column holds their sum."""
+    values = row[columns] if form["width"] > 1 else [row[columns].sum()]
+    return [f"{value:.9g}" for value in values]
 
 
-def top_cells(row, columns, prepared):
-    """The k most probable classes, the most probable first, in one cell or in k."""
-    submission = prepared["submission"]
-    labels = [prepared["classes"][c] for c in np.argsort(-row, kind="stable")[: submission["top"]]]
-    return labels if submission["width"] > 1 else [joined(labels, submission)]
+def label_cells(row, columns, task, metric, form):
+    """Return the class that the metric reads: the most probable, or for QWK the one nearest to the expected grade."""
+    read = METRICS[metric].read or (lambda p: p.argmax(axis=1))
+    return [task.names[read(row[None])[0]]]
 
 
-def scored_cells(row, columns, prepared):
-    """The most probable class and, after a blank, its probability."""
-    return [f"{prepared['classes'][row.argmax()]} {row.max():.9g}"]
+def top_cells(row, columns, task, metric, form):
+    """Return the most probable classes, the most probable first, in one cell or in one each."""
+    labels = [task.names[k] for k in np.argsort(-row, kind="stable")[: form["top"]]]
+    return labels if form["width"] > 1 else [join_labels(labels, form)]
 
 
-def scored(cell, prepared):
-    label, _, score = cell.rpartition(" ")
-    return label in prepared["classes"] and 0 <= float(score) <= 1
+def scored_cells(row, columns, task, metric, form):
+    """Return the most probable class and, after a blank, its probability."""
+    return [f"{task.names[row.argmax()]} {row.max():.9g}"]
 
 
-def set_cells(row, columns, prepared):
-    """The labels above one half, to which 03 has moved their thresholds; where none is, the most probable."""
+def set_cells(row, columns, task, metric, form):
+    """Return the labels above one half, to which 03 has moved their thresholds; where none is, the most probable."""
     chosen = np.flatnonzero(row > 0.5)
-    labels = [prepared["classes"][c] for c in (chosen if len(chosen) else [row.argmax()])]
-    return [joined(labels, prepared["submission"])]
+    return [join_labels([task.names[k] for k in (chosen if len(chosen) else [row.argmax()])], form)]
 
 
-def joined(labels, form):
-    """→ labels in one cell, as the sample writes them."""
+def join_labels(labels, form):
+    """Return labels in one cell, as the sample writes them."""
     cell = form.get("between", " ").join(labels)
     return f"[{cell}]" if form.get("brackets") else cell
 
 
-def in_range(cell, prepared):
-    lows, highs = zip(*prepared["ranges"], strict=True)
+def is_probability(cell, task, form):
+    return 0 <= float(cell) <= 1
+
+
+def is_label(cell, task, form):
+    return cell in task.names
+
+
+def is_labels(cell, task, form):
+    cell = cell[1:-1] if form.get("brackets") else cell
+    return cell in task.names or all(label in task.names for label in cell.split(form.get("between", " ")))
+
+
+def is_scored_label(cell, task, form):
+    label, _, score = cell.rpartition(" ")
+    return label in task.names and 0 <= float(score) <= 1
+
+
+def is_in_range(cell, task, form):
+    lows, highs = zip(*task.ranges, strict=True)
     return min(lows) - 1e-6 * abs(min(lows)) <= float(cell) <= max(highs) + 1e-6 * abs(max(highs))
 
 
-def known(cell, prepared):
-    mark = prepared["submission"].get("between", " ")
-    cell = cell[1:-1] if prepared["submission"].get("brackets") else cell
-    return cell in prepared["classes"] or all(label in prepared["classes"] for label in cell.split(mark))
-
-
-SUBMISSIONS = {
-    "probability": Form(probability_cells, lambda cell, prepared: 0 <= float(cell) <= 1, ("classes", "labels")),
-    "label": Form(label_cells, lambda cell, prepared: cell in prepared["classes"], ("classes",)),
-    "top": Form(top_cells, known, ("classes", "labels")),
-    "scored": Form(scored_cells, scored, ("classes",)),
-    "set": Form(set_cells, known, ("labels",)),
-    "number": Form(probability_cells, in_range, ("numbers",)),
+SUBMISSIONS: dict[str, Form] = {
+    "probability": Form(prediction_cells, is_probability, ("classes", "labels")),
+    "label": Form(label_cells, is_label, ("classes",)),
+    "top": Form(top_cells, is_labels, ("classes", "labels")),
+    "scored": Form(scored_cells, is_scored_label, ("classes",)),
+    "set": Form(set_cells, is_labels, ("labels",)),
+    "number": Form(prediction_cells, is_in_range, ("numbers",)),
 }
 
 
 def write_tests(folder, sample):
-    """Writes test.csv, a row for each test image, and sample.csv, a row for each of the sample's."""
+    """Write test.csv, a row for each test image, and sample.csv, a row for each of the sample's, from a Sample."""
     images = pd.DataFrame(dict(image_name=sample.images))
-    write_csv(folder / "test.csv", images if in_turn(sample.units) else images.assign(unit=sample.units))
+    ids = sample.submission_ids
+    write_csv(folder / "test.csv", images if is_one_each(ids) else images.assign(submission_id=ids))
     write_csv(folder / "sample.csv", sample.layout)
 
 
 def read_tests(folder, remedy):
-    """→ (test.csv with a column unit, the layout) as `write_tests` wrote them. Older prepared data have no sample.csv:
-    there a row is an image and a value."""
+    """Return (test.csv with a column submission_id, the sample's layout), as `write_tests` wrote them."""
     images = read_table(folder / "test.csv", remedy)
-    images = images if "unit" in images else images.assign(unit=np.arange(len(images)))
-    if not (folder / "sample.csv").exists():
-        width = len(read_json(folder / "prepared.json", remedy)["submission"]["columns"] or [0])
-        layout = pd.DataFrame(dict(unit=images.unit, target=-1, c0=images.image_name))
-        return images, layout.assign(**{f"c{i}": "" for i in range(1, 1 + width)})
+    images = images if "submission_id" in images else images.assign(submission_id=np.arange(len(images)))
     layout = read_table(folder / "sample.csv", remedy, dtype=str)
-    return images, layout.astype(dict(unit=int, target=int))
+    return images, layout.astype(dict(submission_id=int, target=int))
 
 
-def in_turn(units):
-    """Whether each image is a unit of its own, in the units' order."""
-    return np.array_equal(units, np.arange(len(units)))
+def is_one_each(submission_ids):
+    """Return whether each image has an id of its own, in order."""
+    return np.array_equal(submission_ids, np.arange(len(submission_ids)))
 
 
-def per_unit(predictions, units, how):
-    """Predictions of images [M, K] → of units [U, K]: the mean or the max of several images."""
-    if in_turn(units):
+def per_id(predictions, submission_ids, how):
+    """Return predictions [ids, K] from those of images [M, K]: the "mean" or the "max" of an id's images."""
+    if is_one_each(submission_ids):
         return predictions
-    return getattr(pd.DataFrame(predictions).groupby(np.asarray(units)), how)().to_numpy()
+    return getattr(pd.DataFrame(predictions).groupby(np.asarray(submission_ids)), how)().to_numpy()
 
 
-def submission_rows(layout, predictions, prepared):
-    """The submission's rows, header included where the sample has one, from predictions [units, K]."""
-    form, classes = prepared["submission"], prepared["classes"]
-    places = filled_places(form, layout)
-    prepared = prepared | dict(submission=form | dict(width=len(places)))
-    columns = [classes.index(label) for label in form["columns"] or []]
-    cells, rows = SUBMISSIONS[form["value"]].cells, layout[layout.columns[2:]].to_numpy(object).tolist()
-    for row, unit, target in zip(rows, layout.unit, layout.target, strict=True):
-        wanted = [target] if target >= 0 else columns
-        if not wanted and form["value"] == "probability":
-            summed = positives(prepared)
-            filled = probability_cells(predictions[unit, summed].sum(keepdims=True), [0], prepared)
-        else:
-            filled = cells(predictions[unit], wanted or [0], prepared)
-        for place, cell in zip(places, filled, strict=True):
-            row[place] = cell
-    return [form["header"], *rows] if form["header"] else rows
-
-
-def filled_places(form, layout):
-    """→ the numbers of the columns that are filled: by default all but the first."""
+def value_columns(form, layout):
+    """Return the numbers of the columns that are filled: by default all but the first."""
     return form.get("values") or [*range(1, layout.shape[1] - 2)]
 
 
-def positives(prepared):
-    """→ the numbers of the classes whose probability a single column wants."""
-    positive = prepared["positive"]
-    named = positive if isinstance(positive, list) else prepared["classes"][1:]
-    return [prepared["classes"].index(label) for label in named]
+def submission_rows(layout, predictions, task, metric, form):
+    """Return the submission's rows, with the sample's header if it has one, from predictions [ids, K].
+
+    A single value column takes the classes that form["summed"] names, otherwise the last of the K names."""
+    filled = value_columns(form, layout)
+    form = form | dict(width=len(filled))
+    numbers = [task.names.index(name) for name in form["columns"] or form.get("summed") or task.names[-1:]]
+    cells, rows = SUBMISSIONS[form["value"]].cells, layout[layout.columns[2:]].to_numpy(object).tolist()
+    for row, i, target in zip(rows, layout.submission_id, layout.target, strict=True):
+        values = cells(predictions[i], [target] if target >= 0 else numbers, task, metric, form)
+        for column, value in zip(filled, values, strict=True):
+            row[column] = value
+    return [form["header"], *rows] if form["header"] else rows
 
 
-def check_submission(path, layout, prepared):
-    """Reads the written file back and checks rows, names, order and values. An AssertionError is a fault of the kit."""
-    form, text = prepared["submission"], path.read_bytes().decode()
+def check_submission(path, layout, task, form):
+    """Read the written file and check rows, names, order and values. An AssertionError is a fault of the kit."""
+    text = path.read_bytes().decode()
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=form.get("separator", ",")))
     assert not form["header"] or rows.pop(0) == form["header"], "the header differs from the sample's"
-    places = filled_places(form, layout)
-    kept = [i for i in range(layout.shape[1] - 2) if i not in places]
+    filled = value_columns(form, layout)
+    kept = [i for i in range(layout.shape[1] - 2) if i not in filled]
     expected = layout[[f"c{i}" for i in kept]].to_numpy(object).tolist()
     assert all(len(row) == layout.shape[1] - 2 for row in rows), "a row has another number of columns than the sample's"
     assert [[row[i] for i in kept] for row in rows] == expected, "rows, names or their order differ from the sample's"
     right = SUBMISSIONS[form["value"]].right
-    assert all(right(row[i], prepared) for row in rows for i in places), f"a value is no {form['value']}"
+    assert all(right(row[i], task, form) for row in rows for i in filled), f"a value is no {form['value']}"
+
+
+def write_submission(path: Path, layout, predictions, task, metric, form):
+    """Write predictions [ids, K] as the submission, and check it before it gets its name."""
+    rows = submission_rows(layout, predictions, task, metric, form)
+    with replacing(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n", delimiter=form.get("separator", ",")).writerows(rows)
+        check_submission(temporary, layout, task, form)

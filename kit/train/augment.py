@@ -1,10 +1,11 @@
-"""What happens to a training image?
+"""Augmentations, by --augment: the random transforms of training images.
 
-Transforms work on bytes and keep the size: decoding is done once, in 00_prepare.py, and normalisation on the device, in
-model.py.
+They take and return uint8 and keep the size. Decoding is done once, in 00_prepare.py, and normalisation on the device,
+in kit/train/model.py.
 """
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import albumentations as A
@@ -14,35 +15,37 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or the import asks the network f
 
 
 class Augment(NamedTuple):
-    """transforms: a function (side in px) → the list of albumentations transforms, applied in turn. tta: the key of
-    model.TTAS whose views show what training has seen."""
+    """An entry of AUGMENTATIONS."""
 
-    transforms: callable
-    tta: str
+    transforms: Callable[[int], list[A.BasicTransform]]  # side in px → the transforms, applied in turn
+    tta: str  # the key of inference.TTAS whose views show what training has seen
 
 
 def none(side):
+    """Return no transforms."""
     return []
 
 
 def flip(side):
-    """Mirrored or not."""
+    """Return a horizontal flip with probability one half."""
     return [A.HorizontalFlip(p=0.5)]
 
 
 def d4(side):
-    """Horizontal flip, quarter turn and vertical flip, each with probability one half (thesis 3.1.1)."""
+    """Return horizontal flip, rotation by quarter turns and vertical flip, each with probability one half (thesis
+    3.1.1)."""
     return [A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5)]
 
 
 def light(side):
-    """What a photographer changes: mirror, place, distance, angle, light (1st of Plant Pathology 2020, reduced)."""
-    moved = dict(translate_percent=(-0.1, 0.1), scale=(0.85, 1.15), rotate=(-15, 15), keep_ratio=True)
-    moved |= dict(border_mode=cv2.BORDER_REFLECT_101)
-    return [A.HorizontalFlip(p=0.5), A.Affine(**moved, p=0.7), A.RandomBrightnessContrast(0.15, 0.15, p=0.5)]
+    """Return what a photographer changes: flip, shift, scale, rotation, brightness, contrast (1st of Plant Pathology
+    2020, reduced)."""
+    affine = dict(translate_percent=(-0.1, 0.1), scale=(0.85, 1.15), rotate=(-15, 15), keep_ratio=True)
+    affine |= dict(border_mode=cv2.BORDER_REFLECT_101)
+    return [A.HorizontalFlip(p=0.5), A.Affine(**affine, p=0.7), A.RandomBrightnessContrast(0.15, 0.15, p=0.5)]
 
 
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, Augment] = {
     "d4": Augment(d4, tta="d4"),
     "none": Augment(none, tta="none"),
     "flip": Augment(flip, tta="flip"),
@@ -51,7 +54,7 @@ AUGMENTATIONS = {
 
 
 class Augmentation:
-    """The random transform of AUGMENTATIONS[name]: (uint8 [S, S, 3], seed) → the same shape and type."""
+    """The random transform of AUGMENTATIONS[name]: (uint8 [S, S, 3], seed) → the same shape and dtype."""
 
     def __init__(self, name, side):
         self.transforms = AUGMENTATIONS[name].transforms(side)

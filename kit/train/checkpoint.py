@@ -1,4 +1,4 @@
-"""What is kept of a trained fold, and what made it?"""
+"""Checkpoints: the files of a finished fold, its provenance, and the resume file of an unfinished one."""
 
 import contextlib
 import hashlib
@@ -14,78 +14,72 @@ import pandas as pd
 import timm
 import torch
 
-from common import RANK, STARTED, WORLD, UserError, conclude, file_hash, replacing, say, warn, write_csv, write_json
+import common
+from common import RANK, WORLD, UserError, conclude, file_hash, replacing, say, warn, write_csv, write_json
 from kit.experiment import differences, read_record, write_logits
 from kit.score.metrics import METRICS
 from kit.train import distributed
 from kit.train.device import compile_backbone
 from kit.train.model import WEIGHT_ERRORS, build_model
 
-OF_TESTS = "task", "ranges", "positive", "per_id", "reading"  # what 03 needs to know of other test images
-# What decides how a fold is trained: a change between two folds is worth a warning.
-CODE = [
-    "01_train_fold.py",
-    *(f"kit/train/{part}.py" for part in "augment dataset losses model optim linear_probe ranger21".split()),
-]
+PARTS = "augment dataset linear_probe losses model optim ranger21 run".split()  # of kit/train
+CODE = ["01_train_fold.py", *(f"kit/train/{part}.py" for part in PARTS)]  # what decides how a fold is trained
 
 
-def makers(weights, earlier=None):
-    """→ the hashes of the code and of the weights that train a fold. weights: --weights; earlier: the hash of what
-    made the experiment of --init, if any."""
-    root, code = Path(__file__).parent.parent.parent, hashlib.sha256()
+def provenance(weights, init=None):
+    """Return the hashes of what trains a fold: its code and its weights. weights: --weights; init: the hash of the
+    experiment of --init, if any."""
+    code = hashlib.sha256()
     for name in CODE:
-        code.update((root / name).read_bytes())
+        code.update((common.ROOT / name).read_bytes())
     weights = weights if weights in ("hub", "none") else file_hash(Path(weights))
-    return dict(code=code.hexdigest(), weights=weights) | (dict(init=earlier) if earlier else {})
+    return dict(code=code.hexdigest(), weights=weights) | (dict(init=init) if init else {})
 
 
 def save_fold(run, kept, logits, epochs):
-    """Writes foldK.csv, foldK.json and, last, foldK.pt, whose presence says that the fold is finished.
+    """Write foldK.csv, foldK.json, foldK_epochs.csv and, last, foldK.pt, which marks the fold as finished.
 
-    kept: what 01's train_fold returned; logits: float32 [n, K] of the held-out images by the kept weights, with the
-    experiment's views; epochs: the rows of foldK_epochs.csv."""
-    config, classes, path = run.config, run.prepared["classes"], run.folder / f"fold{run.fold}.pt"
-    chosen = kept[config["keep"]]
-    table = run.folds.loc[run.folds.fold == run.fold, ["image_name", "target"]].reset_index(drop=True)
+    kept, logits, epochs: what 01's train_fold returned."""
+    experiment, fold = run.experiment, run.fold
+    config, prepared, folder, folds = experiment.config, experiment.prepared, experiment.folder, experiment.folds
+    path, chosen, metric = folder / f"fold{fold}.pt", kept[config["keep"]], prepared.metric
+    table = folds.loc[folds.fold == fold, ["image_name", "target"]].reset_index(drop=True)
     kinds = dict(best=kept["best"]["logits"], last=kept["last"]["logits"], views=logits)
-    about = dict(
-        fold=run.fold, epoch=chosen["epoch"], config=config, classes=classes, metric=run.metric,
-        submission=run.prepared["submission"],
-        # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
-        scores={key: chosen["scores"][key] for key in ("loss", "accuracy", run.metric) if key in chosen["scores"]},
-    )  # fmt: skip
-    about |= {key: run.prepared[key] for key in OF_TESTS if key in run.prepared}
-    how = dict(device=str(run.device), amp=run.amp, torch=torch.__version__, timm=timm.__version__)
+    # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
+    valid = {key: chosen["scores"][key] for key in ("loss", "accuracy", metric) if key in chosen["scores"]}
+    record = dict(fold=fold, epoch=chosen["epoch"], config=config, scores=valid) | prepared.for_test()
+    how = dict(version=common.__version__, torch=torch.__version__, timm=timm.__version__)
+    how |= dict(device=str(experiment.device), amp=experiment.amp)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
-            torch.save(about | dict(model=chosen["weights"]), file)  # a path's name would be part of the archive
+            torch.save(record | dict(model=chosen["weights"]), file)  # a path's name would be part of the archive
             os.fsync(file.fileno())  # a full disk must show before the old model of --overwrite goes
-        for old in (path, run.folder / f"fold{run.fold}_test.npy"):
-            old.unlink(missing_ok=True)  # predictions never stand beside other weights
-        write_logits(run.folder, run.fold, table, kinds, classes)
-        write_csv(run.folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(epochs))
-        write_json(run.folder / f"fold{run.fold}.json", about | run.makers | dict(run=how))
+        for old in (path, folder / f"fold{fold}_test.npy"):
+            old.unlink(missing_ok=True)  # no predictions beside other weights
+        write_logits(folder, fold, table, kinds, len(prepared.task))
+        write_csv(folder / f"fold{fold}_epochs.csv", pd.DataFrame(epochs))
+        write_json(folder / f"fold{fold}.json", record | experiment.provenance | dict(run=how))
     run.resume.path.unlink(missing_ok=True)
-    score = f"valid {METRICS[run.metric].name} {chosen['scores'][run.metric]:.4f}"
-    conclude(f"fold {run.fold} of {run.folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")
+    score = f"valid {METRICS[metric].name} {chosen['scores'][metric]:.4f}"
+    conclude(f"fold {fold} of {folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")
 
 
 DIGEST = 32  # bytes of a SHA-256
 TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
-SEEN = ("logits", "targets")  # of the epoch so far: lists of tensors in the state
+OUTPUTS = ("logits", "targets")  # of the epoch's batches so far: lists of tensors in a fold's state
 
 
 def epoch_start():
-    """What begins anew with each epoch in a fold's state: steps done, seconds spent, logits and targets seen."""
+    """Return the part of a fold's state that each epoch resets: steps done, seconds spent, logits and targets."""
     return dict(step=0, seconds=0.0, logits=[], targets=[])
 
 
 class ResumeFile:
-    """foldK.resume.pt.
+    """foldK.resume.pt, from which a stopped fold resumes.
 
-    config: the fold's settings. defaults: what a setting was that an older file lacks. minutes: the least time between
-    two saves within an epoch; 0 saves nothing. stop_after: seconds after the start of the process at which training
-    saves and ends, or None."""
+    config: the fold's settings; defaults: the values of settings that an older file lacks; minutes: the least time
+    between two saves within an epoch, 0 saves nothing; stop_after: seconds after the start of the process at which
+    training saves and ends, or None."""
 
     def __init__(self, path, config, defaults, minutes, stop_after=None):
         self.path, self.config, self.defaults = path, config, defaults
@@ -93,28 +87,27 @@ class ResumeFile:
         self.parts, self.last_save = {}, time.monotonic()
 
     def due(self):
-        """Whether it is time to save within the epoch."""
+        """Return whether it is time to save within the epoch."""
         return self.time_is_up() or (self.minutes > 0 and time.monotonic() - self.last_save >= 60 * self.minutes)
 
     def time_is_up(self):
-        return self.stop_after is not None and time.monotonic() - STARTED >= self.stop_after
+        return self.stop_after is not None and time.monotonic() - common.STARTED >= self.stop_after
 
     def stop(self, name, done):
-        """Ends the script, whose state is saved."""
+        """End the script, whose state is saved."""
         say(f"{name}: stopped by --stop-after; run it again to go on after {done}")
         sys.exit(TO_BE_CONTINUED)
 
     def save(self, state):
-        """Writes the state of everything; `state` is what `load` returned, brought up to date. Under torchrun the first
-        process writes what all have seen of the epoch, and all wait for it. A full disk costs the safety copy, not the
-        training."""
-        for key in SEEN:
+        """Write the file. state: what `load` returned, brought up to date. Under torchrun the first process writes the
+        outputs of all, and all wait for it. A full disk is a warning, and the training goes on."""
+        for key in OUTPUTS:
             state[key] = [torch.cat(state[key])] if state[key] else []
-        shares = distributed.gather({key: [tensor.cpu() for tensor in state[key]] for key in SEEN})
+        shares = distributed.gather({key: [tensor.cpu() for tensor in state[key]] for key in OUTPUTS})
         randoms = distributed.gather(random_states())
         if self.minutes > 0 and RANK == 0:
-            seen = {key: [tensor for share in shares for tensor in share[key]] for key in SEEN}
-            self._write(dict(progress=state | seen, random=randoms))
+            outputs = {key: [tensor for share in shares for tensor in share[key]] for key in OUTPUTS}
+            self._write(dict(progress=state | outputs, random=randoms))
         self.last_save = time.monotonic()
         distributed.from_first(0)
 
@@ -122,7 +115,7 @@ class ResumeFile:
         content |= dict(config=self.config, parts={name: part.state_dict() for name, part in self.parts.items()})
         try:
             with replacing(self.path) as temporary:
-                with open(temporary, "wb") as file:  # by its path, torch.save wouldn't say that the disk is full
+                with open(temporary, "wb") as file:  # given a path, torch.save hides that the disk is full
                     torch.save(content, file)
                 with open(temporary, "ab") as file:
                     file.write(bytes.fromhex(file_hash(temporary)))
@@ -130,26 +123,26 @@ class ResumeFile:
             warn(f"no resume file: {error}. Training goes on; after a stop this fold would start over")
 
     def load(self, run):
-        """Takes charge of the run's model, optimiser, scheduler and GradScaler, and puts them and the random states
-        back as they were when the file was saved. → the fold's state: a dict of epoch, step, rows, kept and what
-        `epoch_start` names; where there is no file, the start of the first epoch.
+        """Register the run's model, optimiser, scheduler, EMA and GradScaler, and restore them and the random states.
 
-        A damaged file, or one of other settings, is set aside with a message, and the fold starts over."""
+        → the fold's state: a dict of epoch, rows, kept and the keys of `epoch_start`; without a file, the start of the
+        first epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over."""
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
         self.parts |= {k: part for k in ("scheduler", "ema") if (part := getattr(run, k)) is not None}
         if RANK > 0:
-            distributed.from_first(0)  # waits here while the first process looks at the file, and may set it aside
+            distributed.from_first(0)  # wait while the first process reads the file, and may rename it
         state = self._load() if self.path.exists() else None
         if RANK == 0:
             distributed.from_first(0)
         state = state or dict(epoch=1, rows=[], kept={}) | epoch_start()
         if len(set(distributed.gather((state["epoch"], state["step"])))) > 1:
-            raise UserError(f"the processes see different files {self.path}: give an --output that all of them see")
+            raise UserError(f"the processes read different files {self.path}: give an --output that all of them share")
         if state["rows"] or state["step"]:
             steps = len(run.train_rows) // self.config["batch_size"]
             done = f"epoch {state['epoch']} after {state['step']} of {steps} steps"
-            say(f"fold {run.fold} of {run.folder.name} goes on in {done}")
-        return state | {key: [tensor.to(run.device) for tensor in state[key][RANK::WORLD]] for key in SEEN}
+            say(f"fold {run.fold} of {run.experiment.folder.name} goes on in {done}")
+        device = run.experiment.device
+        return state | {key: [tensor.to(device) for tensor in state[key][RANK::WORLD]] for key in OUTPUTS}
 
     def _load(self):
         try:
@@ -171,7 +164,7 @@ class ResumeFile:
 
 
 def read_checked(path):
-    """Reads a resume file. Raises ValueError where a byte of it has changed, or some are missing."""
+    """Return the content of a resume file. Raises ValueError where its bytes don't match its checksum."""
     content = np.memmap(path, np.uint8, "r")
     if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:].tobytes():
         raise ValueError("it is damaged: its checksum is wrong")
@@ -179,13 +172,15 @@ def read_checked(path):
 
 
 def random_states():
+    """Return the states of all random generators."""
     kind, keys, *rest = np.random.get_state()
-    # of the process's own GPU: asking another one would open a context on it
+    # of the process's own GPU: reading another one's would open a context on it
     cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
     return dict(torch=torch.get_rng_state(), cuda=cuda, numpy=[kind, keys.tolist(), *rest], python=random.getstate())
 
 
 def restore_random_states(states):
+    """Restore what `random_states` returned."""
     torch.set_rng_state(states["torch"])
     if states["cuda"] and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(states["cuda"][0])
@@ -195,14 +190,15 @@ def restore_random_states(states):
 
 
 def earlier_weights(folder, fold, config):
-    """→ the state_dicts of the backbone and of the head of the same fold of an earlier experiment.
+    """Return the state_dicts of the backbone and of the head of the same fold of an earlier experiment.
 
-    Raises UserError where it is missing, of another model, or of other folds: it may have seen the held-out images."""
+    Raises UserError where it is missing, of another model, or of other folds, whose training images may be held out
+    here."""
     record = read_record(folder, fold)["config"]
     for key in ("model", "model_kwargs", "head", "norm", "folds_hash"):
         if record[key] != config[key]:
             raise UserError(f"--init {folder.name}: its {key} is {record[key]!r} and not {config[key]!r}: give another")
-    with whole(path := folder / f"fold{fold}.pt"):
+    with readable_checkpoint(path := folder / f"fold{fold}.pt"):
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
     parts = {"backbone.": {}, "head.": {}}
     for key, value in weights.items():
@@ -213,8 +209,8 @@ def earlier_weights(folder, fold, config):
 
 
 @contextlib.contextmanager
-def whole(path):
-    """Turns the errors of a fold's file that is missing or damaged into a UserError."""
+def readable_checkpoint(path):
+    """Turn the errors of a foldK.pt that is missing or damaged into a UserError."""
     try:
         yield
     except FileNotFoundError:
@@ -225,8 +221,8 @@ def whole(path):
 
 
 def load_fold(path, device, compiled=False):
-    """Reads a foldK.pt. → (its dict without the weights, the model in eval mode on `device`)."""
-    with whole(path):
+    """Read a foldK.pt. → (its dict without the weights, the Classifier in eval mode on `device`)."""
+    with readable_checkpoint(path):
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         model = build_model(saved["config"], len(saved["classes"]), "none")
         model.load_state_dict(saved.pop("model"))

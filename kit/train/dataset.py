@@ -1,4 +1,6 @@
-"""Which images make a batch?"""
+"""Dataset, samplers and the dataloader of training."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,11 +13,11 @@ from kit.train.device import ignore_ctrl_c
 
 
 class Images:
-    """A data set for torch's DataLoader: `images[rows[i]]`, transformed, with its target.
+    """A dataset for torch's DataLoader: `images[rows[i]]`, transformed, with its target.
 
     images: uint8 [N, S, S, 3]; rows: int [n]; targets: int [n] or None. An index is a pair (i, seed). The seed alone
-    decides the transform of that draw, so the number of workers, their start and a resume within an epoch can't change
-    it."""
+    decides the transform of that draw, so the number of workers, their start method and a resume within an epoch can't
+    change it."""
 
     def __init__(self, images, rows, targets=None, transform=None):
         self.images, self.rows, self.transform = images, rows, transform
@@ -32,7 +34,7 @@ class Images:
         return np.array(image), self.targets[i]  # a contiguous copy: flips are views, the memory map is read-only
 
     def __getstate__(self):
-        """A worker that is spawned opens the memory map itself: pickled, it would be copied whole."""
+        """Replace a memory map by its path, which a spawned worker opens: pickled, all its images would be copied."""
         mapped = isinstance(self.images, np.memmap)
         return vars(self) | ({"images": str(self.images.filename)} if mapped else {})
 
@@ -42,22 +44,22 @@ class Images:
             self.images = np.load(self.images, mmap_mode="r")
 
 
-def imbalanced(labels):
-    """Draws with replacement, each class equally often (thesis 3.2.1)."""
+def imbalanced(labels: np.ndarray) -> list[int]:
+    """Draw images with replacement, each class equally often (thesis 3.2.1)."""
     return list(ImbalancedDatasetSampler(labels, labels=labels.tolist()))
 
 
-def shuffle(labels):
-    """Takes each image once."""
+def shuffle(labels: np.ndarray) -> list[int]:
+    """Draw each image once, in random order."""
     return torch.randperm(len(labels)).tolist()
 
 
-SAMPLERS = {"imbalanced": imbalanced, "shuffle": shuffle}
+SAMPLERS: dict[str, Callable[[np.ndarray], list[int]]] = {"imbalanced": imbalanced, "shuffle": shuffle}
 
 
 def draw_epoch(labels, config, fold, epoch):
-    """The training images of an epoch, in order: a list of (position in the training folds, augmentation seed). It
-    depends on the labels, the experiment's seed, the fold and the epoch alone."""
+    """Draw the training images of an epoch, in order. → a list of (position in the training folds, augmentation seed),
+    which depends on the labels, the experiment's seed, the fold and the epoch alone."""
     seeds = np.random.SeedSequence([config["seed"], fold, epoch])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -66,15 +68,16 @@ def draw_epoch(labels, config, fold, epoch):
 
 
 def training_batches(run, epoch, done=0):
-    """A DataLoader over one epoch's draw, without the first `done` batches and the last incomplete one (listing,
+    """Return the DataLoader of an epoch, without its first `done` batches and a last incomplete one (listing,
     `drop_last`). Under torchrun each process gets its share of every batch.
 
-    run: 01's namespace, of which images, train_rows, targets, config, fold, workers and device are used."""
-    targets, size = run.targets[run.train_rows], run.config["batch_size"]
-    order = draw_epoch(targets, run.config, run.fold, epoch)
+    run: a FoldRun."""
+    experiment, config, rows = run.experiment, run.experiment.config, run.train_rows
+    images, targets, size = experiment.images, experiment.targets[rows], config["batch_size"]
+    order = draw_epoch(targets, config, run.fold, epoch)
     return DataLoader(
-        Images(run.images, run.train_rows, targets, Augmentation(run.config["augment"], run.images.shape[1])),
+        Images(images, rows, targets, Augmentation(config["augment"], images.shape[1])),
         batch_sampler=[order[k * size : (k + 1) * size][RANK::WORLD] for k in range(done, len(order) // size)],
-        num_workers=run.workers, pin_memory=run.device.type == "cuda", worker_init_fn=ignore_ctrl_c,
+        num_workers=experiment.workers, pin_memory=experiment.device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )  # fmt: skip

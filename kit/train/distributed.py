@@ -1,8 +1,8 @@
-"""How do several processes, which torchrun starts, share one fold or one test set?
+"""DDP (torchrun): several processes that train one fold, or predict one test set, together.
 
-Gradients are averaged by torch's DistributedDataParallel (Li et al. 2020, arXiv 2006.15704), over NCCL between GPUs and
-Gloo between CPUs. Without torchrun there is one process, for which the functions here give back what they got. Several
-machines need an --output that all of them see.
+Torch's DistributedDataParallel averages the gradients (Li et al. 2020, arXiv 2006.15704), over NCCL between GPUs and
+Gloo between CPUs. Without torchrun there is one process, for which these functions return what they were given. Several
+machines need an --output that all of them can read and write.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from common import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, UserError, warn
 
 @contextlib.contextmanager
 def together(device):
-    """Joins the job's other processes for the block. Where one of them dies, the others raise UserError."""
+    """Join the process group of the job for the block. Where one process dies, the others raise UserError."""
     if WORLD == 1:
         yield
         return
@@ -34,20 +34,22 @@ def together(device):
         raise UserError(f"process {RANK} of {WORLD} has lost the others, one of which died: start it again") from None
 
 
-def own_device(name):
-    """The device of this process, where each process has a GPU of its own."""
+def process_device(name):
+    """Return the device of this process: on GPUs, each process has one of its own. Raises UserError where there are
+    fewer."""
     if not torch.cuda.is_available() or name == "cpu":
         return "cpu" if name == "auto" else name
     if name not in ("auto", "cuda"):
         raise UserError(f"--device {name}: under torchrun each process takes a GPU of its own: leave --device out")
     count = torch.cuda.device_count()
-    if count < LOCAL_WORLD:  # each process says so, not only those that find no GPU
+    if count < LOCAL_WORLD:  # each process raises it, not only those without a GPU
         raise UserError(f"torchrun started {LOCAL_WORLD} processes for {count} GPUs here: lower --nproc-per-node")
     return f"cuda:{LOCAL_RANK}"
 
 
 def gather(part):
-    """→ what each process has, in a list by rank; anything that can be pickled, tensors on the CPU."""
+    """Return the parts of all processes, in a list by rank. A part is anything that can be pickled, with tensors on the
+    CPU."""
     if WORLD == 1:
         return [part]
     parts = [None] * WORLD
@@ -56,20 +58,20 @@ def gather(part):
 
 
 def gather_rows(rows):
-    """Puts together an array of which the process of rank r has the rows r, r + WORLD, … → the whole, everywhere."""
+    """Gather an array of which the process of rank r has the rows r, r + WORLD, … → all rows, in each process."""
     if WORLD == 1:
         return rows
     parts = gather(rows)
-    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    all_rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     for rank, part in enumerate(parts):
         if len(part):
-            whole[rank::WORLD] = part
-    return whole
+            all_rows[rank::WORLD] = part
+    return all_rows
 
 
 def from_first(*numbers):
-    """→ the whole numbers that the first process has: decisions that depend on a clock or a file are its alone. All
-    processes meet here, without waiting for their GPUs."""
+    """Broadcast the integers of the first process, which alone decides what depends on a clock or a file. All processes
+    wait here for each other, without waiting for their GPUs."""
     if WORLD > 1:
         numbers = torch.tensor([int(number) for number in numbers])
         dist.broadcast(numbers, 0)
@@ -78,9 +80,10 @@ def from_first(*numbers):
 
 
 def wrap(classifier, device):
-    """→ the module to train with: `classifier` itself or, under torchrun, DistributedDataParallel around it. On GPUs
-    batch norm takes its statistics over the whole batch; on CPUs, for which torch can't do that, over each process's
-    share."""
+    """Return the module to train: `classifier` or, under torchrun, DistributedDataParallel around it.
+
+    On GPUs, batch norm computes its statistics over the batch of all processes; on CPUs, for which torch can't do that,
+    over each process's share."""
     if WORLD == 1:
         return classifier
     if device.type == "cuda":
@@ -90,6 +93,7 @@ def wrap(classifier, device):
     return nn.parallel.DistributedDataParallel(classifier)
 
 
-def syncing(model, whole):
-    """The context of a backward pass: processes exchange gradients only where a step follows (`whole`)."""
-    return contextlib.nullcontext() if whole or WORLD == 1 else model.no_sync()
+def syncing(model, sync_gradients):
+    """Return the context of a backward pass. sync_gradients: whether the processes exchange gradients, which only the
+    last batch before an optimizer step needs."""
+    return contextlib.nullcontext() if sync_gradients or WORLD == 1 else model.no_sync()

@@ -1,46 +1,50 @@
-"""What network, with which weights and head; how does it predict; which views?"""
+"""TTA, and the prediction loop (inference)."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import ttach
+from torch import nn
 from torch.utils.data import DataLoader
 
 from common import RANK, WORLD, progress
 from kit.train import distributed
 from kit.train.dataset import Images
-from kit.train.device import autocast, ignore_ctrl_c
+from kit.train.device import autocast, ignore_ctrl_c, pick_device
+from kit.train.model import build_features
 
-PREDICT_BATCH = 32  # images a batch where nothing is learnt (listing)
+PREDICT_BATCH = 32  # images a batch for validation and the test set (listing)
 
 
 def d4(model):
-    """The mean of `model`'s logits over the 8 orientations of the square (thesis 3.8.1); the images must be square.
+    """Return a model that averages `model`'s logits over the 8 symmetries of a square image (thesis 3.8.1).
 
-    Mirrored or not, upside down or not, turned by 90° or not: each symmetry of the square once. ttach's Rotate90 by
-    180° and 270° would only repeat views."""
+    Horizontal flip or not, vertical flip or not, rotation by 90° or not: each symmetry once. ttach's Rotate90 by 180°
+    and 270° would repeat views."""
     views = ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90(angles=[0, 90])])
     return ttach.ClassificationTTAWrapper(model, views, merge_mode="mean")
 
 
 def flip(model):
-    """The mean of `model`'s logits over the image and its mirror image."""
+    """Return a model that averages `model`'s logits over the image and its horizontal flip."""
     return ttach.ClassificationTTAWrapper(model, ttach.Compose([ttach.HorizontalFlip()]), merge_mode="mean")
 
 
-# Each takes a model and gives one that averages its logits over views.
-TTAS = {"d4": d4, "flip": flip, "none": lambda model: model}
+TTAS: dict[str, Callable[[nn.Module], nn.Module]] = {"d4": d4, "flip": flip, "none": lambda model: model}
 
 
 def to_device(images, device):
-    """Bytes [B, S, S, 3] of a DataLoader → bytes [B, 3, S, S] on the device, which are thereby channels_last."""
+    """Return a DataLoader's images, uint8 [B, S, S, 3], on the device as uint8 [B, 3, S, S] in channels_last format."""
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
 @torch.inference_mode()
 def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=None):
-    """Logits of `images[rows]` by a model in eval mode: float32 [len(rows), K], without any random transform.
+    """Return the logits of `images[rows]` by a model in eval mode: float32 [len(rows), K], without random transforms.
 
-    The same for validation and for the test set; `model` may be one of TTAS. `bar` names the progress bar. Under
-    torchrun each process predicts its share of the rows, and all get the whole."""
+    images: uint8 [N, S, S, 3]; model: a Classifier, also in one of TTAS; bar: the progress bar's name. Under torchrun
+    each process predicts its share of the rows, and all return all rows."""
     model.eval()
     share = rows[RANK::WORLD]
     loader = DataLoader(
@@ -52,8 +56,8 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
     with progress(len(share), bar) as progress_bar, autocast(device, amp):
         for batch, _ in loader:
             count = len(batch)
-            if device.type == "cuda" and count < batch_size:  # another shape would be compiled anew
-                batch = torch.nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
+            if device.type == "cuda" and count < batch_size:  # or torch.compile would compile this shape too
+                batch = nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
             part = model(to_device(batch, device))[:count]
             if done == 0:
                 logits = part.new_empty(len(share), *part.shape[1:])
@@ -61,3 +65,17 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
             done += count
             progress_bar.update(count)
     return distributed.gather_rows(logits.cpu().float().numpy())
+
+
+def embed(name, size, weights, seed, arrays):
+    """Return the features of timm's model `name` for images: float32 [N, D], of unit length.
+
+    arrays: uint8 [n, size, size, 3] each, one after the other; weights: as in build_model; seed: decides the weights of
+    "none"."""
+    from sklearn.preprocessing import normalize  # takes a second to import, which predictions needn't wait for
+
+    torch.manual_seed(seed)
+    device = pick_device("auto")
+    model = build_features(name, size, weights).to(device)
+    options = dict(batch_size=PREDICT_BATCH, device=device, bar="features")
+    return normalize(np.concatenate([predict(model, array, np.arange(len(array)), **options) for array in arrays]))

@@ -1,10 +1,11 @@
-"""What network, with which weights and head; how does it predict; which views?"""
+"""Model: a timm backbone, its weights, and a classification head."""
 
 import contextlib
 import difflib
 import io
 import logging
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,34 +17,34 @@ from torch import nn
 from common import UserError
 from kit.train.device import align
 
-# what torch.load, safetensors and load_state_dict raise for a file that isn't what it should be
+# what torch.load, safetensors and load_state_dict raise for a damaged or unsuitable file
 WEIGHT_ERRORS = (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, AttributeError, SafetensorError)
 THESIS_MEAN = THESIS_STD = (0.5, 0.5, 0.5)  # albumentations.Normalize in the thesis' listing
 
 
 class Head(NamedTuple):
-    """behind: "outputs", the model's own classes; "features", what its classifier would see; or "tokens", a ViT's class
-    token beside the mean of its patch tokens. build: a function (inputs, classes) → the module that is put behind."""
+    """An entry of HEADS."""
 
-    behind: str
-    build: callable
+    input: str  # "outputs": the pretrained classes; "features": pooled; "tokens": class token and mean patch token
+    build: Callable[[int, int], nn.Module]  # (inputs, classes) → the head
 
 
-HEADS = {
+HEADS: dict[str, Head] = {
     "linear": Head("outputs", nn.Linear),  # thesis 3.4
     "fresh": Head("features", nn.Linear),
-    "tokens": Head("tokens", nn.Linear),  # what DINOv2 and v3 are probed by (arXiv 2304.07193, appendix)
+    "tokens": Head("tokens", nn.Linear),  # as DINOv2 and v3 are probed (arXiv 2304.07193, appendix)
 }
 
 
 class Classifier(nn.Module):
-    """uint8 images [B, 3, S, S] → float32 logits [B, K].
+    """Backbone and head: uint8 images [B, 3, S, S] → float32 logits [B, K].
 
-    The images are normalised here, on the device: moving bytes costs a quarter of moving floats."""
+    The images are normalised here, on the device: copying bytes costs a quarter of copying floats. head_input: as in
+    Head; mean, std: of the three channels, for values from 0 to 1."""
 
-    def __init__(self, backbone, head, behind, mean, std):
+    def __init__(self, backbone, head, head_input, mean, std):
         super().__init__()
-        self.backbone, self.head, self.behind = backbone, head, behind
+        self.backbone, self.head, self.head_input = backbone, head, head_input
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
 
@@ -51,10 +52,11 @@ class Classifier(nn.Module):
         return self.head(self.features(images)).float()
 
     def features(self, images):
-        """→ what the head sees: float [B, D]."""
-        images = images.contiguous(memory_format=torch.channels_last)  # of turned views too: one compiled form
+        """Return the head's input: float [B, D]."""
+        # rotated views too, or torch.compile would compile a second version
+        images = images.contiguous(memory_format=torch.channels_last)
         images = (images - self.mean) / self.std
-        if self.behind != "tokens":
+        if self.head_input != "tokens":
             return self.backbone(images)
         tokens = getattr(self.backbone, "fc_norm", nn.Identity())(self.backbone.forward_features(images))
         prefix = self.backbone.num_prefix_tokens
@@ -63,40 +65,40 @@ class Classifier(nn.Module):
 
 
 def build_model(config, num_classes, weights):
-    """The Classifier of an experiment (thesis 3.4).
+    """Return the Classifier of an experiment (thesis 3.4).
 
     config: "model" (a timm name), "model_kwargs" (dict), "head" (a key of HEADS), "size" (px), "norm" ("thesis" or
     "model": the mean and std that the weights were trained with), "grad_checkpointing". weights: "hub", "none", the
     path of a .safetensors or .pth file, or a backbone's state_dict. Raises UserError for an unknown model, weights that
-    can't be had or don't fit, and a size that the model can't take."""
+    can't be loaded or don't fit, and an image size that the model doesn't take."""
     head = HEADS[config["head"]]
-    backbone = build_backbone(config, weights, {} if head.behind == "outputs" else dict(num_classes=0))
+    backbone = build_backbone(config, weights, {} if head.input == "outputs" else dict(num_classes=0))
     if config.get("grad_checkpointing"):
         try:
             backbone.set_grad_checkpointing()
-        except (AttributeError, AssertionError):  # timm's way of saying that a model hasn't got it
-            raise UserError(f"{config['model']} has no gradient checkpointing in timm: leave it out") from None
+        except (AttributeError, AssertionError):  # timm raises either for a model without it
+            raise UserError(f"{config['model']} has no --grad-checkpointing in timm: leave it out") from None
     align(backbone)
-    # its classes or, where it has none, its features
+    # the backbone's classes or, where it has none, its features
     width = backbone.num_classes or getattr(backbone, "head_hidden_size", None) or backbone.num_features
-    if head.behind == "tokens":
+    if head.input == "tokens":
         if not hasattr(backbone, "num_prefix_tokens"):
             raise UserError(f"{config['model']} is no ViT, and --head tokens needs tokens: give --head fresh")
-        backbone.attn_pool = None  # of SigLIP: it would never get a gradient
+        backbone.attn_pool = None  # SigLIP's would never get a gradient
         width = backbone.num_features * (1 + (getattr(backbone, "cls_token", None) is not None))
-    built = head.build(width, num_classes)
-    return Classifier(backbone, built, head.behind, *normalisation(backbone, config["norm"]))
+    mean_and_std = normalisation(backbone, config["norm"])
+    return Classifier(backbone, head.build(width, num_classes), head.input, *mean_and_std)
 
 
 def build_features(name, size, weights):
-    """A Classifier without a head, whose output is the features of timm's model `name`: [B, D]."""
+    """Return a Classifier without a head: its output is the features of timm's model `name`, [B, D]."""
     config = dict(model=name, model_kwargs={}, size=size)
     backbone = build_backbone(config, weights, dict(num_classes=0))
     return Classifier(backbone, nn.Identity(), "features", *normalisation(backbone, "model"))
 
 
 def normalisation(backbone, norm):
-    """→ (mean, std) of the three colours, of values from 0 to 1."""
+    """Return (mean, std) of the three channels, for values from 0 to 1. norm: "thesis" or "model"."""
     if norm == "thesis":
         return THESIS_MEAN, THESIS_STD
     data_config = timm.data.resolve_model_data_config(backbone)
@@ -104,39 +106,39 @@ def normalisation(backbone, norm):
 
 
 def build_backbone(config, weights, kwargs):
-    """timm.create_model, its many errors turned into one line each."""
+    """Return timm's model with its weights. Raises UserError for timm's many errors."""
     name = config["model"]
     check_name(name)
     kwargs = config["model_kwargs"] | kwargs
     if timm.get_pretrained_cfg(name, allow_unregistered=True).fixed_input_size:
         kwargs.setdefault("img_size", config["size"])
-    of_file = isinstance(weights, (str, Path)) and weights not in ("hub", "none")
-    source = dict(file=str(weights)) if of_file else dict(state_dict=weights) if isinstance(weights, dict) else {}
+    is_file = isinstance(weights, (str, Path)) and weights not in ("hub", "none")
+    source = dict(file=str(weights)) if is_file else dict(state_dict=weights) if isinstance(weights, dict) else {}
     overlay = dict(pretrained_cfg_overlay=source) if source else {}
     try:
-        if of_file and not str(weights).endswith(".safetensors"):
+        if is_file and not str(weights).endswith(".safetensors"):
             torch.load(weights, map_location="cpu", weights_only=True)  # timm 1.0.15 would let a pickle run code
         with contextlib.redirect_stdout(io.StringIO()), no_missing_weights() if overlay else contextlib.nullcontext():
             return timm.create_model(name, pretrained=weights != "none", **kwargs, **overlay)
     except (OSError, *WEIGHT_ERRORS) as error:
         reason = " ".join(str(error).split())[:200]
         if overlay:
-            weights = weights if of_file else "of an earlier experiment"
+            weights = weights if is_file else "of an earlier experiment"
             raise UserError(f"--weights {weights} doesn't hold weights of {name} ({reason}): give others") from None
-        # huggingface_hub's errors for a file that it can neither find nor fetch are OSErrors, some ValueErrors as well
+        # huggingface_hub raises OSErrors, some of them ValueErrors too, for a file that it can neither find nor fetch
         if weights == "none" or not (isinstance(error, OSError) or "pretrained" in reason):
             raise
         remedy = "download them where there is a network and pass --weights FILE, or start from scratch: --weights none"
-        raise UserError(f"the weights of {name} can't be had from the hub ({reason}): {remedy}") from None
+        raise UserError(f"the weights of {name} can't be loaded from the hub ({reason}): {remedy}") from None
     except (TypeError, AssertionError, ValueError) as error:
         given = " ".join(f"{key}={value}" for key, value in kwargs.items())
-        raise UserError(f"{name} can't be built with {given} ({error}): mend --model-kwargs or --size") from None
+        raise UserError(f"{name} can't be built with {given} ({error}): change --model-kwargs or --size") from None
 
 
 @contextlib.contextmanager
 def no_missing_weights():
-    """Raises KeyError where timm loads weights that leave a part of the network random. Without classes it doesn't
-    insist on all weights, and only its log names those that are missing."""
+    """Raise KeyError where the weights that timm loads leave a part of the network random. For a model without classes,
+    timm names missing weights only in its log."""
     missing, logger = [], logging.getLogger("timm.models._builder")
     handler, level = logging.Handler(), logger.level
     handler.emit = lambda record: missing.append(record.getMessage())
@@ -153,9 +155,9 @@ def no_missing_weights():
 
 
 def check_name(name):
-    """Raises UserError for a name that timm doesn't know, its tag included."""
-    known = timm.list_models() + timm.list_pretrained()
-    if name not in known:
-        near = difflib.get_close_matches(name, known, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+    """Raise UserError for a model's name, or its tag, that timm doesn't know."""
+    names = timm.list_models() + timm.list_pretrained()
+    if name not in names:
+        similar = difflib.get_close_matches(name, names, 3)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else "timm.list_models() lists them"
         raise UserError(f"--model {name} is no model of timm {timm.__version__}: {hint}")

@@ -1,11 +1,12 @@
-"""How do the weights move, and which?
+"""Optimisers (--optimizer), schedules (--schedule), layer decay, freezing.
 
-An optimiser is a function (classifier, config, steps) → (torch optimiser, its learning-rate scheduler or None). `steps`
-is the number of updates of the whole fold; config holds lr, min_lr, weight_decay, layer_decay, schedule and warmup. A
-schedule is a function (step from 1 on, steps, lr, min_lr, warm_up: a share of the steps or None) → the learning rate.
+An optimiser is a function (classifier, config, steps) → (torch optimiser, learning-rate scheduler or None). `steps` is
+the number of updates of the fold; config holds lr, min_lr, weight_decay, layer_decay, schedule and warmup. A schedule
+is a function (step from 1 on, steps, lr, min_lr, warm_up: a share of the steps or None) → the learning rate.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import timm.optim
@@ -17,26 +18,27 @@ from kit.train.ranger21 import Ranger21Fast, learning_rate
 
 
 def cosine(step, steps, lr, min_lr, warm_up=None):
-    """Linear warm-up, then half a cosine down to `min_lr` (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
-    rising = int((warm_up or 0) * steps)
-    if step <= rising:
-        return lr * step / rising
-    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+    """Return the rate of a linear warm-up, then half a cosine down to `min_lr` (Loshchilov and Hutter 2017, arXiv
+    1608.03983)."""
+    first = int((warm_up or 0) * steps)
+    if step <= first:
+        return lr * step / first
+    return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * (step - first) / (steps - first))) / 2
 
 
-SCHEDULES = {"ranger21": learning_rate, "cosine": cosine}
+SCHEDULES: dict[str, Callable[..., float]] = {"ranger21": learning_rate, "cosine": cosine}
 
 
 def layer_numbers(backbone):
-    """→ {parameter's name: number of its layer, the one nearest to the image being 0}, as timm counts layers."""
+    """Return {parameter's name: number of its layer}, as timm counts layers, from 0 at the input."""
     if not hasattr(backbone, "group_matcher"):
         raise UserError("timm doesn't know the layers of this --model: leave --freeze out")
     return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
 
 
 def choose_trained(classifier, tune, freeze):
-    """Lets the weights learn that `tune` ("all" or "head") names, the backbone's first layers apart: of its layers, the
-    share `freeze`. Below the first weight that learns, nothing is kept for a backward pass."""
+    """Freeze the backbone where `tune` is "head", or its share `freeze` of layers, input side first. A frozen layer
+    below the first trained one needs no backward pass."""
     classifier.requires_grad_(tune == "all")
     classifier.head.requires_grad_(True)
     if freeze:
@@ -49,20 +51,20 @@ def choose_trained(classifier, tune, freeze):
 
 
 def train_mode(classifier, init):
-    """Dropout works and batch statistics move where weights learn, and only there. With `init` "probe" all statistics
-    stay: the head was fitted to features that were normalised by the pretrained ones."""
+    """Switch on dropout and batch statistics where weights are trained, and only there. With `init` "probe" all batch
+    statistics stay: the head was fitted to features that the pretrained ones normalise."""
     classifier.train()
     for module in classifier.modules():
-        learn = [p.requires_grad for p in module.parameters()]
+        trained = [p.requires_grad for p in module.parameters()]
         fitted = init == "probe" and isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-        if fitted or (learn and not any(learn)):
+        if fitted or (trained and not any(trained)):
             module.eval()
 
 
 def layer_groups(classifier, config):
-    """The optimiser's parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): the head
-    learns at lr, each layer below at `layer_decay` times the rate of the one above. Biases and norms
-    don't decay (in Ranger21, whose habits stay, the last parameter of the group before does)."""
+    """Return parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): lr for the head, and
+    for each layer below `layer_decay` times the rate of the one above. Biases and norms don't decay (with Ranger21,
+    the last parameter of the group before does)."""
     backbone, decay = classifier.backbone, config["weight_decay"]
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     groups = timm.optim.param_groups_layer_decay(backbone, decay, exempt, layer_decay=config["layer_decay"])
@@ -74,31 +76,29 @@ def layer_groups(classifier, config):
 
 
 def ranger21(classifier, config, steps):
-    """Ranger21, which brings its own schedule (thesis 3.5.1)."""
-    learning = [p for p in classifier.parameters() if p.requires_grad]
-    params = layer_groups(classifier, config) if config["layer_decay"] else learning
+    """Return Ranger21, which computes its schedule itself (thesis 3.5.1)."""
+    trained = [p for p in classifier.parameters() if p.requires_grad]
+    params = layer_groups(classifier, config) if config["layer_decay"] else trained
     schedule = partial(SCHEDULES[config["schedule"]], warm_up=config["warmup"])
     return Ranger21Fast(params, config["lr"], steps, config["min_lr"], config["weight_decay"], schedule), None
 
 
 def timm_optimizer(classifier, config, steps, name):
-    """One of timm's optimisers; biases and norms don't decay. Raises UserError where it can't be made here."""
+    """Return one of timm's optimisers; biases and norms don't decay. Raises UserError where it can't be built here."""
     params = layer_groups(classifier, config) if config["layer_decay"] else classifier
     try:
         optimizer = timm.optim.create_optimizer_v2(params, name, lr=config["lr"], weight_decay=config["weight_decay"])
     except (ImportError, TypeError, ValueError, AssertionError) as error:
-        raise UserError(f"--optimizer {name} can't be made here ({error}): try adamw") from None
+        raise UserError(f"--optimizer {name} can't be built here ({error}): try adamw") from None
     schedule = partial(SCHEDULES[config["schedule"]], warm_up=config["warmup"])
     factor = lambda done: schedule(min(done + 1, steps), steps, config["lr"], config["min_lr"]) / config["lr"]  # noqa: E731
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-OPTIMIZERS = {"ranger21": ranger21}
-
-
+OPTIMIZERS: dict[str, Callable] = {"ranger21": ranger21}
 OPTIMIZERS |= {name: partial(timm_optimizer, name=name) for name in "adamw sgd adam nadamw radam lamb lion".split()}
 
 
 def current_lr(optimizer):
-    """The learning rate of the last step, the highest one; Ranger21 keeps it beside `lr`, which never moves."""
+    """Return the highest learning rate of the last step; Ranger21 keeps it beside `lr`, which is constant."""
     return max(group.get("current_lr", group["lr"]) for group in optimizer.param_groups)

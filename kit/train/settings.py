@@ -1,4 +1,4 @@
-"""Do the flags of 01_train_fold.py make sense, alone and together, and which of them make an experiment?"""
+"""Checks of the flags of 01_train_fold.py, and the settings among them, which config.json holds."""
 
 import hashlib
 import json
@@ -6,103 +6,102 @@ from pathlib import Path
 
 from common import WORLD, UserError, experiment_folder, listing, say
 from kit.experiment import is_finished, read_record
-from kit.score.tasks import TASKS
 from kit.train.augment import AUGMENTATIONS
-from kit.train.losses import OF_TASKS
+from kit.train.losses import LOSS_TASKS
 from kit.train.trackers import check_library
 
-# flags that don't decide what is learnt, so that they may differ between the folds of an experiment
-NOT_SETTINGS = (
-    "fold exp overwrite print_config workers device deterministic amp compile save_minutes stop_after track".split()
-)
+# flags that don't decide what is learnt: they may differ between the folds of an experiment
+NOT_SETTINGS = "input output fold exp overwrite print_config save_minutes stop_after track".split()
+NOT_SETTINGS += "device amp compile workers deterministic".split()
 SHARES = ("freeze", "ema", "warmup")  # must be below 1
-OF_STEPS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
+STEP_FLAGS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
 
 
-def settings(args, seed):
-    """→ the settings that make the experiment, as config.json holds them. Paths, devices, precision aren't settings."""
-    config = {key: value for key, value in vars(args).items() if key not in (*NOT_SETTINGS, "input", "output")}
-    tta = AUGMENTATIONS[args.augment].tta if args.tta == "auto" else args.tta
-    config |= dict(tta=tta, model_kwargs=dict(args.model_kwargs), seed=seed)
-    config["weights"] = "none" if args.weights == "none" else "pretrained"
-    return json.loads(json.dumps(config))  # as config.json will give them back: a tuple is a list there
+def settings(flags, seed):
+    """Return the settings of an experiment, as config.json holds them. flags: the parsed ones."""
+    config = {key: value for key, value in vars(flags).items() if key not in NOT_SETTINGS}
+    tta = AUGMENTATIONS[flags.augment].tta if flags.tta == "auto" else flags.tta
+    config |= dict(tta=tta, model_kwargs=dict(flags.model_kwargs), seed=seed)
+    config["weights"] = "none" if flags.weights == "none" else "pretrained"
+    return json.loads(json.dumps(config))  # as read from config.json: a tuple is a list there
 
 
-def experiment_names(args):
-    """→ the names of the experiments that are trained: --exp, or with several seeds EXP_777, EXP_778 …"""
-    return [f"{args.exp}_{seed}" for seed in args.seed] if len(args.seed) > 1 else [args.exp]
+def experiment_names(exp, seeds):
+    """Return the names of the experiments to train: `exp`, or with several seeds EXP_777, EXP_778 …"""
+    return [f"{exp}_{seed}" for seed in seeds] if len(seeds) > 1 else [exp]
 
 
 def for_task(config, task):
-    """→ the settings, with the loss and the sampler of the task where those given are for classes; a line says so.
-    Raises UserError for another loss that doesn't suit."""
-    suited, tasks = dict(config), OF_TASKS.get(config["loss"], ("classes",))
-    if task not in tasks and "classes" in tasks:
-        suited["loss"] = TASKS[task].loss
-    elif task not in tasks:
-        raise UserError(f"--loss {config['loss']} is for {' and '.join(tasks)}, and the task is {task}: leave it out")
-    if task != "classes":
-        suited["sampler"] = "shuffle"
+    """Return the settings with the loss and the sampler of the task, where those given are for classes; prints which.
+    Raises UserError for another loss that doesn't suit the task."""
+    suited, loss = dict(config), config["loss"]
+    tasks = LOSS_TASKS.get(loss, ("classes",))
+    if task.key not in tasks and loss in LOSS_TASKS:
+        raise UserError(f"--loss {loss} is for {' and '.join(tasks)}, and the task is {task.key}: leave it out")
+    if task.key not in tasks:
+        suited["loss"] = task.loss
+    suited["sampler"] = task.sampler or config["sampler"]
     if suited != config:
         words = " ".join(f"--{key} {suited[key]}" for key in ("loss", "sampler") if suited[key] != config[key])
-        say(f"the task is {task}: {words} in place of those for classes")
+        say(f"the task is {task.key}: {words} in place of those for classes")
     return suited
 
 
 def changed(config, defaults):
-    """→ the settings that aren't the defaults, for the ledger."""
+    """Return the settings that aren't the defaults, for the ledger."""
     return {key: value for key, value in config.items() if value != defaults[key]}
 
 
-def init_makers(args, folder, folds):
-    """→ a hash of what made the experiment --init, or None where it names none.
+def init_provenance(init, folder, folds):
+    """Return the hash of what trained `folds` of the experiment --init, or None where it names none.
 
-    Raises UserError where that has not finished `folds`, or is the one to be trained, `folder`."""
-    if args.init in ("weights", "probe"):
+    Raises UserError where that has not finished these folds, or is the one to be trained, `folder`."""
+    if init in ("weights", "probe"):
         return None
-    earlier = experiment_folder(args, args.init)
+    earlier = experiment_folder(folder.parent, init)
     if earlier == folder or not all(is_finished(earlier, fold) for fold in folds):
-        raise UserError(f"--init {args.init} must be another experiment that has finished fold {listing(folds)}")
+        raise UserError(f"--init {init} must be another experiment that has finished fold {listing(folds)}")
     records = [read_record(earlier, fold) for fold in folds]
-    made_by = {json.dumps([record.get(key) for key in ("code", "weights", "init", "config")]) for record in records}
-    return hashlib.sha256("".join(sorted(made_by)).encode()).hexdigest()
+    texts = {json.dumps([record.get(key) for key in ("code", "weights", "init", "config")]) for record in records}
+    return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()
 
 
-def check_flags(args):
-    """Raises UserError for flags that contradict each other, and for a --track without its library."""
-    check_library(args.track)
-    if args.stop_after and not args.save_minutes:
-        raise UserError("--stop-after has nothing to go on from with --save-minutes 0: leave one of them out")
-    if args.batch_size < WORLD:
-        raise UserError(f"--batch-size {args.batch_size} can't be shared by {WORLD} processes: raise it")
-    if args.lr < args.min_lr:
-        raise UserError(f"--lr {args.lr} is below --min-lr {args.min_lr}, where the rate ends: lower that too")
-    if args.weights not in ("hub", "none") and not Path(args.weights).is_file():
-        raise UserError(f"--weights {args.weights} is no file: give a .safetensors or .pth file, hub or none")
-    if len(set(args.seed)) < len(args.seed):
-        raise UserError("--seed names a seed twice: each would be trained into the same folder")
+def check_flags(flags):
+    """Raise UserError for flags that contradict each other, and for a --track without its library. flags: the parsed
+    ones of 01_train_fold.py."""
+    check_library(flags.track)
+    if flags.stop_after and not flags.save_minutes:
+        raise UserError("--stop-after needs resume files, and --save-minutes 0 writes none: leave one of them out")
+    if flags.batch_size < WORLD:
+        raise UserError(f"--batch-size {flags.batch_size} can't be shared by {WORLD} processes: raise it")
+    if flags.lr < flags.min_lr:
+        raise UserError(f"--lr {flags.lr} is below --min-lr {flags.min_lr}, its value at the end: lower that too")
+    if flags.weights not in ("hub", "none") and not Path(flags.weights).is_file():
+        raise UserError(f"--weights {flags.weights} is no file: give a .safetensors or .pth file, hub or none")
+    if len(set(flags.seed)) < len(flags.seed):
+        raise UserError("--seed names a seed twice, and both would be trained in one folder: name each once")
     for flag in SHARES:
-        if (value := getattr(args, flag) or 0) >= 1:
+        if (value := getattr(flags, flag) or 0) >= 1:
             raise UserError(f"--{flag.replace('_', '-')} {value:g} must be below 1")
-    if args.layer_decay and args.layer_decay > 1:
-        raise UserError(f"--layer-decay {args.layer_decay:g} would make low layers learn faster: give 1 or less")
-    if args.weights == "none" and "probe" in (args.tune, args.init):
+    if flags.layer_decay and flags.layer_decay > 1:
+        raise UserError(f"--layer-decay {flags.layer_decay:g} would make low layers learn faster: give 1 or less")
+    if flags.weights == "none" and "probe" in (flags.tune, flags.init):
         raise UserError("a probe of --weights none would fit noise: give pretrained weights")
-    if args.tune == "probe" and args.init not in ("weights", "probe"):
-        raise UserError(f"--tune probe takes the features of --weights: leave --init {args.init} out")
-    if args.tune == "probe" and (given := [flag for flag in OF_STEPS if getattr(args, flag)]):
-        flags = " ".join(f"--{flag.replace('_', '-')}" for flag in given)
-        raise UserError(f"--tune probe makes no training steps: leave {flags} out")
-    if args.tune == "head" and args.freeze:
+    if flags.tune == "probe" and flags.init not in ("weights", "probe"):
+        raise UserError(f"--tune probe takes the features of --weights: leave --init {flags.init} out")
+    if flags.tune == "probe" and (given := [flag for flag in STEP_FLAGS if getattr(flags, flag)]):
+        named = " ".join(f"--{flag.replace('_', '-')}" for flag in given)
+        raise UserError(f"--tune probe makes no training steps: leave {named} out")
+    if flags.tune == "head" and flags.freeze:
         raise UserError("--tune head freezes every layer below the head: leave --freeze out")
-    if args.schedule == "ranger21" and (args.warmup or 0) > 0.72:
-        raise UserError(f"--warmup {args.warmup:g}: Ranger21's warm-down begins at 0.72: give less")
+    if flags.schedule == "ranger21" and (flags.warmup or 0) > 0.72:
+        raise UserError(f"--warmup {flags.warmup:g}: Ranger21's warm-down begins at 0.72: give less")
 
 
-def fold_numbers(args, count):
-    """→ the folds to train, as ints. Raises UserError for what is no fold of `count`."""
+def fold_numbers(words, count):
+    """Return the folds, int, that the words of --fold name. Raises UserError for what is no fold of `count`."""
     every = [str(k) for k in range(count)]
-    chosen = every if args.fold == ["all"] else args.fold
+    chosen = every if words == ["all"] else words
     if wrong := [fold for fold in chosen if fold not in every]:
         raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}, and all must stand alone")
     return [int(fold) for fold in chosen]

@@ -1,13 +1,14 @@
-"""Runs the four scripts on a disk that is full at each of their writes, then on a larger one.
+"""Error messages and files of the four scripts on a disk that fills up at each of their writes.
 
     unshare -rm python tests/bench/full_disk.py --folder /tmp/full            # about 10 minutes on 2 cores
-    unshare -rm python tests/bench/full_disk.py --folder /tmp/full --most 3   # so many sizes of disk a script
+    unshare -rm python tests/bench/full_disk.py --folder /tmp/full --most 3   # at most 3 disk sizes per script
 
-OUTPUT is a tmpfs of limited size, which Linux' `unshare` lets anyone mount. A good run of each script shows how full
-the disk is whenever a file comes or goes. From the same start the script runs again on disks of these sizes and of some
-between: files fail at their beginning, in their middle and at their end. It may end well, or with exit code 2 and one
-line that names the file or the disk; a file under a final name must be that of the good run or of before; nothing
-temporary may stay. When the disk is larger, the same command must give the good run's bytes.
+OUTPUT is a tmpfs of limited size, which Linux' `unshare` lets any user mount. An undisturbed run of each script shows
+how full the disk is whenever a file is created or deleted. The script then runs from the same start on disks of these
+sizes and of sizes in between, so that each file fails at its beginning, in its middle and at its end. The script must
+succeed, or exit with code 2 and one line that names the file or the disk. Each file under a final name must be that of
+the undisturbed run or the earlier one, and no temporary file may remain. On a larger disk, the same command must then
+write the undisturbed run's bytes.
 """
 
 import argparse
@@ -26,8 +27,8 @@ import timm
 import torch
 
 AMPLE, WEIGHTS, PAGE = "64m", "weights.pth", os.sysconf("SC_PAGE_SIZE")
-VARYING = "_epochs.csv", ".lock"  # seconds, process numbers
-GROWING = ".resume.pt", ".part", "experiments.csv"  # what a later run goes on from; a row for each experiment
+VARYING = "_epochs.csv", ".lock"  # hold seconds, process numbers
+GROWING = ".resume.pt", ".part", "experiments.csv"  # a later run continues these or adds a row
 TRAIN = [*kill.TRAIN[:-2], "--optimizer", "adamw", "--model-kwargs", "drop_rate=0.2", *kill.OFTEN]
 PROBE = [f"@{kill.ROOT / 'recipes' / 'probe.args'}", *kill.TRAIN[:2], *kill.TRAIN[4:6], "--weights", WEIGHTS]
 STEPS = {
@@ -44,7 +45,7 @@ def mount(folder, *options):
 
 
 def fresh(disk, before, size):
-    """Mounts a disk of this size that holds what `before` holds."""
+    """Mount a disk of this size with the files of `before`."""
     subprocess.run(["umount", disk], check=True)
     mount(disk, f"size={size}")
     shutil.copytree(before, disk, dirs_exist_ok=True)
@@ -59,28 +60,28 @@ def contents(folder):
 
 
 def sizes(pid, disk, most):
-    """Waits for the end of the good run. → the sizes to try, in bytes: those in use whenever files came or went, half
-    way to the next, and a page below it."""
+    """Wait for the end of the undisturbed run. → the sizes to try, in bytes: those in use whenever a file was created
+    or deleted, half way to the next one, and a page below it."""
     seen, there, before = set(), None, disk_usage(disk).used
     while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
         if there != (now := names(disk)):
             seen |= {before, disk_usage(disk).used}
         there, before = now, disk_usage(disk).used
         time.sleep(0.0005)
-    assert ended[1] == 0, f"the good run ended with {ended[1]}"
+    assert ended[1] == 0, f"the undisturbed run ended with {ended[1]}"
     pairs = itertools.pairwise(sorted(seen | {disk_usage(disk).used}))
     tried = {size for low, high in pairs for size in (low, (low + high) // 2 // PAGE * PAGE, high - PAGE)}
     return sorted(tried)[:: -(-len(tried) // most)]
 
 
 def attempt(step, log):
-    """Runs a step. → (exit code, its lines on stderr)."""
+    """Run a step. → (exit code, its lines on stderr)."""
     status = os.waitpid(kill.start(*step, error=log), 0)[1]
     return os.waitstatus_to_exitcode(status), log.read_text(errors="replace").splitlines()
 
 
 def faults(code, lines, disk, before, good):
-    """→ what is wrong after a run on the full disk: a list of sentences."""
+    """Return what is wrong after a run on the full disk, a list of sentences."""
     left, errors = contents(disk), [line for line in lines if ": error: " in line]
     problems = [f"ended with {code}: {lines[-1:]}"] if code not in (0, 2) else []
     if code == 2 and (len(errors) != 1 or str(disk) not in errors[0]):
@@ -91,12 +92,12 @@ def faults(code, lines, disk, before, good):
         if "/.tmp" in f"/{name}" or ".new/" in name:
             problems.append(f"left {name}")
         elif not name.endswith(GROWING) and content not in [side[name] for side in (before, good) if name in side]:
-            problems.append(f"{name} is neither the good run's nor the earlier one")
+            problems.append(f"{name} is neither the undisturbed run's nor the earlier one")
     return problems + [f"lost {name}" for name in before if name not in left]
 
 
 def try_step(name, step, disk, folder, most):
-    """Runs the step on every size of disk. → (row of the table, {sentence: the sizes in bytes})."""
+    """Run the step on each size of disk. → (row of the table, {sentence: the sizes in bytes})."""
     before, after, log, violations = folder / f"before {name}", folder / f"after {name}", folder / "log", {}
     shutil.copytree(disk, before)
     earlier = contents(before)
@@ -108,10 +109,10 @@ def try_step(name, step, disk, folder, most):
         code, lines = attempt(step, log)
         problems = faults(code, lines, disk, earlier, good)
         mount(disk, "remount", f"size={AMPLE}")
-        again, said = attempt(step, log)
+        again, printed = attempt(step, log)
         if again or contents(disk) != good:
             differing = [n for n in {*good, *contents(disk)} if good.get(n) != contents(disk).get(n)]
-            problems.append(f"when the disk was larger: exit code {again}, {said[-1:]}, other bytes in {differing}")
+            problems.append(f"on a larger disk: exit code {again}, {printed[-1:]}, other bytes in {differing}")
         for key, count in dict(refused=code == 2, warned=not code and bool(lines), violations=bool(problems)).items():
             row[key] = row.get(key, 0) + count
         for problem in problems:
@@ -122,8 +123,8 @@ def try_step(name, step, disk, folder, most):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="is made anew")
-    parser.add_argument("--most", type=int, default=10**6, help="sizes of disk a script")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch folder; deleted first")
+    parser.add_argument("--most", type=int, default=10**6, help="at most this many disk sizes per script")
     args = parser.parse_args()
     disk, rows = args.folder / "output", []
     shutil.rmtree(args.folder, ignore_errors=True)
@@ -133,7 +134,7 @@ def main():
         "--test-products", 8, "--copies", 2, "--side", 48))  # fmt: skip
     torch.save(timm.create_model("test_resnet").state_dict(), args.folder / WEIGHTS)
     mount(disk, f"size={AMPLE}")
-    (disk / "notes.txt").write_text("the user's own\n")  # a size of no page at all would mean no limit
+    (disk / "notes.txt").write_text("the user's own\n")  # an empty disk's size, 0, would mean no limit
     for name, step in STEPS.items():
         step = [args.folder / flag if flag == WEIGHTS else flag for flag in step]
         step += ["--input", args.folder / "input", "--output", disk]

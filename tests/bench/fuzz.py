@@ -1,10 +1,10 @@
-"""Feeds damaged images, archives and tables to what reads them: no traceback, no hang, no crash.
+"""Fuzzing of the readers of images, archives and tables: tracebacks, hangs and crashes on damaged files.
 
-    python tests/bench/fuzz.py --seconds 60                      # of each kind; prints how many inputs were tried
+    python tests/bench/fuzz.py --seconds 60                      # 60 seconds for each of the three kinds
 
-Images: small files of every format, with bytes changed, cut out, doubled or cut off. Archives: zips damaged in the same
-way. Tables: what hypothesis thinks of as CSV. An input may be read or refused with the error that the kit turns into
-one line, and nothing else; each within 10 seconds.
+Images are small files of each format with bytes changed, cut out, doubled or cut off; archives are zips damaged in the
+same way; tables are hypothesis' random CSVs. Each input must be read, or refused with the error that the kit prints as
+one line, within 10 seconds. The bench prints how many inputs were read and refused.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from kit.submit import sample_submission
 
 
 def image_files():
-    """Small valid files of every format and mode."""
+    """Return small valid files of each format and mode, a list of bytes."""
     rng = np.random.default_rng(0)
     colour = Image.fromarray(rng.integers(0, 255, (12, 15, 3)).astype(np.uint8))
     exif = Image.Exif()
@@ -58,6 +58,7 @@ def image_files():
 
 
 def mutated(data, rng):
+    """Return the bytes with one to 20 random changes."""
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5, 20))):
         i, n = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 4, 30))
@@ -128,23 +129,23 @@ def fuzz_tables(seconds, outcomes):
             metric="auto", label_pattern=None)  # fmt: skip
         source = SimpleNamespace(find={"a.png": "a.png", "b.png": "b.png"}.get)
 
-        def read_truth():
+        def read_train():
             header = tables.read_rows(path, "")[0]
             return labels.read_labels(options, tables.read_table(path, ""), source, header)
 
-        def read_format(classes):
+        def read_sample(classes):
             truth = labels.of_classes(path, ["a.png", "b.png"], classes, "")
-            asked = sample_submission.read_sample(options, path, source, truth, None)
-            sample_submission.positive_class(options, path, truth, asked.form)
+            sample = sample_submission.read_sample(options, path, source, truth, None)
+            sample_submission.positive_class(options, path, truth, sample.form)
 
         @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.one_of(text, st.binary(max_size=60)))
         def read(data):
             path.write_bytes(data)
             readers = (
-                read_truth,
-                partial(read_format, classes=["0", "1"]),
-                partial(read_format, classes=["a", "b"]),
+                read_train,
+                partial(read_sample, classes=["0", "1"]),
+                partial(read_sample, classes=["a", "b"]),
             )
             for reader in readers:
                 with in_time(data), contextlib.redirect_stdout(io.StringIO()):
@@ -160,8 +161,9 @@ def fuzz_tables(seconds, outcomes):
 
 @contextlib.contextmanager
 def in_time(data):
-    """Ends in an error after 10 seconds of computing, or 60 by the clock, which runs on while others compute; shows the
-    input that any unexpected error came from."""
+    """Raise an error after 10 CPU seconds or 60 seconds by the clock. Print the input of an unexpected error.
+
+    A busy machine stretches the clock, hence the longer limit."""
     signal.setitimer(signal.ITIMER_PROF, 10)
     signal.alarm(60)
     try:
@@ -176,8 +178,8 @@ def in_time(data):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60, help="seconds for each kind of input")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damaged images and archives")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # Pillow's about odd EXIF data
     rng, outcomes = random.Random(args.seed), Counter()

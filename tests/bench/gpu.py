@@ -1,12 +1,12 @@
-"""What one GPU makes of the thesis' recipe: EVA-02-L at 448 px, batch 17, and how near the kit comes to the bare model.
+"""Throughput and memory of the thesis' recipe, EVA-02-L at 448 px and batch 17, on one GPU.
 
     python tests/bench/gpu.py                    # one CUDA GPU, within 8 minutes; needs no data and no weights
-    python tests/bench/gpu.py --tiny             # the same code at a tiny size, also on a CPU: checks that it runs
+    python tests/bench/gpu.py --tiny             # a tiny size, also on a CPU: checks that the bench runs
 
-Prints a table with the GPU's name: images/s of the kit's training loop and of the bare model (the same steps on one
-batch that lies on the GPU), model FLOPs utilisation, ms of the optimiser's step, inference with 8 views, peak memory,
-the memory and speed of a setting for a 15 GB GPU (batch 1, gradients of 17 added up, gradient checkpointing), and the
-time of the thesis' whole job, extrapolated from these rates.
+The table has images/s of the kit's training loop and of the bare model (the same steps on one batch in GPU memory),
+model FLOPs utilisation, ms of the optimiser's step, inference with 8 views, peak memory, the memory and speed of a
+setting for a 15 GB GPU (batch 1, gradients accumulated over 17 batches, gradient checkpointing), and the time of the
+thesis' complete job, extrapolated from these rates.
 """
 
 import argparse
@@ -40,7 +40,7 @@ spec.loader.exec_module(train)
 EVA = "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"
 TINY = "--size 56 --batch-size 4 --model-kwargs depth=2 embed_dim=64 num_heads=4"
 FOR_15_GB = "--batch-size 1 --accumulate 17 --grad-checkpointing"
-# dense fp16 TFLOP/s by the makers' data sheets
+# dense fp16 TFLOP/s, from the data sheets
 PEAK = {"H200": 989, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125, "P100": 19, "4090": 165}
 
 
@@ -57,12 +57,12 @@ class Bench:
     def args(self, flags=""):
         return train.make_parser().parse_args(f"{self.flags} {flags}".split())
 
-    def row(self, what, value):
-        self.rows.append((what, value))
-        print(f"{what}: {value}", flush=True)
+    def row(self, name, value):
+        self.rows.append((name, value))
+        print(f"{name}: {value}", flush=True)
 
     def seconds(self, work, repeat=1):
-        """The time of one `work()`, until the device is done; the best of three rounds after one to warm up."""
+        """Return the seconds of one `work()` until the device is done: the best of three rounds after a warm-up."""
         work()
         times = []
         for _ in range(3):
@@ -79,7 +79,7 @@ class Bench:
             torch.cuda.synchronize()
 
     def fresh(self):
-        """Frees what earlier parts held, and starts the peak of memory anew."""
+        """Free the memory of earlier parts and reset the peak."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -90,7 +90,7 @@ class Bench:
     # ------------------------------------------------------------ parts
 
     def fold(self, flags="", images=None):
-        """What 01 sets up for a fold whose training images are all of `images`."""
+        """Return what 01 sets up for a fold that trains on all of `images`."""
         args = self.args(flags)
         count = 2 * args.batch_size if images is None else len(images)
         folds = pd.DataFrame(dict(fold=1, target=np.arange(count) % 2), index=range(count))
@@ -102,7 +102,7 @@ class Bench:
         return train.set_up(shared, 0)
 
     def bare(self, flags):
-        """Images/s of the model alone: forward, backward and step on one batch that lies on the device."""
+        """Return images/s of the model alone: forward, backward and step on one batch in the device's memory."""
         self.fresh()
         run = self.fold(flags)
         run.classifier.train()
@@ -124,7 +124,7 @@ class Bench:
         return rate
 
     def count_flops(self):
-        """Of a forward and a backward pass of one image."""
+        """Count the FLOPs of a forward and a backward pass of one image."""
         run = self.fold()
         images = torch.zeros((1, 3, self.size, self.size), dtype=torch.uint8, device=self.device)
         with FlopCounterMode(display=False) as counter:
@@ -132,7 +132,7 @@ class Bench:
         self.flops = counter.get_total_flops()
 
     def loop(self, images, flags):
-        """Images/s of the kit's own epoch: memory map, augmentation, workers, scores and all. → (rate, model)"""
+        """Return images/s of 01's own epoch, with memory map, augmentation, workers and scores, and the model."""
         self.fresh()
         run, rates = self.fold(flags, images), []
         run.resume.parts = dict(optimizer=run.optimizer)
@@ -146,25 +146,26 @@ class Bench:
         return rates[-1], run.classifier
 
     def optimizers(self):
+        """Time a step of each optimiser on random gradients."""
         run = self.fold()
         params = list(run.classifier.parameters())
         grads = [torch.randn_like(p) for p in params]
         del run
         parts, config = torch.nn.ParameterList(params), settings(args := self.args(), *args.seed)
 
-        def made(name):
+        def build(name):
             return train.OPTIMIZERS[name](parts, config, 200)[0]
 
         def compiled():
-            (optimizer := made("ranger21")).compile()
+            (optimizer := build("ranger21")).compile()
             return optimizer
 
         kinds = {"the package's Ranger21": lambda: Ranger21(params, 6e-5, num_batches_per_epoch=100, num_epochs=2,
-            warmdown_min_lr=3e-5), "ranger21": lambda: made("ranger21"), "ranger21, compiled": compiled,
-            "adamw": lambda: made("adamw")}  # fmt: skip
+            warmdown_min_lr=3e-5), "ranger21": lambda: build("ranger21"), "ranger21, compiled": compiled,
+            "adamw": lambda: build("adamw")}  # fmt: skip
         for name, make in kinds.items():
             self.fresh()
-            with contextlib.redirect_stdout(io.StringIO()):  # the package talks
+            with contextlib.redirect_stdout(io.StringIO()):  # the package prints
                 optimizer = make()
 
                 def step(optimizer=optimizer):
@@ -188,7 +189,7 @@ class Bench:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model and images, also on a CPU")
     args = parser.parse_args()
     bench = Bench(args.tiny)
     print(f"{bench.name}, torch {torch.__version__}, {EVA} at {bench.size} px")
@@ -209,15 +210,15 @@ def main():
             one = bench.inference(network, images, "none", flags)
             eight = bench.inference(network, images[: 2 * bench.steps], "d4", flags)
             job = 5 * (2 * 1741 / training + 2 * 435 / one + 2180 / eight)
-            bench.row("thesis' whole job so (5 folds × 2 epochs, 2180 × 8 views × 5)", f"{job / 60:.1f} minutes")
+            bench.row("thesis' complete job (5 folds × 2 epochs, 2180 × 8 views × 5)", f"{job / 60:.1f} minutes")
             del network
         rate, network = bench.loop(images[: 2 * bench.batch], FOR_15_GB)
         del network
         bench.row(FOR_15_GB, f"{rate:.1f} images/s, peak {bench.peak()}")
         bench.optimizers()
     print(f"\n| {bench.name} | |\n|---|---|")
-    for what, value in bench.rows:
-        print(f"| {what} | {value} |")
+    for name, value in bench.rows:
+        print(f"| {name} | {value} |")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Kills the kit's scripts at random moments, starts them again, and compares the bytes at the end.
+"""Resume after SIGKILL: bytes of the four scripts' files after kills at random moments, beside an undisturbed run's.
 
     python tests/bench/kill.py 100 --folder /tmp/kill            # about 5 minutes on 2 cores
     python tests/bench/kill.py 20 --folder /tmp/kill --seed 1
 
-01_train_fold.py, with Ranger21 and AdamW, with 0 and 2 workers, with dropout: SIGKILL at a random moment, or as soon as
-a resume file is being written; then the same command again, until N kills are done. Its foldK.pt, foldK.csv and
-foldK.json must be those of a run that nobody touched. 00, 02 and 03 are killed N/5 times in all: no file under a final
-name may ever be half, and a last run must give the bytes of an untouched one. Prints a row for each; exits with 1 where
-a byte differs.
+01_train_fold.py runs with Ranger21 and AdamW, with 0 and 2 workers, with dropout. It is killed at a random moment or
+while a resume file is being written, and started again with the same command, until N kills are done. Its foldK.pt,
+foldK.csv and foldK.json must equal those of an undisturbed run. 00, 02 and 03 are killed N/5 times in all: each file
+under a final name must be complete at any moment, and a last run must write the bytes of an undisturbed one. The bench
+prints a row for each setting and exits with 1 if a byte differs.
 
 Each start is a fork of a process that has imported everything, which saves the seconds that importing torch takes; the
-kill is a real one.
+kill is a real SIGKILL.
 """
 
 import argparse
@@ -35,18 +35,18 @@ TRAIN = (
     "--model test_resnet --weights none --size 32 --epochs 2 --batch-size 4 --lr 3e-3 --min-lr 3e-4 --fold 0".split()
 )
 OPTIMIZERS = "ranger21", "adamw"
-OFTEN = ["--save-minutes", "1e-9"]  # after every step, so that many kills fall into a save
+OFTEN = ["--save-minutes", "1e-9"]  # saves after each step, so that many kills fall into a save
 
 
 def import_scripts():
-    """Imports all that the scripts import; `main` isn't called."""
+    """Import all that the scripts import, without calling their `main`."""
     for script in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py"):
         spec = importlib.util.spec_from_file_location(script[3:-3], ROOT / script)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def start(script, *arguments, error=None):
-    """Starts `python script arguments` in a fork; `error`: the file for its stderr. → its process id."""
+    """Start `python script arguments` in a fork; `error`: the file for its stderr. → its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -69,14 +69,15 @@ def start(script, *arguments, error=None):
 
 
 def finish(pid):
+    """Wait for a process that isn't killed and must succeed."""
     status = os.waitpid(pid, 0)[1]
     if status:
-        sys.exit(f"a script that nobody killed ended with {status}")
+        sys.exit(f"an undisturbed script ended with {status}")
 
 
 def killed(pid, moment, folder, pattern):
-    """Kills `pid` after `moment` seconds or, if that is None, as soon as a temporary file of `pattern` is there.
-    → whether it came to that before the end."""
+    """Kill `pid` after `moment` seconds or, if that is None, as soon as a temporary file matches `pattern`.
+    → whether the kill came before the process ended."""
     deadline = time.monotonic() + (60 if moment is None else moment)
     while time.monotonic() < deadline:
         if os.waitpid(pid, os.WNOHANG)[0]:
@@ -100,17 +101,17 @@ def duration(script, *arguments):
 
 
 def kill_training(flags, output, kills, rng):
-    """→ rows of the table: settings, runs completed, kills, those within an epoch and during a save, equal or not."""
+    """Kill 01. → rows of the table: setting, runs completed, kills, those in mid-epoch and in a save, equal or not."""
     rows = []
     for optimizer in OPTIMIZERS:
         for workers in (0, 2):
             name = f"{optimizer} {workers} workers"
             command = [*flags, *TRAIN, "--optimizer", optimizer, "--workers", workers, *OFTEN]
             command += ["--model-kwargs", "drop_rate=0.2"]
-            whole = output / f"whole_{optimizer}"
-            if not whole.exists():  # one reference for both worker counts: they must not matter either
-                seconds = duration("01_train_fold.py", *command, "--exp", whole.name)
-            expected = files(whole, ["fold0.pt", "fold0.csv", "fold0.json"])
+            reference = output / f"reference_{optimizer}"
+            if not reference.exists():  # one for both worker counts, which must give the same bytes too
+                seconds = duration("01_train_fold.py", *command, "--exp", reference.name)
+            expected = files(reference, ["fold0.pt", "fold0.csv", "fold0.json"])
             folder = output / f"killed_{optimizer}_{workers}"
             row = dict(run=name, kills=0, completed=0, within_epoch=0, during_save=0, equal=True)
             while row["kills"] < kills or row["completed"] == 0:
@@ -133,15 +134,15 @@ def kill_training(flags, output, kills, rng):
 
 
 def within_epoch(folder):
-    """Whether the newest whole resume file is of the middle of an epoch."""
+    """Return whether the newest resume file was written in mid-epoch."""
     path = folder / "fold0.resume.pt"
     return path.exists() and read_checked(path)["progress"]["step"] > 0
 
 
 def kill_others(flags, output, kills, rng):
-    """00 with --overwrite, 02 and 03: whole files at any moment, the same bytes at the end."""
+    """Kill 00 with --overwrite, 02 and 03. → rows of the table: script, runs completed, kills, equal or not."""
     rows = []
-    base = output / "whole_ranger21"
+    base = output / "reference_ranger21"
     prepared = "folds.csv test.csv train_32.npy test_32.npy duplicates.csv duplicates.png samples.png prepared.json"
     expected_of = {
         "00_prepare.py": (output / "prepared", prepared.split(), ["--size", 32, "--folds", 3, "--overwrite"]),
@@ -151,7 +152,7 @@ def kill_others(flags, output, kills, rng):
     finish(start("01_train_fold.py", *flags, *TRAIN, "--model-kwargs", "drop_rate=0.2", *OFTEN, "--workers", 0,
         "--optimizer", "ranger21", "--exp", base.name, "--fold", "all"))  # fmt: skip
     finish(start("02_oof.py", *flags, base.name))
-    finish(start("03_infer.py", *flags, base.name))  # notes the score in the ledger, which the report shows
+    finish(start("03_infer.py", *flags, base.name))  # adds the score to the ledger, which the report shows
     for script, (folder, names, more) in expected_of.items():
         seconds = duration(script, *flags, *more)
         names = names or [path.name for pattern in ("submission*", "fold*_test.*") for path in folder.glob(pattern)]
@@ -160,12 +161,12 @@ def kill_others(flags, output, kills, rng):
         while row["kills"] < kills:
             if not killed(start(script, *flags, *more), rng.uniform(0, seconds), folder, ""):
                 row["completed"] += 1
-                for path in folder.glob("fold*_test.*"):  # or the next run would have nothing to predict
+                for path in folder.glob("fold*_test.*"):  # else the next run would have nothing to predict
                     path.unlink()
                 continue
             row["kills"] += 1
             present = {name: content for name, content in expected.items() if (folder / name).exists()}
-            row["equal"] &= files(folder, present) == present  # each file under a final name is whole
+            row["equal"] &= files(folder, present) == present  # each file under a final name is complete
         finish(start(script, *flags, *more))
         row["equal"] &= files(folder, names) == expected
         row["equal"] &= not any(folder.glob(".new*"))
@@ -176,9 +177,9 @@ def kill_others(flags, output, kills, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kills", type=int, help="of 01_train_fold.py, a quarter for each of the four settings")
-    parser.add_argument("--folder", type=Path, required=True, help="is made anew")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("kills", type=int, help="kills of 01_train_fold.py, a quarter for each of the four settings")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch folder; deleted first")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     args = parser.parse_args()
     shutil.rmtree(args.folder, ignore_errors=True)
     flags = ["--input", args.folder / "input", "--output", args.folder / "output"]

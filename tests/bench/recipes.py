@@ -1,15 +1,16 @@
-"""Which recipe wins? Test scores of recipes on competitions made of real photos, and what each ingredient is worth.
+"""Test scores of the recipes on competitions made of real photos, and an ablation of `half`.
 
-    python tests/bench/recipes.py --photos DIR --weights FILE --folder /tmp/recipes        # stopped: goes on
+    python tests/bench/recipes.py --photos DIR --weights FILE --folder /tmp/recipes        # resumes where it stopped
+    python tests/bench/recipes.py --photos DIR --weights FILE --folder /tmp/recipes --set ablations
 
-DIR and FILE are those of real.py. The competitions: `drink` with the product seeds 0 to 3, in matched folds, and
-`cloth`; of the training images at most 500 and of the test images at most 300, so that all of it ends within hours on 2
-cores. Each recipe trains fold 0 with three seeds and predicts the test set; what differs from the thesis' recipe on the
-same competition with the same seed is one paired difference. Their interval is a bootstrap over competitions, and over
-seeds within each. Seconds are those of the CPU, of 01 and 03 together, without starting Python.
+DIR and FILE are those of cv_gap.py. The competitions are `drink` with the product seeds 0 to 3, in matched folds, and
+`cloth`, with at most 500 training and 300 test images each, so that the bench ends within hours on 2 cores. Each recipe
+trains fold 0 with three seeds and predicts the test set. A paired difference is taken to the thesis' recipe on the same
+competition with the same seed; the 95 % interval of their mean is a bootstrap over competitions, and over seeds within
+each. Seconds are CPU seconds of 01 and 03 together, without Python's start.
 
---set ablations changes one thing at a time in `half`, --set peers lets other tools train for as many CPU seconds as
-`half` took (peers.py). What lies in --folder is used again: after a change of the kit name another one.
+--set ablations changes one flag of `half` at a time. Results in --folder are used again: after a change of the kit,
+name another folder.
 """
 
 import argparse
@@ -27,7 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a process for each core is faster than tw
 
 import numpy as np
 import pandas as pd
-from real import NETWORK, ROOT, make_competition, photos, run, split
+from cv_gap import NETWORK, ROOT, make_competition, photos, run, split
 
 from common import softmax
 from kit.score.metrics import METRICS
@@ -60,7 +61,7 @@ ABLATIONS = {
 
 
 def prepare(args, kind, seed):
-    """Makes a competition and prepares it once, at two sizes. → its folder."""
+    """Write a competition and prepare it at two sizes, once. → its folder."""
     folder = args.folder / f"{kind}_{seed}"
     if not (folder / "output").exists():
         table = split(photos(args.photos, kind), kind, seed, 0)
@@ -72,7 +73,9 @@ def prepare(args, kind, seed):
 
 
 def script(name, *words):
-    """Runs a script of the kit in this process. Its output is shown where it fails."""
+    """Run a script of the kit in this process.
+
+    Raises RuntimeError with the script's output if it fails."""
     out, sys.argv = io.StringIO(), [str(ROOT / name), *map(str, words)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -83,7 +86,7 @@ def script(name, *words):
 
 
 def score(folder, probabilities):
-    """→ the score of the test set's probabilities [M, K]."""
+    """Return the score of the test set's probabilities [M, K]."""
     prepared = folder / "output" / "prepared"
     about = json.loads((prepared / "prepared.json").read_text())
     names = pd.read_csv(prepared / "test.csv", dtype=str).image_name
@@ -93,15 +96,15 @@ def score(folder, probabilities):
 
 
 def predicted(folder, name, seed):
-    """→ the probabilities of a trained recipe [M, K]."""
+    """Return the test set's probabilities by a trained recipe [M, K]."""
     return softmax(np.load(folder / "output" / f"{name.strip('-')}_{seed}" / "fold0_test.npy"))
 
 
 def train(folder, name, flags, seed, weights):
-    """Trains fold 0 and predicts the test set, once. → dict(recipe, competition, seed, score, seconds of the CPU)."""
+    """Train fold 0 and predict the test set, once. → dict(recipe, competition, seed, score, CPU seconds)."""
     path = folder / f"{name}_{seed}.json"
     if not path.exists():
-        os.chdir(ROOT)  # recipes name each other from there
+        os.chdir(ROOT)  # recipes name each other by paths from there
         at, exp = ("--input", folder / "input", "--output", folder / "output"), f"{name.strip('-')}_{seed}"
         began, flags = time.process_time(), [*flags.split(), "--weights", weights, "--seed", seed]
         script("01_train_fold.py", *at, *flags, "--exp", exp, "--fold", 0)
@@ -111,26 +114,8 @@ def train(folder, name, flags, seed, weights):
     return json.loads(path.read_text())
 
 
-def train_peer(folder, name, flags, seed, weights):
-    """The same for one of PEERS: fold 0's training images, and the CPU seconds that `half` took."""
-    path = folder / f"{name}_{seed}.json"
-    if not path.exists():
-        from peers import PEERS  # here: fastai takes seconds to import
-
-        seconds = json.loads((folder / f"half_{seed}.json").read_text())["seconds"]
-        prepared = folder / "output" / "prepared"
-        images, tests = (np.load(prepared / f"{part}_{SIZE}.npy") for part in ("train", "test"))
-        folds = pd.read_csv(prepared / "folds.csv")
-        seen, targets = (folds.fold > 0).to_numpy(), folds.target.to_numpy()
-        data = images[seen], targets[seen], tests, targets.max() + 1
-        guesses, used = PEERS[name](*data, weights, seconds, seed)
-        row = dict(recipe=name, competition=folder.name, seed=seed, seconds=used, score=score(folder, guesses))
-        path.write_text(json.dumps(row))
-    return json.loads(path.read_text())
-
-
 def blends(folders, names, seeds):
-    """→ rows of the mean of several recipes, where all of them have been trained."""
+    """Return rows for the mean of several recipes, where each of them has been trained."""
     wanted = [(folder, seed) for folder in folders for seed in seeds]
     rows = []
     for folder, seed in wanted:
@@ -146,8 +131,9 @@ def blends(folders, names, seeds):
 
 
 def interval(deltas, rng, draws=2000):
-    """deltas: {competition: differences, one a seed}. → (mean, low, high), the mean over competitions of their means;
-    95 %, from a bootstrap over competitions and over seeds within each."""
+    """Return the mean over competitions of their mean difference and its 95 % interval: (mean, low, high).
+
+    deltas: {competition: differences, one per seed}. The bootstrap draws competitions, and seeds within each."""
     keys, values = list(deltas), []
     for _ in range(draws):
         drawn = [deltas[keys[i]] for i in rng.integers(0, len(keys), len(keys))]
@@ -156,7 +142,7 @@ def interval(deltas, rng, draws=2000):
 
 
 def summary(table, base):
-    """Prints the mean score of each recipe on each competition, and its difference to `base`."""
+    """Print the mean score of each recipe on each competition, and its difference to `base`."""
     rng, rows = np.random.default_rng(777), {}
     paired = table.pivot(index=["competition", "seed"], columns="recipe", values="score")
     for name, part in table.groupby("recipe", sort=False):
@@ -173,22 +159,22 @@ def summary(table, base):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--weights", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--folder", type=Path, required=True, help="where competitions and models go")
-    parser.add_argument("--set", choices=("recipes", "ablations", "peers"), default="recipes", help="what is compared")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="of it, only these")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--competitions", nargs="*", metavar="drink_0")
+    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="clones of both data sets")
+    parser.add_argument("--weights", type=Path, required=True, metavar="FILE", help=f"weights of {NETWORK}")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch folder for competitions and models")
+    parser.add_argument("--set", choices=("recipes", "ablations"), default="recipes", help="the table to compute")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="train these recipes of the set only")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the trainings")
+    parser.add_argument("--competitions", nargs="*", metavar="drink_0", help="train on these only")
     args = parser.parse_args()
     args.folder, args.weights, args.photos = (p.resolve() for p in (args.folder, args.weights, args.photos))
-    sets = dict(recipes=RECIPES, ablations=ABLATIONS, peers=dict.fromkeys(("fastai", "timm", "autogluon")))
+    sets = dict(recipes=RECIPES, ablations=ABLATIONS)
     wanted = {name: flags for name, flags in sets[args.set].items() if not args.only or name in args.only}
     chosen = [c for c in COMPETITIONS if not args.competitions or f"{c[0]}_{c[1]}" in args.competitions]
     folders, rows = [prepare(args, *which) for which in chosen], []
     jobs = [(folder, name, wanted[name], seed) for seed in args.seeds for name in wanted for folder in folders]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        started = [pool.submit(train_peer if args.set == "peers" else train, *job, args.weights) for job in jobs]
+        started = [pool.submit(train, *job, args.weights) for job in jobs]
         for done in as_completed(started):
             rows.append(done.result())
             print(rows[-1], flush=True)

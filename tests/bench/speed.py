@@ -1,16 +1,19 @@
-"""The kit beside the limit (the model alone, on tensors in memory) and beside the thesis' way of doing it.
+"""Speed of the kit on a CPU, beside the model alone on tensors in memory and beside the thesis' listing.
 
     python tests/bench/speed.py --folder /tmp/speed              # 40 minutes on 2 cores; draws its data first
     python tests/bench/speed.py --folder /tmp/speed --train 200 --test 200 --repeat 1
 
-Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, five folds. Every part runs in a process of its own,
-each way in turn, `--repeat` times; the table has medians and ratios. The whole job is run.sh, from the files to the
-submission and the report, starts included; the model alone is five times one fold's training and the inference of
-five folds. "Tuned" is the model alone with the kit's setting of the allocator. Of 00, 01 and 03 alone, the time after
-their imports is compared. "Listing" is a plain loop written for this
-bench that does what the thesis' listing does: all images of a fold decoded into RAM at full size, albumentations with
-Normalize on the CPU, the package's Ranger21, the metric over all samples so far at every step, and for inference
-ttach, with the images decoded anew for each fold's model. RAM is the peak of RssAnon: mapped cache pages don't count.
+Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, five folds. Each part runs in a process of its own, in
+turn with the others, `--repeat` times; the table has ratios of medians. 00, 01 and 03 are timed from the end of their
+imports. The complete job is run.sh, from the files to the submission and the report, imports included. Memory is the
+peak of RssAnon: mapped cache pages don't count.
+
+- limit: the model alone; its complete job is five times one fold's training and the inference by five folds' models.
+- tuned: the limit with the kit's setting of the memory allocator.
+- listing: a plain loop, written for this bench, that does what the thesis' listing does. It decodes all images of a
+  fold into RAM at full size, augments and normalizes them on the CPU by albumentations, takes Ranger21 from its package
+  and computes the metric over all samples so far in each step. Its inference uses ttach and decodes the images once for
+  each fold's model.
 """
 
 import argparse
@@ -39,6 +42,7 @@ MODEL = ["--model", "test_vit", "--weights", "none", "--model-kwargs", f"img_siz
 
 
 def draw(task):
+    """Write a photo of the demo's products, `side` px wide and high, to `path`."""
     import cv2
     import numpy as np
 
@@ -51,6 +55,7 @@ def draw(task):
 
 
 def make_data(folder, train, test, side=480):
+    """Write a competition of two classes, unless it exists."""
     if (folder / "sample_submit.csv").exists():
         return
     tasks, at = [], 0
@@ -71,10 +76,10 @@ def make_data(folder, train, test, side=480):
 
 @contextlib.contextmanager
 def peak_memory(result):
-    """Peak of RssAnon in MiB, of this process and its children, looked at every 20 ms."""
+    """Set result["MiB"] to the peak of RssAnon of this process and its children, sampled every 20 ms."""
     stop, peak = threading.Event(), [0]
 
-    def look():
+    def sample():
         while not stop.wait(0.02):
             total = 0
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -84,7 +89,7 @@ def peak_memory(result):
                     total += sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
             peak[0] = max(peak[0], total / 1024)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=sample, daemon=True)
     thread.start()
     yield
     stop.set()
@@ -93,6 +98,7 @@ def peak_memory(result):
 
 
 def script(name, *arguments):
+    """Run a script of the kit in this process, without its output."""
     sys.argv = [str(ROOT / name), *map(str, arguments)]
     with contextlib.redirect_stdout(io.StringIO()):
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -109,16 +115,17 @@ def remove(folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def kit_whole(folder):
-    """run.sh, from the competition's files to the submission."""
-    remove(folder / "whole")
-    command = ["bash", ROOT / "run.sh", "--input", folder / "input", "--output", folder / "whole", *MODEL]
+def kit_job(folder):
+    """Run run.sh, from the competition's files to the submission."""
+    remove(folder / "job")
+    command = ["bash", ROOT / "run.sh", "--input", folder / "input", "--output", folder / "job", *MODEL]
     environment = dict(PYTHON=sys.executable, PREPARE="--groups none")
     subprocess.run(list(map(str, [*command, "--size", SIZE])), check=True, env=os.environ | environment, stdout=2)
     return {}
 
 
 def kit_prepare(folder):
+    """Run 00; its own seconds count from the end of the imports."""
     import common
 
     remove(folder / "output")
@@ -134,6 +141,7 @@ def kit_prepare(folder):
 
 
 def kit_train(folder):
+    """Run 01 on fold 0. → its epochs' seconds, and those from the imports to the end of the first training step."""
     import common
     from kit.train.ranger21 import Ranger21Fast
 
@@ -154,7 +162,7 @@ def kit_train(folder):
 
 
 def copy_fold(folder):
-    """Puts fold 0's model in the place of all five, with predictions for the others made up."""
+    """Copy fold 0's model to all five folds, with made-up predictions for the others."""
     import torch
 
     base = folder / "output" / "base"
@@ -169,11 +177,11 @@ def copy_fold(folder):
         table = [("image_name", "target", *columns), *((*row, *(0, i % 9) * 3) for i, row in enumerate(held_out))]
         with open(base / f"fold{fold}.csv", "w", newline="") as file:
             csv.writer(file).writerows(table)
-        (base / f"fold{fold}_test.json").unlink(missing_ok=True)  # or nothing would be left to predict
+        (base / f"fold{fold}_test.json").unlink(missing_ok=True)  # else 03 would have nothing to predict
 
 
 def kit_infer(folder):
-    """03; the time inside `predict` is its own."""
+    """Run 03 on five models; its own seconds are those inside `predict`."""
     from kit.train import inference
 
     copy_fold(folder)
@@ -194,7 +202,7 @@ def kit_infer(folder):
 
 
 def limit_prepare(folder):
-    """Decodes and resizes each image, in a thread for each core."""
+    """Decode and resize each image, in a thread for each core."""
     import cv2
 
     from kit.data.decode import resize
@@ -209,16 +217,17 @@ def limit_prepare(folder):
 
 
 def start(name):
-    """→ a function that measures the imports and the flags of a script."""
+    """Return a part that starts a script, imports and flags included."""
 
-    def measured(folder):
+    def part(folder):
         subprocess.run([sys.executable, ROOT / name, "--help"], check=True, stdout=subprocess.DEVNULL)
         return {}
 
-    return measured
+    return part
 
 
 def cached(folder, part):
+    """Return 00's cached images as a tensor in memory, uint8 [N, 3, H, W]."""
     import numpy as np
     import torch
 
@@ -237,6 +246,7 @@ def classifier():
 
 
 def fold_rows(folder):
+    """Return the rows that fold 0 trains on, those that it holds out, and all targets."""
     import pandas as pd
 
     folds = pd.read_csv(folder / "output" / "prepared" / "folds.csv")
@@ -244,6 +254,7 @@ def fold_rows(folder):
 
 
 def limit_train(folder):
+    """Train fold 0 and predict its held-out images, on tensors in memory."""
     import torch
     import torch.nn.functional as F
 
@@ -269,6 +280,7 @@ def limit_train(folder):
 
 
 def limit_infer(folder):
+    """Predict the test images by five models in 8 views, on tensors in memory."""
     import torch
 
     images, network = cached(folder, "test"), classifier().eval()
@@ -284,22 +296,22 @@ def limit_infer(folder):
 
 
 def tuned(limit):
-    """→ the limit with the kit's setting of the allocator (kit/train/device.py: keep_memory): a lower one."""
+    """Return the limit with the kit's setting of the allocator (kit/train/device.py: keep_memory), which is faster."""
 
-    def measured(folder):
+    def part(folder):
         from kit.train.device import keep_memory
 
         keep_memory()
         return limit(folder)
 
-    return measured
+    return part
 
 
-# ---------------------------------------------------------------- the listing's way
+# ---------------------------------------------------------------- the listing
 
 
 class Decoded:
-    """The thesis' data set: images decoded into a list at full size, transformed on the CPU in floats."""
+    """The thesis' dataset: images decoded into a list at full size, transformed to floats on the CPU."""
 
     def __init__(self, folder, part, names, targets, random_views):
         import albumentations as A
@@ -319,6 +331,7 @@ class Decoded:
 
 
 def names_of(folder, part):
+    """Return the image names of train.csv or sample_submit.csv."""
     path, skip = (folder / "input" / "train.csv", 1) if part == "train" else (folder / "input" / "sample_submit.csv", 0)
     with open(path) as file:
         return [row[0] for row in list(csv.reader(file))[skip:]]
@@ -330,6 +343,7 @@ def plain_network():
 
 
 def listing_train(folder):
+    """Train fold 0 and predict its held-out images as the thesis' listing does."""
     import torch
     import torch.nn.functional as F
     from ranger21 import Ranger21
@@ -368,6 +382,7 @@ def listing_train(folder):
 
 
 def listing_infer(folder):
+    """Predict the test images as the thesis' listing does."""
     import torch
     import ttach
     from torch.utils.data import DataLoader
@@ -389,26 +404,26 @@ def listing_infer(folder):
 PARTS = dict(
     kit_prepare=kit_prepare, limit_prepare=limit_prepare,
     kit_train=kit_train, limit_train=limit_train, listing_train=listing_train,
-    kit_infer=kit_infer, limit_infer=limit_infer, listing_infer=listing_infer, kit_whole=kit_whole,
+    kit_infer=kit_infer, limit_infer=limit_infer, listing_infer=listing_infer, kit_job=kit_job,
     tuned_train=tuned(limit_train), tuned_infer=tuned(limit_infer),
 ) | {name: start(name) for name in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py")}  # fmt: skip
 
 
 def measure(part, folder):
-    """Runs a part in a process of its own. → seconds inside, of the whole process, and the peak of RssAnon."""
+    """Run a part in a process of its own. → its own seconds (inner), the process' seconds (total), peak of RssAnon."""
     began = time.perf_counter()
     command = [sys.executable, __file__, "--folder", folder, "--part", part]
     output = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
-    return json.loads(output.strip().splitlines()[-1]) | dict(whole=time.perf_counter() - began)
+    return json.loads(output.strip().splitlines()[-1]) | dict(total=time.perf_counter() - began)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--train", type=int, default=2176)
-    parser.add_argument("--test", type=int, default=2180)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--part", choices=PARTS, help="of the bench itself: runs one part in this process")
+    parser.add_argument("--folder", type=Path, required=True, help="scratch folder for data and models")
+    parser.add_argument("--train", type=int, default=2176, help="training images")
+    parser.add_argument("--test", type=int, default=2180, help="test images")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each part")
+    parser.add_argument("--part", choices=PARTS, help="internal: run this part in this process")
     args = parser.parse_args()
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     folder = args.folder.resolve()
@@ -425,10 +440,10 @@ def main():
             runs[part].append(measure(part, folder))
             print(part, {key: round(value, 1) for key, value in runs[part][-1].items()}, flush=True)
     median = {
-        part: {key: statistics.median(run[key] for run in found) for key in found[0]} for part, found in runs.items()
+        part: {key: statistics.median(run[key] for run in rows) for key in rows[0]} for part, rows in runs.items()
     }
     ratio = lambda one, other, key="inner": f"{median[one][key] / median[other][key]:.2f}"  # noqa: E731
-    whole = median["kit_whole"]["whole"]
+    kit_seconds = median["kit_job"]["total"]
     job = {
         way: FOLDS * median[f"{way}_train"]["inner"] + median[f"{way}_infer"]["inner"]
         for way in ("limit", "tuned", "listing")
@@ -439,10 +454,10 @@ def main():
 | 00, with plain folds, after its imports; limit: decoding and resizing | {ratio("kit_prepare", "limit_prepare")} | | |
 | training and validation of a fold | {" | ".join(ratio("kit_train", f"{way}_train") for way in job)} |
 | inference, {FOLDS} models, 8 views | {" | ".join(ratio("kit_infer", f"{way}_infer") for way in job)} |
-| whole job, from the files to the submission | {" | ".join(f"{whole / seconds:.2f}" for seconds in job.values())} |
+| complete job, from the files to the submission | {" | ".join(f"{kit_seconds / s:.2f}" for s in job.values())} |
 | peak RAM of training | | | {ratio("kit_train", "listing_train", "MiB")} |
 """)
-    starts = [f"{name} {run['whole']:.1f} s" for name, run in median.items() if name.endswith(".py")]
+    starts = [f"{name} {run['total']:.1f} s" for name, run in median.items() if name.endswith(".py")]
     print(
         f"starts: {', '.join(starts)}; first training step {median['kit_train']['first_step']:.1f} s after the imports"
     )

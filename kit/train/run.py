@@ -1,0 +1,162 @@
+"""Dataclasses Experiment (what its folds share) and FoldRun (one fold's training), and how they are set up."""
+
+import contextlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from timm.utils import ModelEmaV3
+
+from common import RANK, UserError, experiment_folder, say
+from kit.data.prepared import Prepared, read_prepared
+from kit.experiment import check_config, is_finished, lock_config, lock_fold, read_record, warn_of_mixed_provenance
+from kit.train import distributed
+from kit.train.checkpoint import ResumeFile, earlier_weights, provenance
+from kit.train.device import compile_backbone
+from kit.train.losses import LOSSES
+from kit.train.model import Classifier, build_model
+from kit.train.optim import OPTIMIZERS, choose_trained
+from kit.train.settings import changed, fold_numbers, for_task, init_provenance
+from kit.train.trackers import Track
+
+
+@dataclass
+class Experiment:
+    """What the folds of an experiment share. N images; K classes, labels or numbers."""
+
+    folder: Path  # OUTPUT/EXP
+    config: dict  # its settings, as config.json holds them
+    defaults: dict  # the settings of a run without flags
+    provenance: dict  # hashes of the code and the weights
+    chosen: list[int]  # the folds to train
+    replaced: set[int]  # those of them that are trained again although they are finished
+    prepared: Prepared
+    folds: pd.DataFrame  # folds.csv
+    images: np.ndarray  # uint8 [N, S, S, 3], memory-mapped
+    targets: np.ndarray  # [N] or [N, K], as the loss takes them
+
+    # the machine, which is no setting
+    weights: str  # --weights: hub, none or a file
+    device: torch.device
+    amp: str  # "fp16", "bf16" or "none"
+    compile: bool  # with torch.compile
+    workers: int  # of a DataLoader
+    track: str | None  # a key of TRACKERS
+    save_minutes: float  # between two resume files within an epoch; 0: none is written
+    stop_after: float | None  # seconds after the start of the process
+
+
+@dataclass
+class FoldRun:
+    """The training of a fold."""
+
+    experiment: Experiment
+    fold: int
+    train_rows: np.ndarray  # int [n], of the experiment's images
+    valid_rows: np.ndarray  # int [N - n]
+    classifier: Classifier
+    model: torch.nn.Module  # the classifier, under torchrun in DistributedDataParallel
+    criterion: Callable  # one of LOSSES
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None  # None where the optimiser has its own
+    ema: ModelEmaV3 | None
+    scaler: torch.amp.GradScaler
+    resume: ResumeFile
+    track: Track
+
+    @property
+    def kept_model(self):
+        """The classifier that is validated and kept: with --ema the average of its weights."""
+        return self.classifier if self.ema is None else self.ema.module
+
+    def epoch_name(self, epoch):
+        """Return 'fold 2 epoch 1/3'."""
+        last = str(self.experiment.config["epochs"])
+        return f"fold {self.fold} epoch {epoch:{len(last)}}/{last}"
+
+
+def gather(folder, config, defaults, fold_words, overwrite, **machine):
+    """Return the Experiment in `folder`. Raises UserError where its finished folds have other settings.
+
+    config: its settings, and defaults: those of a run without flags; fold_words: --fold; machine: the Experiment's
+    fields of that name."""
+    prepared, folds = read_prepared(folder.parent)
+    config = for_task(config, prepared.task)
+    config["changed"] = changed(config, defaults)
+    chosen = fold_numbers(fold_words, prepared.folds)
+    if config["batch_size"] > (count := len(folds) - folds.fold.value_counts().max()):
+        raise UserError(f"--batch-size {config['batch_size']} is more than the {count} training images: lower it")
+    config |= dict(folds_hash=prepared.folds_hash, metric=prepared.metric)  # decided by 00, the same for all folds
+    replaced = set(chosen) if overwrite else set()
+    check_config(folder, config, defaults, replaced)
+    return Experiment(
+        folder=folder, config=config, defaults=defaults, chosen=chosen, replaced=replaced, prepared=prepared,
+        provenance=provenance(machine["weights"], init_provenance(config["init"], folder, chosen)), folds=folds,
+        images=prepared.open_images("train", config["size"], len(folds)),
+        targets=prepared.task.to_01(prepared.task.read_targets(folds.target)), **machine,
+    )  # fmt: skip
+
+
+def seed_for(*numbers):
+    """Return a seed, int, for the numbers: an experiment's seed, a fold, a rank."""
+    return np.random.SeedSequence(numbers).generate_state(1).item()
+
+
+def set_up(experiment, fold):
+    """Return the FoldRun of a fold at its start: model, loss, optimiser, resume file, tracker. Seeds all generators."""
+    config, folds, device = experiment.config, experiment.folds, experiment.device
+    for seeder in (random.seed, np.random.seed, torch.manual_seed):
+        seeder(seed_for(config["seed"], fold))
+    weights, head = experiment.weights, None
+    if config["init"] not in ("weights", "probe"):
+        weights, head = earlier_weights(experiment_folder(experiment.folder.parent, config["init"]), fold, config)
+    classifier = build_model(config, len(experiment.prepared.task), weights).to(device)
+    if head is not None:
+        classifier.head.load_state_dict(head)
+    if RANK > 0:  # or dropout would drop the same units in each process's share of a batch
+        torch.manual_seed(seed_for(config["seed"], fold, RANK))
+    choose_trained(classifier, config["tune"], config["freeze"])
+    train_rows, valid_rows = (np.flatnonzero(mask) for mask in (folds.fold != fold, folds.fold == fold))
+    updates = -(-(len(train_rows) // config["batch_size"]) // config["accumulate"])
+    optimizer, scheduler = OPTIMIZERS[config["optimizer"]](classifier, config, updates * config["epochs"])
+    if experiment.compile:
+        compile_backbone(classifier.backbone)
+        if config["optimizer"] == "ranger21":
+            optimizer.compile()
+    path = experiment.folder / f"fold{fold}.resume.pt"
+    ema = ModelEmaV3(classifier, decay=config["ema"], use_warmup=True) if config["ema"] else None
+    return FoldRun(
+        experiment=experiment, fold=fold, train_rows=train_rows, valid_rows=valid_rows, classifier=classifier,
+        model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]], optimizer=optimizer,
+        scheduler=scheduler, ema=ema, scaler=torch.amp.GradScaler(device.type, enabled=experiment.amp == "fp16"),
+        resume=ResumeFile(path, config, experiment.defaults, experiment.save_minutes, experiment.stop_after),
+        track=Track(experiment.track, experiment.folder, fold, config),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def start_fold(experiment, fold):
+    """Lock a fold and set it up. Yields its FoldRun, or None where it is finished and isn't to be replaced."""
+    folder, replaced = experiment.folder, experiment.replaced
+    with contextlib.ExitStack() as held:
+        if RANK == 0:
+            held.enter_context(lock_fold(folder, fold))
+        # No process begins before the first one has locked the fold; by then, another job may have finished it.
+        if distributed.from_first(is_finished(folder, fold) and fold not in replaced)[0]:
+            stopped = (folder / f"fold{fold}.resume.pt").exists()
+            effect = "resumes its retraining" if stopped else "trains it again"
+            say(f"fold {fold} of {folder.name} is finished (--overwrite {effect})")
+            yield None
+            return
+        run = set_up(experiment, fold)
+        held.enter_context(run.track)
+        if RANK == 0:
+            held.enter_context(lock_config(folder, experiment.config, experiment.defaults, {fold, *replaced}))
+            finished = [k for k in range(experiment.prepared.folds) if is_finished(folder, k)]
+            records = {k: read_record(folder, k) for k in finished}
+            warn_of_mixed_provenance(folder.name, records | {fold: experiment.provenance})
+        yield run
