@@ -1,4 +1,4 @@
-# Each goal makes .venv first if it isn't there. `make demo` needs no more than Python 3.11 or newer.
+# Each target makes .venv first if it is missing. `make demo` needs only Python 3.11 or newer.
 
 PYTHON ?= python3
 RUN = PYTHON=.venv/bin/python PREPARE="$(PREPARE)" bash run.sh
@@ -9,8 +9,8 @@ DEMO = --input input/demo --output $(OUTPUT) --exp demo --model test_resnet --we
 
 .PHONY: demo test test-slow install lint lock pins handover
 
-# make handover EXP=base writes what winners hand in, OUTPUT/handover_EXP.zip. EXP="a b" is a blend; HANDOVER holds more
-# flags of kit/submit/handover.py.
+# make handover EXP=base writes what winners hand in, OUTPUT/handover_EXP.zip. EXP="a b" is a blend; HANDOVER holds
+# further flags of kit/submit/handover.py.
 EXP ?= base
 handover: OUTPUT = output
 handover: .venv/installed
@@ -20,7 +20,7 @@ demo: .venv/installed
 	.venv/bin/python input/make_demo.py
 	$(RUN) $(DEMO)
 
-# Two processes share the cores, hence one thread each.
+# pytest runs two processes, which share the cores: one thread each.
 test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow"
 
@@ -33,7 +33,7 @@ lint: .venv/installed
 
 install: .venv/installed
 
-# --compile-bytecode: without it, the first start of every script compiles torch for half a minute.
+# Without --compile-bytecode, the first start of a script compiles torch for half a minute.
 .venv/installed: requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make: Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
@@ -45,7 +45,7 @@ lock: .venv/installed
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
 	    --custom-compile-command "make lock" requirements-dev.txt -o requirements.lock
 
-# Needs the network: requirements.txt leaves the packages of Kaggle and Colab as they are, and suits each Python.
+# Checks requirements.txt against each Python and against the packages of Kaggle and Colab; needs the network.
 pins: .venv/installed
 	for python in 3.11 3.12 3.13; do \
 	    .venv/bin/uv pip compile --quiet --python-version $$python requirements.txt >/dev/null || exit; done

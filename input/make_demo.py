@@ -1,14 +1,14 @@
-"""Draws a small competition of food and drink packages, in the files that SIGNATE gives.
+"""A drawn competition of food and drink packages, in files like SIGNATE's.
 
     python input/make_demo.py                          # → input/demo/
     python input/make_demo.py --folder /tmp/demo1 --seed 1 --products 60 --test-products 40 --side 64
 
-Written: train.csv, train.zip, test.zip, sample_submit.csv, and what a real competition keeps to itself: solution.csv
+Writes train.csv, train.zip, test.zip and sample_submit.csv, and what a real competition keeps secret: solution.csv
 (image_name, label, usage Public or Private) and sources.csv (image_name, source: the product that an image shows).
 Label 0 is a drink, 1 a food; 46 % are drinks, as in the thesis' contest. As there, one photo of a product becomes
-several images: rotated, cropped, downscaled, blurred and relit copies. The test set shows other products than the
-training set, so a model that remembers prints and colours scores well on copies that it has seen, and badly on the
-leaderboard. What carries over to new products is the outline.
+several images, its duplicates: rotated, cropped, downscaled, blurred and relit. The test set shows other products than
+the training set, so a model that remembers prints and colours scores high on duplicates of images that it has seen, and
+low on the leaderboard. Only the outline generalises to new products.
 """
 
 import argparse
@@ -20,16 +20,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SIDE = 320  # px of a product's photo, before the copies are cut from it
+SIDE = 320  # px of a product's photo, from which its images are cut
 SHARE_OF_DRINKS, PUBLIC_SHARE = 0.46, 0.5
-WIDTHS = (0.9, 1.25), (0.75, 1.0)  # of drinks and foods: they overlap, so that the outline decides and not the width
+WIDTHS = (0.9, 1.25), (0.75, 1.0)  # drinks, foods: they overlap, so that the outline decides and not the width
 SYLLABLES = "ka ri mo to su na fu lo bel da vi go mi ra chi pon ze ya ten oka nor lux sol cre".split()
 GOODS = "TEA COLA MILK SODA JUICE WATER COFFEE LEMON", "CHIPS RICE SOUP CURRY BEANS SNACK JAM PASTA"
 KINDS = ("bottle", "can", "carton", "cup"), ("bag", "box", "tray", "jar")  # methods of Package
 
 
 def colour(rng, saturation=(90, 255), value=(110, 255)):
-    """A random RGB colour, as a tuple of three ints."""
+    """Draw a random RGB colour: a tuple of three ints."""
     hsv = np.uint8([[[rng.integers(180), rng.integers(*saturation), rng.integers(*value)]]])
     return tuple(int(c) for c in cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0])
 
@@ -39,7 +39,7 @@ def times(rgb, factor):
 
 
 def rounded(w, h, r, y):
-    """A rectangle of 2w × 2h about (0.5, y), with corners of radius r; the first corner is the upper right one."""
+    """Return the points of a rectangle of 2w × 2h about (0.5, y), with corners of radius r, upper right first."""
     corner = [(r * np.cos(a), r * np.sin(a)) for a in np.linspace(0, np.pi / 2, 8)]
     turns = [(1, -1, corner[::-1]), (1, 1, corner), (-1, 1, corner[::-1]), (-1, -1, corner)]
     return [(0.5 + sx * (w - r + dx), y + sy * (h - r + dy)) for sx, sy, part in turns for dx, dy in part]
@@ -67,21 +67,21 @@ class Package:
         self.polygon(np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1), fill, outline)
 
     def shade(self, strength):
-        """Darkens the layer towards its left and right edges, as a round body does."""
+        """Darken the layer towards its left and right edges, as on a round body."""
         columns = np.flatnonzero(self.mask.any(0))
         across = np.clip((np.arange(SIDE) - columns[0]) / max(1, columns[-1] - columns[0]), 0, 1)
         factor = 1 + strength * (0.25 - (across - 0.4) ** 2 * 2.2)
         self.rgb = np.clip(self.rgb * factor[None, :, None], 0, 255).astype(np.uint8)
 
     def write(self, text, x, y, width, fill):
-        """Writes `text` centred on (x, y), `width` wide."""
+        """Write `text` centred on (x, y), `width` wide."""
         (w, h), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, 1, 2)
         scale = width * SIDE / w
         at, thick = (int(x * SIDE - w * scale / 2), int(y * SIDE + h * scale / 2)), max(1, round(scale * 2))
         cv2.putText(self.rgb, text, at, cv2.FONT_HERSHEY_DUPLEX, scale, fill, thick, cv2.LINE_AA)
 
     def label(self, x0, y0, x1, y1):
-        """The printed part: a panel with a picture, the brand and what is inside."""
+        """Draw the printed part: a panel with a picture, the brand and the contents."""
         rng, panel, ink = self.rng, colour(self.rng), colour(self.rng, value=(20, 90))
         if rng.random() < 0.5:
             panel, ink = (245, 243, 235), colour(rng, value=(60, 160))
@@ -180,7 +180,7 @@ class Package:
 
 
 def background(rng):
-    """A table top: plain, planks, tiles or cloth, under uneven light. float32 [SIDE, SIDE, 3], 0 to 255."""
+    """Draw a table top, plain or of planks, tiles or cloth, under uneven light: float32 [SIDE, SIDE, 3], 0 to 255."""
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32) / SIDE
     base = np.array(colour(rng, (0, 110), (90, 240)), np.float32)
     kind, pattern = rng.integers(4), np.ones_like(x)
@@ -199,7 +199,7 @@ def background(rng):
 
 
 def photo(rng, label):
-    """One product on a table: uint8 [SIDE, SIDE, 3] RGB."""
+    """Draw one product on a table: uint8 [SIDE, SIDE, 3] RGB."""
     brand, kind = "".join(rng.choice(SYLLABLES, rng.integers(2, 4))).upper(), KINDS[label][rng.integers(4)]
     package = Package(rng, brand, str(rng.choice(GOODS[label].split())))
     getattr(package, kind)(rng)
@@ -213,7 +213,7 @@ def photo(rng, label):
 
 
 def copy_of(rng, source, side):
-    """One image made from a photo: turned, mirrored, cropped to 60 to 100 % of the side, scaled, blurred, relit."""
+    """Return a duplicate of a photo: rotated, mirrored, cropped to 60 to 100 % of the side, scaled, blurred, relit."""
     angle = 90.0 * rng.integers(4) if rng.random() < 0.7 else rng.uniform(0, 360)
     zoom, size = rng.uniform(1.0, 1.0 / 0.6), int(side * rng.uniform(0.75, 1.25))
     matrix = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), angle, zoom * size / SIDE)
@@ -228,7 +228,8 @@ def copy_of(rng, source, side):
 
 
 def images_of_product(task):
-    """→ list of (product's number, label, PNG file as bytes). Every product has a random stream of its own."""
+    """Draw a product's images. → [(product's number, label, PNG file as bytes)]. Every product has its own random
+    stream, so that the number of processes doesn't matter."""
     number, seed, side, copies = task
     rng = np.random.default_rng([seed, number])
     source = photo(rng, label := int(rng.random() >= SHARE_OF_DRINKS))
@@ -237,14 +238,14 @@ def images_of_product(task):
 
 
 def write(path, content):
-    """Writes bytes, or rows as a CSV: first under a temporary name."""
+    """Write bytes, or rows as a CSV, under a temporary name, and rename the file."""
     temporary, table = path.with_name(f".tmp.{path.name}"), isinstance(content, list)
     temporary.write_bytes("".join(",".join(map(str, row)) + "\n" for row in content).encode() if table else content)
     temporary.replace(path)
 
 
 def write_part(folder, part, products, rng):
-    """Writes the zip of "train" or "test" and its tables, the images in random order. → rows of sources.csv"""
+    """Write the zip of "train" or "test" and its tables, the images in random order. → rows of sources.csv"""
     images = [image for product in products for image in product]
     numbers, labels, files = zip(*(images[i] for i in rng.permutation(len(images))), strict=True)
     names, zipped = [f"{i:04}.png" for i in range(len(images))], io.BytesIO()
