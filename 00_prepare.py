@@ -7,9 +7,8 @@
 
 Reads INPUT/train.csv, INPUT/sample_submit.csv, and the images in INPUT/train.zip and INPUT/test.zip, or in folders of
 these names; flags name others, and docs/competitions.md has the flags of 83 competitions. Writes OUTPUT/prepared:
-folds.csv, test.csv, sample.csv, train_448.npy, test_448.npy, samples.png, prepared.json.
-duplicates.csv and .png show the copies of one source: they stay in one fold, or the CV would be too high.
-matched.png shows whether the held-out images are as far from the training images as the test images are.
+prepared.json, folds.csv, test.csv, sample.csv, train_448.npy, test_448.npy, samples.png; duplicates.csv and .png (they
+stay in one fold); matched.png (whether held-out images are as far from the training images as test images are).
 """
 
 import common  # first: it makes the other imports faster
@@ -29,8 +28,7 @@ from kit.data.image_cache import array_in_file, staged, write_cache
 from kit.data.labels import LABEL_FORMS
 from kit.data.prepared import Flags, read_prepared
 from kit.data.tables import refuse
-from kit.folds import duplicates, matching, shift
-from kit.folds.split import classes_missing_from_training, fold_table, make_folds
+from kit.folds import duplicates, matching, shift, split
 from kit.locks import locked
 from kit.report.pictures import draw_classes, draw_duplicates, draw_matched
 from kit.score.metrics import METRICS
@@ -47,14 +45,13 @@ def make_parser():
 
     add = parser.group("the competition's files, in --input")
     add("--train-csv", nargs="+", help="tables of images and labels (default: train.csv or another usual name)")
-    for part in ("train", "test"):
-        usual = f"{part}.zip, else {part}, {part}_images, images"
-        add(f"--{part}-images", nargs="+", help=f"folders or archives (default: {usual})")
+    add("--train-images", nargs="+", help="folders or archives (default: train.zip, else train, train_images, images)")
+    add("--test-images", nargs="+", help="folders or archives (default: test.zip, else test, test_images, images)")
     add("--sample-submit", help="rows and format of the submission (default: sample_submit.csv or another usual name)")
     add("--test-csv", help="the table of test images, where the sample's ids aren't image names")
     add("--join", help="another table, whose columns are added by those that both have")
 
-    add = parser.group("images and labels in the tables")
+    add = parser.group("images and labels")
     add("--image-column", help="the images' names (default: image_name, else the first that fits)")
     add("--label-column", nargs="+", help="the labels (default: label, else those that the sample's header names)")
     add("--label-form", choices=("auto", *LABEL_FORMS), default="auto", help="what the label columns hold: %(choices)s")
@@ -62,7 +59,10 @@ def make_parser():
     add("--label-pattern", metavar="REGEX", help="the class is what this finds in an image's path, such as (cat|dog)")
     add("--target-column", help="the targets' names, where each image and target has a row; END: they end image names")
     add("--drop-unlabelled", action="store_true", help="leave out rows without a label")
-    add("--train-header", choices=("auto", "yes", "no"), default="auto", help="of the table; no: its columns: 1, 2, …")
+    add("--train-header", choices=("auto", "yes", "no"), default="auto", help="auto, yes, or no: columns are 1, 2, …")
+    add("--bands", type=number(int, 1), nargs=3, metavar=("R", "G", "B"), help="red, green, blue bands, counted from 1")
+    add("--channels", nargs=3, metavar=("R", "G", "B"), help="ends of an image's three files: _red _green _blue")
+    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: name them and end; grey: go on")
 
     add = parser.group("what is scored and submitted")
     add("--metric", choices=("auto", *METRICS), default="auto", help="auto: by the task and the sample; listed below")
@@ -79,11 +79,6 @@ def make_parser():
     add("--embed", metavar="MODEL", help="--groups auto and copies compare the features of this timm model too")
     add("--weights", metavar="FILE", help="of --embed: hub, none, or a .safetensors or .pth file (default: hub)")
     add("--seed", type=number(int, 0), default=777, help="decides what is random in the folds")
-
-    add = parser.group("unusual images")
-    add("--bands", type=number(int, 1), nargs=3, metavar=("R", "G", "B"), help="bands to take of more, counted from 1")
-    add("--channels", nargs=3, metavar=("R", "G", "B"), help="ends of an image's three files, as _red _green _blue")
-    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: name them and end; grey: go on")
     return parser
 
 
@@ -120,7 +115,7 @@ def cache_images(competition, prepared, folder, size, records, may_be_grey):
     size and unreadable images. → ({"train", "test": uint8 [n, size, size, 3], memory-mapped}; float32 [N + T,
     STATISTICS] of kit/folds/shift.py). Raises UserError naming the unreadable images, unless they may be grey."""
     cv2.setNumThreads(1)  # the threads of `write_cache` share the cores already
-    arrays, statistics, unreadable = {}, np.zeros((len(competition.groups), shift.STATISTICS), np.float32), []
+    arrays, statistics = {}, np.zeros((len(competition.groups), shift.STATISTICS), np.float32)
     for part, names in competition.names.items():
         first = len(competition.names["train"]) if part == "test" else 0
 
@@ -132,29 +127,26 @@ def cache_images(competition, prepared, folder, size, records, may_be_grey):
         path, source = folder / f"{part}_{size}.npy", competition.sources[part]
         seen = write_cache(source, names, size, path, visit)
         arrays[part] = np.load(path, mmap_mode="r")
-        unreadable += [f"{part}/{name} ({why})" for name, (_, why) in zip(names, seen, strict=True) if why]
+        unreadable = [f"{part}/{name} ({why})" for name, (_, why) in zip(names, seen, strict=True) if why]
+        prepared.unreadable = [*dict.fromkeys(prepared.unreadable + unreadable)]
         shapes = Counter(f"{width} × {height}" for (width, height), _ in seen).most_common()
         shapes = listing((f"{shape} ({count})" for shape, count in shapes), 3)
         more = f"; {len(source.files) - len(names)} more not used" * (len(source.files) > len(names))
         say(f"{part:<12}{len(names)} images, {shapes}{more}")
-    problem = f"has {len(unreadable)} unreadable images: *: replace them, or give --unreadable grey"
-    refuse("--input", not may_be_grey and unreadable, problem)
+    problem = f"has {len(prepared.unreadable)} unreadable images: *: replace them, or give --unreadable grey"
+    refuse("--input", not may_be_grey and prepared.unreadable, problem)
     prepared.sizes = sorted({*prepared.sizes, size})
-    prepared.unreadable = [*dict.fromkeys([*prepared.unreadable, *unreadable])]
     return arrays, statistics
 
 
 def find_duplicates(competition, folder, arrays, records, flags):
     """Find the images that show one source, and write duplicates.csv and .png. → (the source of each, int [N + T]; the
-    points by which --groups auto compares folds, or None). Without `records`, the sources are the given groups."""
-    if records is None:
-        return competition.groups, None
+    points by which --groups auto compares folds, or None)."""
     names, features, points = competition.names, None, None
     if flags.embed:
         from kit.train.inference import embed  # torch and timm take seconds to import
 
-        size = arrays["train"].shape[1]
-        features = embed(flags.embed, size, flags.weights or "hub", flags.seed, [*arrays.values()])
+        features = embed(flags.embed, arrays["train"].shape[1], flags.weights or "hub", flags.seed, [*arrays.values()])
     with array_in_file(folder, np.float32, len(records), duplicates.VECTOR) as vectors:
         duplicates.words_and_colours(records, vectors)
         if flags.groups == "auto":
@@ -165,10 +157,10 @@ def find_duplicates(competition, folder, arrays, records, flags):
     count = len({*sources[: len(names["train"])]})
     alike = f"all images look like copies of {'one source' if count == 1 else f'{count} sources'}"
     refuse("--groups:", count < flags.folds, f"{alike} (same part, same camera?): give --groups none")
-    shown = names["train"], competition.labels.cells, names["test"]
-    common.write_csv(folder / "duplicates.csv", duplicates.table(pairs, evidence, sources, *shown))
-    draw_duplicates(folder / "duplicates.png", records, pairs, evidence, sources, *shown)
-    competition.prepared.duplicates = duplicates.summary(sources, *shown[:2])
+    table = duplicates.table(pairs, evidence, sources, names["train"], competition.labels.cells, names["test"])
+    common.write_csv(folder / "duplicates.csv", table)
+    draw_duplicates(folder / "duplicates.png", records, pairs, evidence, table)
+    competition.prepared.duplicates = duplicates.summary(sources, names["train"], competition.labels.cells)
     return sources, points
 
 
@@ -185,7 +177,7 @@ def choose_folds(competition, folder, arrays, statistics, sources, points):
             groups = pd.factorize(chosen.groups)[0]
     is_test = np.arange(len(sources)) >= len(labels.names)
     prepared.shift = shift.adversarial_validation(statistics, is_test, sources, prepared.seed)
-    folds = make_folds(labels, groups, prepared.folds, prepared.seed)
+    folds = split.make_folds(labels, groups, prepared.folds, prepared.seed)
     common.write_csv(folder / "folds.csv", folds)
     write_tests(folder, competition.sample)
     prepared.folds_hash = common.file_hash(folder / "folds.csv")
@@ -194,16 +186,15 @@ def choose_folds(competition, folder, arrays, statistics, sources, points):
 
 def report(competition, prepared, folds, size):
     """Print what was found: a topic a line, and how the classes are distributed over the folds."""
-    task, form, unreadable, tests = prepared.task, prepared.submission, prepared.unreadable, competition.sample.images
+    task, form, unreadable = prepared.task, prepared.submission, prepared.unreadable
     strata = task.strata(task.read_targets(folds.target))
-    missing = classes_missing_from_training(folds.fold.to_numpy(), strata) if task.strata_are_classes else []
-    missing = listing(task.names[k] for k in missing)
-    second = task.is_binary and (form["columns"] or form["value"] != "probability")
+    missing = split.classes_missing_from_training(folds.fold.to_numpy(), strata) if task.strata_are_classes else []
+    missing, tests = listing(task.names[k] for k in missing), len(competition.names["test"])
     plain = prepared.groups.startswith("auto") and prepared.duplicates and "too few images to match the test set"
     topics = {
-        "limit": prepared.limit and [f"a quick look: the submission ends with test image {len(tests)}"],
+        "limit": prepared.limit and [f"a quick look: the submission ends with test image {tests}"],
         "unreadable": unreadable and [f"{len(unreadable)} images, grey where nothing is left: {listing(unreadable)}"],
-        "positive": second and [repr(task.names[1])],
+        "positive": task.is_binary and (form["columns"] or form["value"] != "probability") and [repr(task.names[1])],
         "groups": duplicates.duplicate_lines(prepared.duplicates),
         "folds": matching.matching_lines(prepared.candidates) or (plain and [plain]),
         "classes": missing and [f"all their images are in one fold, whose model never learns them: {missing}"],
@@ -212,9 +203,8 @@ def report(competition, prepared, folds, size):
     for topic, lines in topics.items():
         for k, line in enumerate(lines or []):
             say(wrapped(f"{'' if k else topic:<12}", line))
-    say(f"\n{fold_table(folds, task)}\n")
-    pictures = ("samples.png", "duplicates.png", "matched.png")
-    pictures = listing(name for name in pictures if (prepared.folder / name).exists())
+    say(f"\n{split.fold_table(folds, task)}\n")
+    pictures = listing(path.name for path in sorted(prepared.folder.glob("*.png"), reverse=True))
     conclude(f"prepared {size} px → {prepared.folder}: look at {pictures}")
 
 
@@ -236,11 +226,12 @@ def main(args):
             with array_in_file(new, duplicates.RECORD, count) if searched else contextlib.nullcontext() as records:
                 images = cache_images(competition, prepared, new, size, records, args.unreadable == "grey")
                 if not earlier:
-                    sources, points = find_duplicates(competition, new, images[0], records, flags)
+                    sources, points = competition.groups, None
+                    if searched:
+                        sources, points = find_duplicates(competition, new, images[0], records, flags)
                     folds = choose_folds(competition, new, *images, sources, points)
                     prepared.flags = changed_flags(vars(args))
-            examples = prepared.task.examples(prepared.task.read_targets(folds.target))
-            draw_classes(new / "samples.png", images[0]["train"], folds, examples, prepared.seed)
+            draw_classes(new / "samples.png", images[0]["train"], folds, prepared.task, prepared.seed)
             replace(prepared, folder=new).write()
     report(competition, prepared, folds, size)
 

@@ -25,15 +25,7 @@ from kit.train import distributed
 from kit.train.augment import AUGMENTATIONS, Augmentation
 from kit.train.checkpoint import OUTPUTS, epoch_start, save_fold
 from kit.train.dataset import SAMPLERS, training_batches
-from kit.train.device import (
-    add_machine_flags,
-    autocast,
-    enough_memory,
-    keep_memory,
-    pick_amp,
-    pick_device,
-    pick_workers,
-)
+from kit.train.device import add_machine_flags, autocast, enough_memory, keep_memory, pick_amp, pick_device
 from kit.train.inference import PREDICT_BATCH, TTAS, predict, to_device
 from kit.train.linear_probe import probe, start_head
 from kit.train.losses import LOSSES
@@ -64,10 +56,8 @@ def make_parser():
         "logistic regression on frozen features")  # fmt: skip
     add("--init", default="weights", metavar="EXP", help="start from the same folds of EXP; probe: with a fitted head")
     add("--freeze", type=number(float, 0), default=0, help="freeze this share of the layers, input side first")
-    add("--norm", choices=("thesis", "model"), default="thesis", help="mean and std: thesis: 0.5; model: those of its "
-        "weights")  # fmt: skip
-    add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="K=V", help="for timm.create_model, such as "
-        "drop_path_rate=0.1")  # fmt: skip
+    add("--norm", choices=("thesis", "model"), default="thesis", help="mean and std: 0.5, or those of the weights")
+    add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="K=V", help="timm's, like drop_path_rate=0.1")
 
     add = parser.group("training (thesis 3.5, 3.6, 4.1)")
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
@@ -79,16 +69,13 @@ def make_parser():
     add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="%(choices)s")
     add("--weight-decay", type=number(float, 0), default=1e-4, help="weight decay")
     add("--schedule", choices=SCHEDULES, default="ranger21", help="of the learning rate: %(choices)s")
-    add("--warmup", type=number(float, 0), help="share of the steps in which the learning rate rises (default: "
-        "ranger21 0.22, cosine 0)")  # fmt: skip
+    add("--warmup", type=number(float, 0), help="share of steps with a rising rate (default: ranger21 0.22, cosine 0)")
     add("--layer-decay", type=number(float, above=0), help="multiply the learning rate by X per layer, towards the "
         "input (default: 1)")  # fmt: skip
     add("--clip-grad", type=number(float, above=0), help="maximum gradient norm")
-    add("--ema", type=number(float, 0), default=0, help="validate and keep a moving average of the weights, such as "
-        "0.99")  # fmt: skip
+    add("--ema", type=number(float, 0), default=0, help="validate and keep averaged weights, with a decay such as 0.99")
     add("--keep", choices=("best", "last"), default="best", help="the epoch: best validation score, or last")
-    add("--seed", type=number(int, 0), nargs="+", default=[777], help="of all that is random; several seeds train an "
-        "EXP_SEED each")  # fmt: skip
+    add("--seed", type=number(int, 0), nargs="+", default=[777], help="several seeds train an experiment EXP_SEED each")
 
     add = parser.group("images (thesis 3.1, 3.2)")
     add("--augment", choices=AUGMENTATIONS, default="d4", help="random transforms of training images: %(choices)s")
@@ -106,7 +93,7 @@ def make_parser():
 
 
 def defaults():
-    """Return the settings of a run without flags. An older experiment has them in place of settings that it lacks."""
+    """Return the settings of a run without flags."""
     args = make_parser().parse_args(["--fold", "0"])
     return settings(args, *args.seed)
 
@@ -119,9 +106,8 @@ def train_step(run, images, targets, share, is_last):
 
     images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: the batch's part of the step's gradient;
     is_last: whether the step ends with it. → (logits, loss), detached."""
-    experiment = run.experiment
     with distributed.syncing(run.model, is_last):
-        with autocast(experiment.device, experiment.amp):
+        with autocast(run.experiment.device, run.experiment.amp):
             logits = run.model(images)
         loss = run.criterion(logits, targets)
         run.scaler.scale(loss * share).backward()
@@ -223,23 +209,17 @@ def train_fold(run):
     return kept, logits, state["rows"]
 
 
-def draw_augmented(experiment):
-    """Draw augmented.png: training images as the model sees them."""
-    prepared, config, images = experiment.prepared, experiment.config, experiment.images
-    examples = prepared.task.examples(prepared.task.read_targets(experiment.folds.target))
-    transform = Augmentation(config["augment"], images.shape[1])
-    draw_classes(experiment.folder / "augmented.png", images, experiment.folds, examples, config["seed"], transform)
-
-
 def train_and_save(experiment, fold):
-    """Train one fold, unless it is finished, and save it."""
+    """Train one fold, unless it is finished, and save it. Draws augmented.png, where it is missing."""
     with start_fold(experiment, fold) as run:
         if run is None:
             return
-        if RANK == 0 and (experiment.replaced or not (experiment.folder / "augmented.png").exists()):
-            draw_augmented(experiment)
+        path, config, images = experiment.folder / "augmented.png", experiment.config, experiment.images
+        if RANK == 0 and (experiment.replaced or not path.exists()):
+            transform = Augmentation(config["augment"], images.shape[1])
+            draw_classes(path, images, experiment.folds, experiment.prepared.task, config["seed"], transform)
         warn_if_slow(run)
-        kept, logits, rows = probe(run) if experiment.config["tune"] == "probe" else train_fold(run)
+        kept, logits, rows = probe(run) if config["tune"] == "probe" else train_fold(run)
         if RANK == 0:
             save_fold(run, kept, logits, rows)
 
@@ -255,12 +235,10 @@ def main(args):
         how = dict(fold=args.fold, exps=exps, device=str(device), amp=amp, changed=changed(config, defaults()))
         print(json.dumps(config | how, indent=1))
         return
-    machine = {flag: getattr(args, flag) for flag in "weights compile track save_minutes stop_after".split()}
-    machine |= dict(device=device, amp=amp, workers=pick_workers(args.workers, device))
-    experiments = [
-        gather(folder, settings(args, seed), defaults(), args.fold, args.overwrite, **machine)
-        for folder, seed in zip(folders, args.seed, strict=True)
-    ]
+    flags = "fold overwrite weights compile workers track save_minutes stop_after".split()
+    machine = {flag: getattr(args, flag) for flag in flags} | dict(device=device, amp=amp)
+    seeds = zip(folders, args.seed, strict=True)
+    experiments = [gather(folder, settings(args, seed), defaults(), **machine) for folder, seed in seeds]
     with distributed.together(device), enough_memory("give --batch-size 1 --accumulate 17 --grad-checkpointing"):
         for experiment in experiments:
             for fold in experiment.chosen:

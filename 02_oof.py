@@ -35,6 +35,8 @@ FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
 MOST_EPOCHS = 5  # epochs in the table
 BLOCK = 4096  # images whose classes are sorted at once
 MOST_CLASSES, MOST_CONFUSIONS = 12, 10  # of more classes, the commonest confusions stand for the matrix
+INTERVAL = "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})"
+CV = "CV {cv:.4f} ({what}), 95 % {cv_low:.4f} to {cv_high:.4f}"
 
 
 def make_parser():
@@ -57,10 +59,6 @@ def cv_cells(score, values):
     return dict(zip(("cv", "cv_low", "cv_high"), (score, *intervals.interval(values)), strict=True))
 
 
-def with_interval(score, values):
-    return "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv_cells(score, values))
-
-
 # ---------------------------------------------------------------- one experiment
 
 
@@ -68,8 +66,7 @@ def read_epochs(oof):
     """Return foldK_epochs.csv of every finished fold, one below the other, with a column `fold`."""
     metric, tables = oof.prepared.metric, []
     for fold in oof.present:
-        path = oof.folder / f"fold{fold}_epochs.csv"
-        remedy = train_again(oof.folder, fold)
+        path, remedy = oof.folder / f"fold{fold}_epochs.csv", train_again(oof.folder, fold)
         table = read_table(path, remedy, dtype=None, keep_default_na=True)
         if f"valid_{metric}" not in table:
             raise UserError(f"{path} has no valid_{metric}, the metric of 00_prepare.py: {remedy}")
@@ -84,31 +81,25 @@ def epoch_table(epochs, metric):
     columns = [f"train_{metric}", f"valid_{metric}"]
     table = epochs[shown].pivot(index="fold", columns="epoch", values=columns).astype(float)
     table.loc["mean"] = table.mean()
-    table.columns = [f"{column[:5]} {epoch}" for column, epoch in table.columns]
-    table = table.rename_axis(None).rename_axis("fold", axis=1)
-    return table.to_string(float_format="{:.4f}".format, na_rep="nan")
-
-
-def confusion_text(targets, predicted, classes):
-    """Return the confusion matrix (thesis figure 4.1); where there are many classes, the commonest confusions."""
-    if len(classes) <= MOST_CLASSES:
-        matrix = confusion_matrix(targets, predicted, labels=range(len(classes)))
-        names = [name[: common.WIDTH // (1 + len(classes)) - 2] for name in classes]
-        table = pd.DataFrame(matrix, index=names, columns=names).to_string()
-        return f"images: a row for each label, a column for each prediction\n{table}"
-    pairs = sorted(zip(targets[targets != predicted], predicted[targets != predicted], strict=True))
-    names = [name[: common.WIDTH // 3] for name in classes]
-    commonest = Counter(pairs).most_common(MOST_CONFUSIONS)
-    rows = [f"{names[label]} → {names[prediction]}  {count}" for (label, prediction), count in commonest]
-    return "\n".join(["the commonest confusions: label → prediction  images", *rows])
+    table.columns = pd.Index([f"{column[:5]} {epoch}" for column, epoch in table.columns], name="fold")
+    return table.rename_axis(None).to_string(float_format="{:.4f}".format, na_rep="nan")
 
 
 def by_class(oof):
-    """Return as text which classes are confused, or how well each label or number is predicted."""
+    """Return as text how well each label or number is predicted; for classes, the confusion matrix (thesis figure 4.1),
+    or for many the commonest confusions."""
     table = oof.task.table_of_each(oof.targets, oof.predictions)
-    if table is None:
-        return confusion_text(oof.targets, oof.predictions.argmax(axis=1), oof.task.names)
-    return table.to_string(float_format="{:.4f}".format)
+    if table is not None:
+        return table.to_string(float_format="{:.4f}".format)
+    targets, predicted, count = oof.targets, oof.predictions.argmax(axis=1), len(oof.task)
+    if count <= MOST_CLASSES:
+        names = [name[: common.WIDTH // (1 + count) - 2] for name in oof.task.names]
+        table = pd.DataFrame(confusion_matrix(targets, predicted, labels=range(count)), index=names, columns=names)
+        return f"images: a row for each label, a column for each prediction\n{table.to_string()}"
+    pairs = sorted((a, b) for a, b in zip(targets, predicted, strict=True) if a != b)
+    names = [name[: common.WIDTH // 3] for name in oof.task.names]
+    rows = [f"{names[a]} → {names[b]}  {images}" for (a, b), images in Counter(pairs).most_common(MOST_CONFUSIONS)]
+    return "\n".join(["the commonest confusions: label → prediction  images", *rows])
 
 
 def write_predictions(oof):
@@ -117,12 +108,11 @@ def write_predictions(oof):
     if len(task) <= MOST_COLUMNS or not task.can_rank:
         values = pd.DataFrame(p, columns=[f"{task.value}_{name}" for name in task.names])
     else:
-        blocks = np.array_split(p, -(-len(p) // BLOCK))
-        top = np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :5] for block in blocks])
-        columns = {f"label_{k + 1}": [task.names[c] for c in top[:, k]] for k in range(5)}
-        columns |= {f"probability_{k + 1}": p[range(len(p)), top[:, k]] for k in range(5)}
-        values = pd.DataFrame(columns)
-    write_csv(oof.folder / "oof.csv", pd.concat([table, values], axis=1))
+        blocks = np.array_split(p, len(p) // BLOCK + 1)
+        top = np.concatenate([np.argsort(-block, axis=1, kind="stable")[:, :5] for block in blocks]).T
+        values = {f"label_{k}": [task.names[c] for c in column] for k, column in enumerate(top, 1)}
+        values |= {f"probability_{k}": p[range(len(p)), column] for k, column in enumerate(top, 1)}
+    write_csv(oof.folder / "oof.csv", pd.concat([table, pd.DataFrame(values)], axis=1))
 
 
 def score_predictions(oof, submitted, other_metric, draws):
@@ -138,10 +128,10 @@ def score_predictions(oof, submitted, other_metric, draws):
         rows[METRICS[other_metric].name] = (other_metric, "views", f" ({submitted})")
     weights, folds = intervals.bootstrap_weights(oof.folds.group, draws), oof.folds.fold.to_numpy()
     for row, (key, kind, note) in rows.items():
-        predictions = thresholds.held_out(key, oof.targets, oof.task.predictions(oof.logits[kind]), folds)
-        data = key, oof.targets, predictions
+        predictions = oof.task.predictions(oof.logits(kind))
+        data = key, oof.targets, thresholds.held_out(key, oof.targets, predictions, folds)
         scores[row] = intervals.scored(*data, weights), intervals.mean_of_folds(*data, folds, weights)
-        table.loc[row + note] = [with_interval(*score) for score in scores[row]]
+        table.loc[row + note] = [INTERVAL.format(**cv_cells(*score)) for score in scores[row]]
     return scores, table
 
 
@@ -178,34 +168,23 @@ def evaluate(oof, other_metric, draws):
     scores, score_table = score_predictions(oof, submitted, other_metric, draws)
     pooled, (mean, _) = scores[submitted]
     cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
-    return page.Evaluation(
-        oof=oof, epochs=epochs, submitted=submitted, score_table=score_table,
-        fold_table=score_folds(oof, epochs, other_metric), cv=cv, forecast=forecast_lines(oof, *pooled),
-        headline=f"{METRICS[oof.prepared.metric].name} {cv['cv']:.4f}",
-        interval="95 % {cv_low:.4f} to {cv_high:.4f}, by a bootstrap over ".format(**cv) + groups_of(oof),
-    )  # fmt: skip
-
-
-def groups_of(oof):
-    return f"{oof.folds.group.nunique()} groups ({len(oof.folds)} images)"
+    fold_table, forecast = score_folds(oof, epochs, other_metric), forecast_lines(oof, *pooled)
+    return page.Evaluation(oof, epochs, submitted, score_table, fold_table, cv, forecast)
 
 
 def print_scores(evaluation, alone):
     """Print an evaluation; the CV last, in bold where the experiment is alone."""
-    oof, cv, name = evaluation.oof, evaluation.cv, METRICS[evaluation.oof.prepared.metric].name
+    oof, name = evaluation.oof, METRICS[evaluation.oof.prepared.metric].name
     finished = f", {oof.folds_said}" if oof.folds_said else ""
     if alone:  # the reports of several have these
         epochs = epoch_table(evaluation.epochs, oof.prepared.metric)
         say(f"{oof.exp}: {name} by epoch{finished}\n{epochs}\n\n{by_class(oof)}\n")
-    say(f"{oof.exp}: {name} and its 95 % interval, by a bootstrap over {groups_of(oof)}")
-    say(evaluation.score_table.to_string())
+    say(f"{oof.exp}: {name} and its 95 % interval, {evaluation.basis}\n{evaluation.score_table.to_string()}")
     say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
-    if oof.folds.group.nunique() < FEW_GROUPS:
-        say("the images form few groups: the intervals say little")
-    for line in evaluation.forecast:
+    few = ["the images form few groups: the intervals say little"] * (oof.folds.group.nunique() < FEW_GROUPS)
+    for line in few + evaluation.forecast:
         say(line)
-    line = f"CV {cv['cv']:.4f} ({name}, pooled, {evaluation.submitted}{finished}), "
-    (conclude if alone else say)(line + "95 % {cv_low:.4f} to {cv_high:.4f}".format(**cv))
+    (conclude if alone else say)(CV.format(what=f"{name}, pooled, {evaluation.submitted}{finished}", **evaluation.cv))
 
 
 def score(oofs, other_metric, draws):
@@ -249,15 +228,14 @@ def compare(oofs, other_metric, draws, input_folder):
             for part, predictions in parts.items()
         }
         (base, score), *others = scores.items()
-        table = pd.Series({part: with_interval(*score) for part, score in scores.items()}).to_string()
+        table = pd.Series({part: INTERVAL.format(**cv_cells(*score)) for part, score in scores.items()}).to_string()
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {count} folds\n{table}")
         verdicts += [f"{name}: {intervals.verdict(base, score, part, other, better)}" for part, other in others]
     models = [parts[oof.exp] for oof in oofs]
     verdicts += weigh(oofs, targets, models, scores, input_folder)
     say("\n".join(verdicts).replace(": Δ = ", "\n    Δ = "))  # within a screen
     cells, finished = cv_cells(*scores["mean blend"]), f", {count} folds" * (len(shared) < oof.prepared.folds)
-    line = "CV {cv:.4f} ({name}, pooled, mean blend{finished}), 95 % {cv_low:.4f} to {cv_high:.4f}"
-    conclude(line.format(name=name, finished=finished, **cells))
+    conclude(CV.format(what=f"{name}, pooled, mean blend{finished}", **cells))
     return verdicts, dict(settings="mean blend", folds=count, metric=metric, **cells)
 
 
@@ -318,29 +296,19 @@ def write_ledger(output, evaluations, blend_cells, leaderboard):
     return ledger
 
 
-def check_flags(oofs, metric, overlays):
-    """Raise UserError for mistakes that must not wait for the scores. → kit/report/gradcam.py for --overlays, or None:
-    it loads torch, without which this script starts in a second."""
-    shared_folds(oofs)
-    if metric and (reason := reason_against(metric, oofs[0].task.key, oofs[0].task.names)):
-        raise UserError(f"--metric {metric}: {reason}")
-    if not overlays:
-        return None
-    from kit.report import gradcam
-
-    gradcam.library()
-    return gradcam
-
-
 def main(args):
     oofs = [read_oof(args.output, exp) for exp in args.exps]
-    gradcam = check_flags(oofs, args.metric, args.overlays)
+    shared_folds(oofs)  # before the scores: it refuses experiments without one
+    if args.metric and (reason := reason_against(args.metric, oofs[0].task.key, oofs[0].task.names)):
+        raise UserError(f"--metric {args.metric}: {reason}")
+    if args.overlays:
+        from kit.report import gradcam  # loads torch, without which this script starts in a second
     evaluations = score(oofs, args.metric, args.draws)
     verdicts, blend_cells = compare(oofs, args.metric, args.draws, args.input) if len(oofs) > 1 else ([], None)
     leaderboard = dict(public=args.lb_public, private=args.lb_private)
     ledger = write_ledger(args.output, evaluations, blend_cells, leaderboard)
     for evaluation in evaluations:
-        evaluation.heatmaps = gradcam.overlay_worst(evaluation.oof) if gradcam else {}
+        evaluation.heatmaps = gradcam.overlay_worst(evaluation.oof) if args.overlays else {}
         page.write(evaluation, ledger, verdicts, evaluations)
 
 

@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from common import RANK, WORLD, Parser, UserError, conclude, duration, file_hash, listing, number, replacing, say
+from common import RANK, Parser, UserError, conclude, duration, file_hash, listing, number, replacing, say
 from kit.experiment import note_in_ledger, read_oof
 from kit.score import thresholds
 from kit.score.blend import BLENDS, blend, read_weights, shared_folds
 from kit.score.metrics import METRICS
-from kit.submit import hidden_test
+from kit.submit.hidden_test import HiddenTest
 from kit.submit.submission import per_id, read_tests, write_submission
 from kit.train import distributed
 from kit.train.checkpoint import load_fold
@@ -95,36 +95,33 @@ class Machine:
     device: torch.device
     amp: str  # one of PRECISIONS
     compiled: bool
-    workers: int  # processes that load images
+    workers: int | None  # processes that load images; None: as pick_workers does
     batch_size: int
 
     def predict(self, model, images, amp, bar=None):
         """Return a model's logits of images uint8 [N, S, S, 3], float32 [N, K]. amp: fp16, bf16 or none."""
-        rows = np.arange(len(images))
-        return predict(model, images, rows, self.batch_size, self.device, amp, self.workers, bar)
+        rows, workers = np.arange(len(images)), pick_workers(self.workers, self.device)
+        return predict(model, images, rows, self.batch_size, self.device, amp, workers, bar)
 
 
-def pick_machine(device, deterministic, amp, compiled, workers, batch_size):
-    device = pick_device(device, deterministic)
-    keep_memory()
-    return Machine(device, amp, compiled, pick_workers(workers, device), batch_size)
-
-
-def pick_weights(weights, oofs, how, tta):
-    """Return (a weight for each experiment, or None; the honest score of fitted weights, else None)."""
-    exps = [oof.exp for oof in oofs]
-    if not is_file(weights):
-        check_weights(weights, exps, "or one file of 02_oof.py")
-        return weights, None
-    if any(kind_of(oof, tta) != "views" for oof in oofs):
-        raise UserError(f"--tta {tta}: {weights[0]} was fitted on other views: leave --tta out, or give numbers")
-    return read_weights(Path(weights[0]), oofs, how)
-
-
-def check_weights(weights, exps, otherwise):
-    """Raise UserError unless there are no weights, or a number for each experiment."""
-    if weights and not ([*map(type, weights)] == [float] * len(exps) and sum(weights) > 0):
+def check_weights(weights, exps, hidden):
+    """Raise UserError unless there are no weights, a number for each experiment, or one file, which hidden test sets
+    can't have."""
+    right = not weights or ([*map(type, weights)] == [float] * len(exps) and sum(weights) > 0)
+    if not right and (hidden or not is_file(weights)):
+        otherwise = "and no file beside --test-images" if hidden else "or one file of 02_oof.py"
         raise UserError(f"--weights needs a number for each of {listing(exps)}, not all of them 0, {otherwise}")
+
+
+def pick_blend(how, weights, oofs, tta):
+    """Return (a function: predictions [N, K] of each experiment → their blend; the honest score of fitted weights, or
+    None)."""
+    fitted_cv = None
+    if is_file(weights):
+        if any(kind_of(oof, tta) != "views" for oof in oofs):
+            raise UserError(f"--tta {tta}: {weights[0]} was fitted on other views: leave --tta out, or give numbers")
+        weights, fitted_cv = read_weights(Path(weights[0]), oofs, how)
+    return functools.partial(blend, how=how, weights=weights, task=oofs[0].task), fitted_cv
 
 
 def kind_of(oof, tta):
@@ -141,7 +138,7 @@ def cross_validate(oofs, tta, mix, fitted_cv=None):
         kind = kind_of(oof, tta)
         if kind != "views" and tta != "none":
             say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {tta}")
-        parts.append(oof.task.predictions(oof.logits[kind][rows]))
+        parts.append(oof.task.predictions(oof.logits(kind)[rows]))
     targets, mixed = oofs[0].targets[shared[0]], mix(parts)
     cut = thresholds.fit(metric, targets, mixed) if METRICS[metric].of_sets else None
     if cut is not None:
@@ -231,81 +228,52 @@ def submit_line(competition, path, note, header):
     return f'kaggle competitions submit -c {competition or "NAME"} -f {shlex.quote(str(path))} -m "{note}"'
 
 
-def note_leaderboard(output, name, metric_key, cv, solution, predictions):
-    """Print the scores by solution.csv, and note them in the ledger."""
-    (targets, parts), metric = solution, METRICS[metric_key]
-    scores = {part: metric.score(targets[rows], predictions[rows]) for part, rows in parts.items()}
-    note_in_ledger(output, name, dict(metric=metric_key, cv=cv) | scores)
-    say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
-
-
-def report(oofs, test, name, cv, path, competition, fitted):
-    """Print how to submit the file, what to know about it, and the CV. fitted: whether the blend's weights are."""
-    prepared, rows = oofs[0].prepared, len(test.layout)
+def submit(path, oofs, test, predictions, name, cv, competition, fitted):
+    """Write the submission; print its scores by solution.csv and how to submit it, and the CV. name: in the ledger;
+    fitted: whether the blend's weights are."""
+    prepared, count = oofs[0].prepared, len(test.layout)
+    metric, form = METRICS[prepared.metric], prepared.submission
+    by_id = per_id(predictions, test.submission_ids, prepared.per_id or "mean")
+    write_submission(path, test.layout, by_id, prepared.task, prepared.metric, form)
+    if test.solution:
+        targets, parts = test.solution
+        scores = {part: metric.score(targets[rows], predictions[rows]) for part, rows in parts.items()}
+        note_in_ledger(prepared.folder.parent, name, dict(metric=prepared.metric, cv=cv) | scores)
+        say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
     if competition or not test.solution:
-        say(submit_line(competition, path, f"{name} CV {cv:.4f}", prepared.submission["header"]))
+        say(submit_line(competition, path, f"{name} CV {cv:.4f}", form["header"]))
     for oof in oofs:
         if oof.missing:
             say(f"{oof.exp}: {oof.folds_said}")
     if prepared.limit:
-        say(f"a quick look at {rows} test images (--limit {prepared.limit}): not to be submitted")
+        say(f"a quick look at {count} test images (--limit {prepared.limit}): not to be submitted")
     if prepared.per_id:
         say(f"the submission takes the {prepared.per_id} of an id's images; the CV is of single images")
     honest = ", of weights fitted on the other folds" if fitted else ""
-    conclude(f"CV {cv:.4f} ({METRICS[prepared.metric].name}{honest}), {rows} rows, checked → {path}")
-
-
-def predict_hidden_test(args):
-    """Predict --test-images from the folds' files alone, and write the submission: `main` of a code competition."""
-    for flag in ("sample_submit", "test_csv", "within"):
-        if getattr(args, flag) and not args.test_images:
-            raise UserError(f"--{flag.replace('_', '-')} belongs to --test-images: give that too")
-    if not args.sample_submit:
-        raise UserError("--test-images needs the --sample-submit that lists them")
-    if WORLD > 1:
-        raise UserError("--test-images runs in one process: leave torchrun out")
-    check_weights(args.weights, args.exps, "and no file beside --test-images")
-    machine = pick_machine(args.device, args.deterministic, args.amp, args.compile, args.workers, args.batch_size)
-    with enough_memory("lower --batch-size"):
-        ensembles = hidden_test.read_ensembles(args.output, args.exps, machine.device, machine.amp, machine.compiled)
-        first = ensembles[0]
-        mix = functools.partial(blend, how=args.blend, weights=args.weights, task=first.task)
-        cut = hidden_test.fit_thresholds(ensembles, mix)  # its mistakes must not wait for the predictions
-        source, sample = hidden_test.read_test_images(
-            first, args.test_images, args.sample_submit, args.test_csv, args.output / "unpacked"
-        )
-        parts = hidden_test.predict_images(ensembles, source, sample.images, args.tta, args.within, machine.predict)
-    predictions = mix(parts)
-    if not np.isfinite(predictions).all():
-        raise UserError("the predictions are no numbers: predict with --amp none, or train the folds again")
-    predictions = predictions if cut is None else thresholds.apply(predictions, cut)
-    path = args.name or args.output / f"submission_{submission_name(args.exps, args.tta, args.blend, args.weights)}.csv"
-    by_id = per_id(predictions, sample.submission_ids, first.per_id or "mean")
-    write_submission(path, sample.layout, by_id, first.task, first.metric, first.form)
-    conclude(f"{len(sample.layout)} rows, checked → {path}")
+    conclude(f"CV {cv:.4f} ({metric.name}{honest}), {count} rows, checked → {path}")
 
 
 def main(args):
-    if args.test_images or args.sample_submit or args.test_csv or args.within:
-        return predict_hidden_test(args)
+    hidden = HiddenTest(args.test_images, args.sample_submit, args.test_csv, args.within)
+    check_weights(args.weights, args.exps, hidden.is_given())
+    name = submission_name(args.exps, args.tta, args.blend, args.weights)
+    device = pick_device(args.device, args.deterministic)
+    machine = Machine(device, args.amp, args.compile, args.workers, args.batch_size)
+    keep_memory()
+    if hidden.is_given():
+        path = args.name or args.output / f"submission_{name}.csv"
+        return hidden.submit(path, args.output, args.exps, args.tta, args.blend, args.weights, machine)
     oofs = [read_oof(args.output, exp) for exp in args.exps]
-    prepared, name = oofs[0].prepared, submission_name(args.exps, args.tta, args.blend, args.weights)
-    weights, fitted_cv = pick_weights(args.weights, oofs, args.blend, args.tta)
-    mix = functools.partial(blend, how=args.blend, weights=weights, task=prepared.task)
+    mix, fitted_cv = pick_blend(args.blend, args.weights, oofs, args.tta)
     cv, cut = cross_validate(oofs, args.tta, mix, fitted_cv)
     test = read_test_set(oofs, args.input)  # its mistakes must not wait for the predictions
-    machine = pick_machine(args.device, args.deterministic, args.amp, args.compile, args.workers, args.batch_size)
-    with distributed.together(machine.device), enough_memory("lower --batch-size"):
+    with distributed.together(device), enough_memory("lower --batch-size"):
         parts = [predict_test(oof, test, args.tta, machine) for oof in oofs]
     if RANK == 0:
         predictions = mix(parts) if cut is None else thresholds.apply(mix(parts), cut)
         folder = oofs[0].folder if len(oofs) == 1 else args.output
         path = args.name or folder / f"submission_{name}_CV{cv:.4f}.csv"
-        by_id = per_id(predictions, test.submission_ids, prepared.per_id or "mean")
-        write_submission(path, test.layout, by_id, prepared.task, prepared.metric, prepared.submission)
-        if test.solution:
-            note_leaderboard(args.output, name, prepared.metric, cv, test.solution, predictions)
-        report(oofs, test, name, cv, path, args.competition, is_file(args.weights))
+        submit(path, oofs, test, predictions, name, cv, args.competition, is_file(args.weights))
 
 
 if __name__ == "__main__":

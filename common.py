@@ -230,7 +230,7 @@ def replacing(path):
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides what the disk said
         if not isinstance(cause, OSError):
             raise
-        raise UserError(f"{path} can't be written ({cause.strerror or cause}): mend that or see --output") from error
+        raise UserError(f"{path} can't be written ({cause.strerror or cause}): fix that or see --output") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

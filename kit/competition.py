@@ -10,7 +10,7 @@ from common import UserError, listing, prepared_folder, say
 from kit.data import labels, tables
 from kit.data.image_source import ImageSource, PixelSource, check_images, find_images
 from kit.data.prepared import FLAGS_FOR_TEST, Flags, Prepared
-from kit.folds.split import given_groups, make_folds, pattern_groups
+from kit.folds.split import given_groups, make_folds
 from kit.score.metrics import METRICS, reason_against
 from kit.submit.sample_submission import Sample, read_sample
 
@@ -32,7 +32,7 @@ def read_competition(flags: Flags) -> Competition:
     sources = {part: find_images(part, flags) for part in ("train", "test")}
     table = read_training_table(sources["train"], flags)
     sample_path = tables.find_table(flags.input, flags.sample_submit, tables.SAMPLE)
-    training = labels.read_labels(table, sources["train"], tables.read_cells(sample_path, tables.NO_SAMPLE)[0][0], flags)
+    training = labels.read_labels(table, sources["train"], tables.read_rows(sample_path, tables.NO_SAMPLE)[0][0], flags)
     tests = tables.read_table(flags.input / flags.test_csv, "see --test-csv") if flags.test_csv else None
     tests = sources["test"].table or tests
     sample = read_sample(sample_path, sources["test"], training.task, tests, flags, training.columns)
@@ -93,12 +93,10 @@ def pick_metric(given, sample):
 
 def read_groups(names, table, source, flags):
     """Return the group of each training image, int [N], before any image is looked at."""
-    if flags.group_pattern:
-        return pattern_groups(flags.group_pattern, names)
-    if flags.searched or flags.groups == "none":
+    if not flags.group_pattern and (flags.searched or flags.groups == "none"):
         return np.arange(len(names))
     images = table and tables.image_column(table, source, flags.image_column)
-    return given_groups(flags.groups, flags.input, names, table, images)
+    return given_groups(flags, names, table, images)
 
 
 def rows_of_each_class(training, count, least, seed):

@@ -23,10 +23,15 @@ KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epo
 
 
 def differences(earlier, config):
-    """Return ['lr was 0.003 and is now 0.001', …] for the keys that both configs have."""
-    keys = sorted(key for key in earlier.keys() & config.keys() - {"changed"} if earlier[key] != config[key])
-    hashes = "folds_hash has changed: the folds are others"
-    return [hashes if k == "folds_hash" else f"{k} was {earlier[k]!r} and is now {config[k]!r}" for k in keys]
+    """Return ['lr was 0.003 and is now 0.001', …]. A setting that `earlier` lacks is younger and had its default."""
+    lines = []
+    for key in sorted(config.keys() - {"changed"}):
+        same = earlier[key] == config[key] if key in earlier else key not in config["changed"]
+        was = repr(earlier[key]) if key in earlier else "its default"
+        if not same:
+            others = "folds_hash has changed: the folds are others"
+            lines.append(others if key == "folds_hash" else f"{key} was {was} and is now {config[key]!r}")
+    return lines
 
 
 def is_finished(folder, fold):
@@ -44,17 +49,13 @@ def read_record(folder, fold):
     return read_json(folder / f"fold{fold}.json", train_again(folder, fold))
 
 
-def check_config(folder, config, defaults, replaced=()):
-    """Raise UserError where a finished fold that isn't one of `replaced` has other settings than `config`.
-
-    A setting that the fold's record lacks is younger than the fold, which therefore had its default."""
-    for path in sorted(folder.glob("fold*.pt")):
-        fold = path.stem.removeprefix("fold")
-        if fold.isdecimal() and is_finished(folder, fold) and int(fold) not in replaced:
-            changed = differences(defaults | read_record(folder, fold)["config"], config)
-            if changed:
-                was = f"fold {fold} of experiment {folder.name} was trained with other settings: {'; '.join(changed)}"
-                raise UserError(f"{was}. Give another --exp, or remove {folder}")
+def check_config(folder, config, replaced):
+    """Raise UserError where a finished fold that isn't one of `replaced` has other settings than `config`."""
+    numbers = [path.stem.removeprefix("fold") for path in folder.glob("fold*.pt")]
+    for fold in sorted({int(number) for number in numbers if number.isdecimal()} - {*replaced}):
+        if is_finished(folder, fold) and (changed := differences(read_record(folder, fold)["config"], config)):
+            was = f"fold {fold} of experiment {folder.name} was trained with other settings: {'; '.join(changed)}"
+            raise UserError(f"{was}. Give another --exp, or remove {folder}")
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def lock_fold(folder, fold):
 
 
 @contextlib.contextmanager
-def lock_config(folder, config, defaults, replaced):
+def lock_config(folder, config, replaced):
     """Write `config` to config.json, and keep it so for the block. replaced: the folds that are trained again.
 
     Raises UserError where finished folds, or folds that another process trains at this moment, have other settings."""
@@ -75,10 +76,9 @@ def lock_config(folder, config, defaults, replaced):
         alone = lock(file, wait=False)
         if not alone:
             lock(file, alone=False)  # after the process that may be writing config.json
-        check_config(folder, config, defaults, replaced)
+        check_config(folder, config, replaced)
         earlier = read_json(path, "run this again") if path.exists() else {}
-        changed = differences(defaults | earlier, config) if earlier else []
-        if changed and not alone:
+        if earlier and not alone and (changed := differences(earlier, config)):
             was = f"{folder.name} is being trained with other settings: {'; '.join(changed)}"
             raise UserError(f"{was}. Give another --exp, or wait")
         if earlier != config and (alone or not earlier):
@@ -87,27 +87,23 @@ def lock_config(folder, config, defaults, replaced):
         yield
 
 
-def logit_columns(kind, count):
-    """Return the columns of foldK.csv with the logits of one of KINDS; none where foldK_logits.npy holds them."""
-    return [f"{kind}_{k}" for k in range(count)] if count <= MOST_COLUMNS else []
+def logit_columns(count):
+    """Return the columns of foldK.csv with the logits of all KINDS; for many classes their hash, since
+    foldK_logits.npy holds them."""
+    return [f"{kind}_{k}" for kind in KINDS for k in range(count)] if count <= MOST_COLUMNS else ["logits"]
 
 
 def write_logits(folder, fold, table, kinds, count):
-    """Write foldK.csv: `table`, and the logits: kinds, a dict of KINDS, [n, K] each. For many classes they get a file
-    beside it, whose hash is in the table."""
-    path, columns = folder / f"fold{fold}.csv", {}
+    """Write foldK.csv: `table`, and the logits. kinds: a dict of KINDS, [n, K] each."""
+    logits = [np.asarray(kinds[kind], np.float32) for kind in KINDS]
     if count > MOST_COLUMNS:
-        beside = path.with_name(f"fold{fold}_logits.npy")
-        with replacing(beside) as temporary, open(temporary, "wb") as file:
-            parts = [np.asarray(kinds[kind], np.float32) for kind in KINDS]
-            shape = len(parts), *parts[0].shape
-            np.lib.format.write_array_header_1_0(file, dict(descr="<f4", fortran_order=False, shape=shape))
-            for part in parts:  # one after the other: together they would be in memory twice
-                file.write(np.ascontiguousarray(part).data)
-        columns["logits"] = file_hash(beside)[:16]
-    for kind in KINDS:
-        columns |= dict(zip(logit_columns(kind, count), np.asarray(kinds[kind]).T, strict=False))
-    write_csv(path, pd.concat([table, pd.DataFrame(columns, index=table.index)], axis=1))
+        with replacing(path := folder / f"fold{fold}_logits.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, logits)
+        cells = file_hash(path)[:16]
+    else:
+        cells = np.concatenate(logits, axis=1)
+    columns = pd.DataFrame(cells, columns=logit_columns(count), index=table.index)
+    write_csv(folder / f"fold{fold}.csv", pd.concat([table, columns], axis=1))
 
 
 @dataclass
@@ -120,19 +116,26 @@ class Oof:
     prepared: Prepared
     folds: pd.DataFrame  # the N rows of folds.csv whose fold is finished
     targets: np.ndarray  # [N] or [N, K], as the task has them
-    logits: "Logits"  # logits[kind], for one of KINDS: float [N, K] in the order of `folds`
     present: list[int]  # the finished folds
     missing: list[int]  # the others
     records: dict[int, dict]  # foldK.json of each finished fold
+    parts: dict[int, np.ndarray]  # the logits of each finished fold, float [KINDS, n, K]
 
     @property
     def task(self):
         return self.prepared.task
 
+    def logits(self, kind):
+        """Return the logits of one of KINDS: float [N, K]. For many classes, all three would fill the memory."""
+        logits = np.empty((len(self.folds), len(self.task)), next(iter(self.parts.values())).dtype)
+        for fold, part in self.parts.items():
+            logits[self.folds.fold == fold] = part[KINDS.index(kind)]
+        return logits
+
     @cached_property
     def predictions(self):
-        """What is submitted, out of fold: float [N, K], by the kept weights with the experiment's views."""
-        return self.task.predictions(self.logits["views"])
+        """The predictions out of fold, by the kept weights in the experiment's views: float [N, K]."""
+        return self.task.predictions(self.logits("views"))
 
     @property
     def folds_said(self):
@@ -158,29 +161,12 @@ def read_oof(output, exp):
             was = f"{path} was trained with other settings than fold {present[0]}: {'; '.join(changed)}"
             raise UserError(f"{was}: {train_again(folder, k)}")
     warn_of_mixed_provenance(exp, records)
-    parts = [read_fold(folder, k, len(prepared.task), folds[folds.fold == k]) for k in present]
-    rows = np.concatenate([np.flatnonzero(folds.fold == k) for k in present])
-    own = folds.iloc[np.sort(rows)].reset_index(drop=True)
+    task, folds = prepared.task, folds[folds.fold.isin(present)].reset_index(drop=True)
     return Oof(
-        exp=exp, folder=folder, config=config, prepared=prepared, folds=own, present=present, records=records,
-        missing=[k for k in range(prepared.folds) if k not in present], targets=prepared.task.read_targets(own.target),
-        logits=Logits(parts, np.argsort(np.argsort(rows))),
+        exp=exp, folder=folder, config=config, prepared=prepared, folds=folds, targets=task.read_targets(folds.target),
+        present=present, missing=[k for k in range(prepared.folds) if k not in present], records=records,
+        parts={k: read_fold(folder, k, len(task), folds[folds.fold == k]) for k in present},
     )  # fmt: skip
-
-
-class Logits:
-    """Logits of all folds, put in order for one kind at a time: for many classes the parts are mapped, and all three
-    in memory would fill it. parts: each fold's, float [KINDS, n, K]; rows: the row of each of their images."""
-
-    def __init__(self, parts, rows):
-        self.parts, self.rows = parts, rows
-
-    def __getitem__(self, kind):
-        logits, first = np.empty((len(self.rows), self.parts[0].shape[2]), self.parts[0].dtype), 0
-        for part in self.parts:
-            logits[self.rows[first : first + part.shape[1]]] = part[KINDS.index(kind)]
-            first += part.shape[1]
-        return logits
 
 
 def read_fold(folder, fold, count, expected):
@@ -188,30 +174,24 @@ def read_fold(folder, fold, count, expected):
     `expected`, that fold's rows of folds.csv. Raises UserError where they don't fit."""
     path, remedy = folder / f"fold{fold}.csv", train_again(folder, fold)
     table = read_table(path, remedy, dtype={"image_name": str, "target": expected.target.dtype, "logits": str})
-    columns = [column for kind in KINDS for column in logit_columns(kind, count)]
-    names = ["image_name", "target"]
-    same_columns = [*table.columns] == [*names, *(columns or ["logits"])]
-    if not same_columns or table[names].values.tolist() != expected[names].values.tolist():
+    names, columns = ["image_name", "target"], logit_columns(count)
+    if [*table.columns] != names + columns or table[names].values.tolist() != expected[names].values.tolist():
         raise UserError(f"{path} doesn't hold the images of fold {fold}: {remedy}")
-    if columns:
+    if count <= MOST_COLUMNS:
         numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
         logits = numbers.reshape(len(table), len(KINDS), count).transpose(1, 0, 2)
     else:
-        logits = read_wide(path.with_name(f"fold{fold}_logits.npy"), table.logits, remedy)
+        path = path.with_name(f"fold{fold}_logits.npy")
+        try:
+            if not (table.logits == file_hash(path)[:16]).all():
+                raise ValueError("its hash differs")
+            logits = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
     bad = table.image_name[~np.all([np.isfinite(kind).all(axis=1) for kind in logits], axis=0)]
     if len(bad):
         raise UserError(f"{path} has predictions that are no numbers ({listing(bad)}): {remedy}")
     return logits
-
-
-def read_wide(path, hashes, remedy):
-    """Return the logits in the file that `write_logits` put beside the table."""
-    try:
-        if not (hashes == file_hash(path)[:16]).all():
-            raise ValueError("its hash differs")
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
 
 
 def warn_of_mixed_provenance(exp, records):

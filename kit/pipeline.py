@@ -1,10 +1,10 @@
 """Pipeline of run.sh: 00, 01 for all folds, 02 and 03.
 
-One process runs them all, so that torch, timm and the rest are imported once; with --parallel, each GPU trains its
-folds in a process of its own. Unlike other parts it loads the scripts.
+One process runs them all, so that torch and timm are imported once; with --parallel, each GPU trains its folds in a
+process of its own. Unlike other parts it loads the scripts.
 """
 
-import importlib.util
+import importlib
 import os
 import shlex
 import subprocess
@@ -17,14 +17,6 @@ from common import ROOT, UserError, experiment_folder
 from kit.data.prepared import read_prepared
 from kit.train.device import pick_device
 from kit.train.settings import check_flags, experiment_names
-
-
-def load(name):
-    """Return a script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def parse(script, words):
@@ -50,22 +42,18 @@ def words_of(name, flags):
         raise UserError(f"{name} can't be read ({error}): fix its quotes") from None
 
 
-def shares(folds, gpus):
-    """Return the folds of each GPU: GPU i of n takes folds i, i + n, i + 2n …"""
-    return [list(range(gpu, folds, gpus)) for gpu in range(min(gpus, folds))]
-
-
 def train_in_parallel(flags, folds):
-    """Train the folds in a process for each visible GPU. Raises SystemExit with the code of one that failed, once all
-    have ended: a fold that fails doesn't end the others."""
+    """Train the folds in a process for each visible GPU: GPU i of n takes folds i, i + n, i + 2n … Raises SystemExit
+    with the code of one that failed, once all have ended: a fold that fails doesn't end the others."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(torch.cuda.device_count()))))
     gpus = visible.split(",") if visible else [None]
     jobs = []
     # Through `cat`, since two progress bars on one terminal would be unreadable.
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as reader:
         try:
-            for gpu, share in zip(gpus, shares(folds, len(gpus)), strict=False):
-                command = [sys.executable, ROOT / "01_train_fold.py", *flags, "--fold", *map(str, share)]
+            for i, gpu in enumerate(gpus[:folds]):
+                share = map(str, range(i, folds, len(gpus)))
+                command = [sys.executable, ROOT / "01_train_fold.py", *flags, "--fold", *share]
                 env = os.environ | ({} if gpu is None else dict(CUDA_VISIBLE_DEVICES=gpu))
                 jobs.append(subprocess.Popen(command, env=env, stdout=reader.stdin, start_new_session=True))
             codes = [job.wait() for job in jobs]
@@ -81,14 +69,14 @@ def train_in_parallel(flags, folds):
 
 def main(flags):
     parallel, flags = "--parallel" in flags, [flag for flag in flags if flag != "--parallel"]
-    prepare, train, oof, infer = map(load, ("00_prepare", "01_train_fold", "02_oof", "03_infer"))
+    names = "00_prepare", "01_train_fold", "02_oof", "03_infer"
+    prepare, train, oof, infer = map(importlib.import_module, names)
     args = parse(train, ["--fold=all", *flags])
     if args.fold != ["all"]:
         raise UserError("it trains every fold: leave --fold out, or run python 01_train_fold.py --fold K")
     if args.print_config:
         return run(train, args)
-    # Errors that can be found before any work.
-    check_flags(args)
+    check_flags(args)  # here and below: errors that can be found before any work
     exps, folders = experiment_names(args.exp, args.seed), ["--input", args.input, "--output", args.output]
     for exp in exps:
         experiment_folder(args.output, exp)

@@ -110,10 +110,10 @@ def started(flags, *more, fold=0):
 
     train = load(TRAIN)
     args = train.make_parser().parse_args([str(word) for word in (*flags, *more, "--fold", fold)])
-    machine = {flag: getattr(args, flag) for flag in "weights compile track save_minutes stop_after".split()}
-    machine |= dict(device=torch.device("cpu"), amp="none", workers=0)
+    flags = "fold overwrite weights compile workers track save_minutes stop_after".split()
+    machine = {flag: getattr(args, flag) for flag in flags} | dict(device=torch.device("cpu"), amp="none")
     config = train.settings(args, args.seed[0])
-    return set_up(train.gather(args.output / args.exp, config, train.defaults(), args.fold, False, **machine), fold)
+    return set_up(train.gather(args.output / args.exp, config, train.defaults(), **machine), fold)
 
 
 def features_path(flags, model="test_resnet"):

@@ -184,8 +184,9 @@ def test_features_of_a_network_replace_words_and_colours(copied):
     records = copied.records[::3]  # unrelated
     twins = {(i, i + 15) for i in range(15)}
     embedding = np.eye(15, dtype=np.float32)[np.arange(30) % 15]
-    by_dct = np.sort(duplicates.nearest(duplicates.d4_blind(records["dct"]), 5), axis=1)
-    by_dct = {(i, j) for i, j in by_dct.tolist() if i < j}
+    vectors = duplicates.d4_blind(records["dct"])
+    nearest = np.argsort(vectors @ vectors.T, axis=1)[:, -5:]
+    by_dct = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row if i != j}
     by_words, by_embedding = candidates(records), duplicates.candidate_pairs(records, embedding)
     assert by_dct <= {*map(tuple, by_words.tolist())}
     assert not twins <= {*map(tuple, by_words.tolist())}
@@ -279,7 +280,8 @@ def test_each_finding_has_one_line(changed, count, words):
 def test_duplicates_png_shows_the_least_certain_pairs_then_the_largest_groups(copied, tmp_path, monkeypatch):
     sheets, contact_sheet = [], pictures.contact_sheet
     monkeypatch.setattr(pictures, "contact_sheet", lambda *sheet: sheets.append(sheet) or contact_sheet(*sheet))
-    pictures.draw_duplicates(tmp_path / "sheet.png", copied.records[:7], PAIRS, EVIDENCE, *SHOWN)
+    table = duplicates.table(PAIRS, EVIDENCE, *SHOWN)
+    pictures.draw_duplicates(tmp_path / "sheet.png", copied.records[:7], PAIRS, EVIDENCE, table)
     ((rows, columns),) = sheets
     titles, captions = [title for title, _ in rows], [[caption for _, caption in cells] for _, cells in rows]
     assert columns == 8

@@ -490,8 +490,9 @@ def test_overlays_that_cannot_be_drawn_are_refused_in_one_line(trained, tmp_path
     assert "fold1.pt is damaged" in refused("02_oof.py", *flags)
     (folder / "prepared" / "train_32.npy").unlink()
     assert "train_32.npy is missing" in refused("02_oof.py", *flags)
-    for module in [name for name in sys.modules if name.startswith("pytorch_grad_cam")] or ["pytorch_grad_cam"]:
-        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    monkeypatch.delitem(sys.modules, "kit.report.gradcam")
+    monkeypatch.delattr("kit.report.gradcam")
     line = refused("02_oof.py", *flags)
     assert "--overlays needs grad-cam (" in line
     assert line.endswith("): pip install grad-cam"), "the cause, then the remedy"

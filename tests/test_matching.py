@@ -148,7 +148,7 @@ def test_a_test_set_of_new_subjects_gets_folds_that_hold_out_whole_subjects(seed
     assert share_split(matched.chosen.folds, matched.subject) < 0.1
     assert matched.chosen.distance < 0.3 * matched.candidates[0].distance
     assert np.median(matched.chosen.held_out) == pytest.approx(np.median(matched.chosen.test), abs=0.1)
-    best = matching.nearly_best(matched.candidates)
+    best = [candidate for candidate in matched.candidates if candidate.nearly_best]
     assert matched.chosen in best
     assert matched.chosen.held_out.mean() == min(candidate.held_out.mean() for candidate in best), (
         "the hardest of these"
@@ -279,7 +279,7 @@ def test_the_nearest_candidate_is_chosen_where_none_is_near_enough():
     for tests, where in ((train, "nearest"), (elsewhere, "farthest")):
         options = np.arange(len(train)), matched.targets, THREE, 5, 777, "accuracy"
         chosen, candidates = matching.choose_folds(np.concatenate([train, tests]), *options)
-        assert not matching.near_enough(chosen)
+        assert not chosen.near_enough
         assert chosen.distance == min(candidate.distance for candidate in candidates)
         held_out = [candidate.held_out.mean() for candidate in candidates]
         assert chosen.held_out.mean() == pytest.approx(dict(nearest=max, farthest=min)[where](held_out), abs=0.02)
@@ -399,7 +399,7 @@ def test_the_chosen_folds_are_written(prepared):
 
 def test_prepared_json_keeps_the_plain_candidates_and_those_nearly_best(prepared):
     content = json.loads((prepared.path / "prepared.json").read_text())
-    best = matching.nearly_best(prepared.candidates)
+    best = [candidate for candidate in prepared.candidates if candidate.nearly_best]
     kept = [candidate for candidate in prepared.candidates if candidate in best or not candidate.clusters]
     assert len(kept) < len(prepared.candidates)
     assert kept[0].name == "each image alone"

@@ -86,18 +86,21 @@ def test_weights_equal_repetitions_and_draws_equal_scores(key, classes):
             repeated = METRICS[key].score(targets[rows], probabilities[rows])
             assert value == pytest.approx(repeated, abs=1e-9, nan_ok=True)
             assert METRICS[key].score(targets, probabilities, drawn) == pytest.approx(repeated, abs=1e-9, nan_ok=True)
+            if len(set(targets[rows])) == classes:
+                assert value == pytest.approx(expected(key, targets[rows], probabilities[rows]), abs=1e-9)
         assert np.isfinite(np.delete(values, 3)).all()
 
 
 @pytest.mark.parametrize("rarity", [0.02, 0.5, 0.98])
-def test_vectorised_areas_equal_single_ones_for_rare_and_common_positives(rarity):
+def test_vectorised_areas_equal_scikit_learns_for_rare_and_common_positives(rarity):
     rng = np.random.default_rng(2)
     targets = (rng.random(500) < rarity).astype(int)
     score = np.round(rng.normal(size=500) + targets, 1)
     probabilities = softmax(np.stack([np.zeros(500), score], axis=1))
     weights = bootstrap_weights(np.arange(500), 30)
+    rows = [np.repeat(np.arange(500), drawn) for drawn in weights]
     for key in ("auc", "pauc"):
-        single = [METRICS[key].score(targets, probabilities, w) for w in weights]
+        single = [expected(key, targets[r], probabilities[r]) for r in rows]
         assert scored(key, targets, probabilities, weights)[1] == pytest.approx(single, abs=1e-12)
 
 

@@ -442,7 +442,7 @@ def test_bom_crlf_blank_lines_and_cp932_are_read(toy, tmp_path):
     assert (prepared(flags) / "folds.csv").read_bytes() == folds
     path = tmp_path / "t.csv"
     path.write_bytes("名前,ラベル\n0001,NA\n".encode("cp932"))
-    assert read_rows(path, "") == [["名前", "ラベル"], ["0001", "NA"]]
+    assert read_rows(path, "")[0] == [["名前", "ラベル"], ["0001", "NA"]]
 
 
 # ---------------------------------------------------------------- metric and submission
@@ -470,9 +470,10 @@ def submission_of(flags, rows, *more):
 
 def test_the_sample_decides_the_submission_format(toy):
     flags = toy()
-    assert submission_of(flags, [("t000.png", 0)]) == dict(header=None, value="probability", columns=None)
+    one = dict(value="probability", columns=None, header=None, id_column=0, separator=",", values=[1])
+    assert submission_of(flags, [("t000.png", 0)]) == one
     headed = [("image_id", "target"), ("t000.png", 0.5)]
-    assert submission_of(flags, headed) == dict(header=["image_id", "target"], value="probability", columns=None)
+    assert submission_of(flags, headed) == one | dict(header=["image_id", "target"])
     both = [("id", "1", "0"), ("t000.png", 0.5, 0.5)]
     assert submission_of(flags, both)["columns"] == ["1", "0"]
     assert submission_of(flags, headed, "--submit-value", "label")["value"] == "label"

@@ -155,18 +155,18 @@ def test_a_class_without_training_images_is_never_predicted(present):
 
 
 def test_c_is_chosen_in_folds_that_keep_groups_together(flags, resnet, monkeypatch):
-    plain_fit, plain_choose, seen = linear_probe.fit_head, linear_probe.choose_strength, {}
+    fit_head, fit_classes, seen = linear_probe.fit_head, linear_probe.fit_classes, {}
 
-    def fit(vectors, targets, groups, *more):
+    def note_groups(vectors, targets, groups, *more):
         seen["groups"] = groups
-        return plain_fit(vectors, targets, groups, *more)
+        return fit_head(vectors, targets, groups, *more)
 
-    def choose(points, targets, folds, options):
+    def note_folds(points, targets, folds, *more):
         seen["folds"] = folds
-        return plain_choose(points, targets, folds, options)
+        return fit_classes(points, targets, folds, *more)
 
-    monkeypatch.setattr(linear_probe, "fit_head", fit)
-    monkeypatch.setattr(linear_probe, "choose_strength", choose)
+    monkeypatch.setattr(linear_probe, "fit_head", note_groups)
+    monkeypatch.setattr(linear_probe, "fit_classes", note_folds)
     done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
     folds = pd.read_csv(flags[3] / "prepared" / "folds.csv")
     assert seen["groups"].tolist() == folds.group[folds.fold != 0].tolist()
@@ -187,7 +187,7 @@ def test_c_has_the_least_log_loss():
             parts = [(folds != k, folds == k) for k in range(4)]
             fits = [(LogisticRegression(C=c).fit(points[train], targets[train]), valid) for train, valid in parts]
             losses.append(np.mean([log_loss(targets[valid], fit.predict_proba(points[valid])) for fit, valid in fits]))
-        chosen.append(linear_probe.choose_strength(points, targets, folds, dict(class_weight=None, max_iter=1000)))
+        chosen.append(linear_probe.fit_classes(points, targets, folds, 2, False)[2])
         assert chosen[-1] == linear_probe.STRENGTHS[np.argmin(losses)]
     assert chosen[0] < chosen[1] < chosen[2]
 
@@ -292,18 +292,19 @@ def test_a_killed_computation_of_features_resumes_after_its_last_block(flags, re
         else:
             with pytest.raises(KeyboardInterrupt):
                 kit(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
-    part = path.with_suffix(".part")
-    assert part.exists()
+    parts = sorted(path.parent.glob("features_*.part"))
+    assert [part.name for part in parts] == [path.with_suffix(f".{number}.part").name for number in range(4)]
     assert not path.exists()
-    if end == "half a block":
-        part.write_bytes(part.read_bytes()[:-10])
+    if end == "half a block":  # which the kill has left under its temporary name
+        (path.parent / f".tmp1.{parts[3].name}").write_bytes(parts[3].read_bytes()[:-10])
+        parts[3].unlink()
     calls.clear()
     monkeypatch.setattr(linear_probe, "predict", counted)
     done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
     blocks = -(-48 // 8) + -(-TESTS // 8)
     assert len(calls) == blocks - (3 if end == "half a block" else 4)
     assert np.array_equal(np.load(path), expected)
-    assert not part.exists()
+    assert not list(path.parent.glob("features_*.part"))
 
 
 def test_features_are_stopped_by_stop_after_and_resume(flags, resnet, monkeypatch):

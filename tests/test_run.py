@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -15,9 +16,20 @@ from kit import pipeline
 PLAIN = dict(PREPARE="--folds 2 --groups none")
 
 
-def test_the_folds_are_shared_between_the_gpus():
-    assert pipeline.shares(5, 2) == [[0, 2, 4], [1, 3]]
-    assert pipeline.shares(2, 3) == [[0], [1]]
+@pytest.mark.parametrize(("folds", "gpus", "shares"), [(5, "0,1", ["024", "13"]), (2, "0,1,2", ["0", "1"])])
+def test_the_folds_are_shared_between_the_gpus(folds, gpus, shares, monkeypatch):
+    popen, started = subprocess.Popen, []
+
+    def start(command, env=None, **options):
+        if command[0] == "cat":
+            return popen(command, **options)
+        started.append((env["CUDA_VISIBLE_DEVICES"], "".join(command[command.index("--fold") + 1 :])))
+        return popen(["true"])
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    pipeline.train_in_parallel(["--exp", "base"], folds)
+    assert started == [*zip(gpus.split(","), shares, strict=False)]
 
 
 def test_errors_in_variables_and_flags_are_found_before_any_work(tmp_path, monkeypatch, capsys):

@@ -9,13 +9,14 @@ from conftest import done, png, write_csv
 
 from common import UserError
 from kit.data import tables
-from kit.data.labels import LabelFlags, read_labels
-from kit.submit.sample_submission import SampleFlags, read_sample
+from kit.data.labels import read_labels
+from kit.data.prepared import Flags
+from kit.submit.sample_submission import read_sample
 from kit.submit.submission import write_submission
 
 
 def source_of(*names):
-    return SimpleNamespace(path="images", find=lambda name: name if name in names else None)
+    return SimpleNamespace(path="images", table=None, find=lambda name: name if name in names else None)
 
 
 SOURCE = source_of(*(f"{part}{i}" for part in "at" for i in range(6)))
@@ -24,7 +25,7 @@ SOURCE = source_of(*(f"{part}{i}" for part in "at" for i in range(6)))
 def training_of(tmp_path, header, rows, **flags):
     """→ the TrainingLabels of a table of images a0, a1, …"""
     write_csv(tmp_path / "train.csv", [header, *([f"a{i}", *row] for i, row in enumerate(rows))])
-    return read_labels(tables.read_table(tmp_path / "train.csv", ""), SOURCE, ["id"], LabelFlags(**flags))
+    return read_labels(tables.read_table(tmp_path / "train.csv", ""), SOURCE, ["id"], Flags(**flags))
 
 
 def sample_of(tmp_path, training, rows, tests=None, source=SOURCE, form=None, **flags):
@@ -32,7 +33,7 @@ def sample_of(tmp_path, training, rows, tests=None, source=SOURCE, form=None, **
     if tests:
         write_csv(tmp_path / "tests.csv", tests)
         tests = tables.read_table(tmp_path / "tests.csv", "")
-    path, flags = tmp_path / "sample.csv", SampleFlags(**flags)
+    path, flags = tmp_path / "sample.csv", Flags(**flags)
     return read_sample(path, source, training.task, tests, flags, training.columns, form)
 
 
@@ -40,7 +41,7 @@ def filled(tmp_path, sample, predictions):
     """→ the rows of a submission, written and checked."""
     path, predictions = tmp_path / "out.csv", np.array(predictions)
     write_submission(path, sample.layout, predictions, sample.task, "accuracy", sample.form)
-    return tables.read_rows(path, "")
+    return tables.read_rows(path, "")[0]
 
 
 def three(tmp_path, names="012"):
@@ -71,7 +72,7 @@ def test_classes_named_like_images_are_a_header(tmp_path):
 
 def test_numbers_go_to_the_columns_that_their_names_begin_with(tmp_path, capsys):
     columns = ["x_mean", "y_mean"]
-    training = training_of(tmp_path, ["id", *columns], [["1", "10"], ["2", "20"]], columns=columns)
+    training = training_of(tmp_path, ["id", *columns], [["1", "10"], ["2", "20"]], label_column=columns)
     sample = sample_of(tmp_path, training, [["id", "y", "x"], ["t0", "0", "0"]])
     assert filled(tmp_path, sample, [[1.5, 15]])[1] == ["t0", "15", "1.5"]
     assert "other names: y ← y_mean, x ← x_mean" in capsys.readouterr().out
@@ -131,7 +132,7 @@ def test_a_row_for_each_image_and_class_asks_for_its_class_whichever_is_positive
     done("00_prepare.py", *flags, *more, "--size", 8, "--folds", 2, "--groups", "none")
     classes = json.loads((tmp_path / "prepared" / "prepared.json").read_text())["classes"]
     assert classes[1] == positive
-    _, *layout = tables.read_rows(tmp_path / "prepared" / "sample.csv", "")
+    _, *layout = tables.read_rows(tmp_path / "prepared" / "sample.csv", "")[0]
     assert [classes[int(target)] for _, target, *_ in layout] == [kind for _, kind in tests]
 
 
@@ -164,7 +165,7 @@ def test_a_class_names_the_only_value_column_wherever_it_stands(tmp_path):
 
 def test_several_positive_classes_add_up(tmp_path):
     rows = [["id", "value"], ["t0", "0.5"]]
-    sample = sample_of(tmp_path, three(tmp_path, "abc"), rows, value="probability", positive=["c", "a"])
+    sample = sample_of(tmp_path, three(tmp_path, "abc"), rows, submit_value="probability", positive=["c", "a"])
     assert sample.form["summed"] == ["c", "a"]
     assert filled(tmp_path, sample, [[0.25, 0.25, 0.5]])[1] == ["t0", "0.75"]
 
@@ -182,7 +183,8 @@ def test_f1_of_one_class_asks_which(tmp_path):
     ("cell", "written"), {"a b": "a c", "a|b": "a|c", "a, b": "a, c", "[a, b]": "[a, c]", "": "a c"}.items()
 )
 def test_a_set_is_written_as_the_sample_writes_it(tmp_path, cell, written):
-    training = training_of(tmp_path, ["id", "labels"], [["a b"], ["c"], ["b c"]], columns=["labels"], form="list")
+    rows = [["a b"], ["c"], ["b c"]]
+    training = training_of(tmp_path, ["id", "labels"], rows, label_column=["labels"], label_form="list")
     sample = sample_of(tmp_path, training, [["id", "labels"], ["t0", cell]])
     assert filled(tmp_path, sample, [[0.9, 0.1, 0.8]])[1] == ["t0", written]
 
@@ -209,31 +211,32 @@ def test_tables_are_joined_by_all_columns_that_both_have(tmp_path):
 @pytest.mark.parametrize("cell", ["", "nan", "-1", "2", "0.5", "yes"])
 def test_a_column_for_each_label_holds_zeros_and_ones(tmp_path, form, cell):
     with pytest.raises(UserError, match="has other cells than 0 and 1 in x, y"):
-        training_of(tmp_path, ["id", "x", "y"], [["0", "1"], ["1", cell]], columns=["x", "y"], form=form)
+        training_of(tmp_path, ["id", "x", "y"], [["0", "1"], ["1", cell]], label_column=["x", "y"], label_form=form)
 
 
 def test_a_long_table_with_two_values_of_one_target_is_refused(tmp_path):
     write_csv(tmp_path / "t.csv", [["image_name", "kind", "label"], ["a0", "q", "0"], ["a0", "q", "1"]])
     table = tables.read_table(tmp_path / "t.csv", "")
     with pytest.raises(UserError, match="two values of q for a0"):
-        read_labels(table, SOURCE, ["id"], LabelFlags(target_column="kind"))
+        read_labels(table, SOURCE, ["id"], Flags(target_column="kind"))
 
 
 def test_a_separator_that_leaves_commas_in_labels_is_refused(tmp_path):
     with pytest.raises(UserError, match="has labels such as a, where ' ' stands between two"):
-        training_of(tmp_path, ["id", "labels"], [["a, d"], ["d"]], columns=["labels"], form="list")
+        training_of(tmp_path, ["id", "labels"], [["a, d"], ["d"]], label_column=["labels"], label_form="list")
     with pytest.raises(UserError, match="--separator is empty"):
-        training_of(tmp_path, ["id", "x"], [["a"], ["d"]], columns=["x"], form="list", separator="")
+        training_of(tmp_path, ["id", "x"], [["a"], ["d"]], label_column=["x"], label_form="list", separator="")
 
 
 def test_a_number_that_never_changes_is_refused(tmp_path):
     rows = [["1", "5"], ["2", "5"], ["", ""]]
     with pytest.raises(UserError, match="no two different numbers in column y"):
-        training_of(tmp_path, ["id", "x", "y"], rows, columns=["x", "y"], form="number")
+        training_of(tmp_path, ["id", "x", "y"], rows, label_column=["x", "y"], label_form="number")
 
 
 def test_the_ranges_of_numbers_are_those_of_the_images_kept(tmp_path):
-    training = training_of(tmp_path, ["id", "x"], [["1.5"], ["9"], ["2"], [""]], columns=["x"], form="number")
+    rows = [["1.5"], ["9"], ["2"], [""]]
+    training = training_of(tmp_path, ["id", "x"], rows, label_column=["x"], label_form="number")
     assert training.task.ranges == [[1.5, 9]]
     part = training.part(np.array([0, 2, 3]))
     assert (part.names, part.task.ranges) == (["a0", "a2", "a3"], [[1.5, 2]])
@@ -243,10 +246,10 @@ def test_the_samples_ids_are_no_label(tmp_path):
     rows = [["7", "a0", "0.5"], ["8", "a1", "1.5"]]
     write_csv(tmp_path / "train.csv", [["id", "path", "score"], *rows])
     table = tables.read_table(tmp_path / "train.csv", "")
-    training = read_labels(table, SOURCE, ["id", "score"], LabelFlags(metric="rmse"))
+    training = read_labels(table, SOURCE, ["id", "score"], Flags(metric="rmse"))
     assert (training.names, training.task.names) == (["a0", "a1"], ["score"])
 
 
 def test_a_tsv_with_commas_in_its_cells_is_split_at_tabs(tmp_path):
     (tmp_path / "t.tsv").write_text("a0\ta,b\na1\tc\n")
-    assert tables.read_rows(tmp_path / "t.tsv", "") == [["a0", "a,b"], ["a1", "c"]]
+    assert tables.read_rows(tmp_path / "t.tsv", "")[0] == [["a0", "a,b"], ["a1", "c"]]

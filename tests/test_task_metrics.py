@@ -98,6 +98,7 @@ def test_weights_equal_repetitions_draws_equal_scores_and_folds_are_averaged(key
         rows = np.repeat(np.arange(COUNT), drawn)
         repeated = METRICS[key].score(targets[rows], predictions[rows])
         assert value == pytest.approx(repeated, abs=1e-9)
+        assert value == pytest.approx(expected(key, targets[rows], predictions[rows]), abs=1e-9)
         assert METRICS[key].score(targets, predictions, drawn) == pytest.approx(repeated, abs=1e-9)
     assert np.isfinite(values).all()
     assert len(set(np.round(values, 9))) > 9

@@ -20,7 +20,7 @@ from common import UserError, read_table
 from kit.folds.split import assign_folds
 from kit.score import thresholds
 from kit.score.tasks import Classes, Labels, Numbers, task_from_json
-from kit.train.linear_probe import STRENGTHS, fit_shared_head
+from kit.train.linear_probe import STRENGTHS, fit_head
 from kit.train.losses import LOSSES, binary_cross_entropy, squared_error
 from kit.train.settings import for_task
 
@@ -379,7 +379,7 @@ def test_the_shared_head_is_scikit_learns_logistic_regression(kind):
         targets = (rng.random(targets.shape) < targets).astype(np.float32)
     else:
         targets[3, 1] = targets[50:60, 2] = np.nan
-    weight, bias, strength = fit_shared_head(vectors, targets, np.arange(120), 777)
+    weight, bias, strength = fit_head(vectors, targets, np.arange(120), 3, False, 777)
     assert (weight.shape, bias.shape, weight.dtype) == ((3, 5), (3,), np.float32)
     assert strength in STRENGTHS
     scaler = StandardScaler().fit(vectors)

@@ -175,8 +175,8 @@ def test_a_probe_logs_its_scores(flags, weights):
 
 
 def test_a_missing_library_is_refused_before_any_training(flags, monkeypatch):
-    for name in trackers.TRACKERS:
-        monkeypatch.setitem(sys.modules, name, None)  # importing it raises ImportError
+    for name, tracker in trackers.TRACKERS.items():
+        monkeypatch.setitem(sys.modules, tracker.module, None)  # importing it raises ImportError
         line = refused("01_train_fold.py", *flags, *FOLD, "--track", name)
         assert f"--track {name} can't be used here" in line
         assert line.endswith(f"pip install {name}")
@@ -184,7 +184,9 @@ def test_a_missing_library_is_refused_before_any_training(flags, monkeypatch):
 
 
 def test_a_library_that_lacks_a_part_is_refused(flags, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat", None)
     assert refused("01_train_fold.py", *flags, *FOLD, "--track", "tensorboard").endswith("pip install tensorboard")
 
 

@@ -233,7 +233,7 @@ def small_run(classifier, **config):
         experiment=SimpleNamespace(config=config, prepared=prepared, device=CPU, amp="none"), fold=0,
         train_rows=np.arange(0), valid_rows=np.arange(0), classifier=classifier, model=classifier,
         criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, ema=None,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, {}, 0),
+        scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, 0),
         track=Track(None, Path(), 0, config),
     )  # fmt: skip
 
@@ -385,7 +385,7 @@ def test_padded_hidden_units_of_a_swiglu_change_nothing():
     mlps = [module for module in padded.modules() if type(module) is AlignedSwiGLU]
     assert [mlp.fc2.in_features for mlp in mlps] == [170, 170]
     for mlp in mlps:
-        mlp.forward = mlp.filled
+        mlp.forward = mlp.padded
     images = torch.randn(3, 3, 56, 56)
     logits = [network(images) for network in (plain, padded)]
     torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-7)

@@ -1,14 +1,18 @@
-"""Archives: folders, zip and tar files read in place; 7z and tar.gz files unpacked once. All give names and bytes."""
+"""Archives: folders, zip and tar files read in place; 7z and tar.gz files unpacked once. All are lists of Files."""
 
 import contextlib
 import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 from common import UserError, say
 from kit.locks import locked
@@ -19,88 +23,73 @@ DAMAGED = tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError,
 RESERVE = 2**28  # bytes that unpacking leaves free on the disk
 
 
-def open_archive(path, unpacked=None):
-    """Return the Folder, Zip or Tar at `path`.
+class File(NamedTuple):
+    """A file in a folder or an archive."""
 
-    A .7z or .tar.gz is unpacked below the folder `unpacked`, once. Raises UserError where that is None, and for
-    archives that are missing, damaged, encrypted, in parts, packed by bz2 or xz, or larger than the free space."""
+    name: str  # with the folders in which it is there
+    content: tuple[int, ...]  # its size and, in a zip, its CRC
+    open: Callable  # () → the file, opened for reading; this or reading it raises one of DAMAGED
+    plain: bool = False  # whether it isn't in an archive
+
+
+def open_archive(path, unpacked=None):
+    """Return the Files, a list, of the folder or archive at `path`; a .7z or .tar.gz is unpacked below the folder
+    `unpacked`, once. Raises UserError where that is None, and for what is missing, damaged, encrypted, in parts, packed
+    by bz2 or xz, or too large."""
     name, joined = path.name.lower(), path.with_suffix("")
     if not path.exists():
         raise UserError(f"{path} is missing: download it")
     if path.is_dir():
-        return Folder(path)
+        files = [(file, file.relative_to(path).as_posix()) for file in sorted(path.rglob("*")) if file.is_file()]
+        return [File(name, (file.stat().st_size,), partial(open_plain, file, path), True) for file, name in files]
     if re.search(r"\.\d{3}$", name):
         raise UserError(f"{path} is one of several parts: join them, cat {joined}.* > {joined}")
     if name.endswith(BZ2_OR_XZ):
         raise UserError(f"{path} is packed by bz2 or xz: unpack it, tar -xf {path}, and name the folder")
     if name.endswith(PACKED):
         return unpack(path, unpacked)
-    kind = Tar if name.endswith(".tar") else Zip
+    kind, read = ("tar archive", read_tar) if name.endswith(".tar") else ("zip archive", read_zip)
     try:
-        return kind(path)
+        return read(path)
     except DAMAGED as error:
-        raise damaged(path, f"{kind.__name__.lower()} archive", error) from None
+        raise damaged(path, kind, error) from None
 
 
-class Folder:
-    """A folder. `entries`: {path: (name, size)} of all files, at any depth."""
-
-    def __init__(self, path):
-        self.path, paths = path, [file for file in sorted(path.rglob("*")) if file.is_file()]
-        self.entries = {file: (file.relative_to(path).as_posix(), file.stat().st_size) for file in paths}
-
-    def open(self, entry):
-        """Return a file, opened. Raises OSError, and ValueError where a link leads out of the folder."""
-        if entry.is_symlink() and not entry.resolve().is_relative_to(self.path.resolve()):
-            raise ValueError("a link that leads out of the folder")
-        return entry.open("rb")
-
-    def read(self, entry):
-        """Return a file's bytes. Raises what `open` raises."""
-        with self.open(entry) as file:
-            return file.read()
+def open_plain(path, folder):
+    """Open a file for reading. Raises OSError, and ValueError where a link leads out of the folder."""
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError("a link that leads out of the folder")
+    return path.open("rb")
 
 
-class Zip:
-    """A zip file. `entries`: {ZipInfo: (name, size, CRC)} of all files."""
-
-    def __init__(self, path):
-        if path.with_suffix(".z01").exists():
-            raise UserError(f"{path} is one of several parts: join them, zip -s 0 {path.name} --out joined.zip")
-        for encoding in ("utf-8", "cp932", "cp437"):  # names without the UTF-8 mark: macOS, Windows in Japan, others
-            with contextlib.suppress(UnicodeDecodeError):
-                self.zip = zipfile.ZipFile(path, metadata_encoding=encoding)
-                break
-        else:
-            raise ValueError("names in no known encoding")
-        if any(entry.flag_bits & 1 for entry in self.zip.infolist()):
-            raise encrypted(path)
-        entries = [entry for entry in self.zip.infolist() if entry.filename and not entry.is_dir()]
-        self.entries = {entry: (entry.filename, entry.file_size, entry.CRC) for entry in entries}
-
-    def read(self, entry):
-        """Return a file's bytes. Raises OSError, and ValueError where they are damaged or packed in an unknown way."""
-        try:
-            return self.zip.read(entry)
-        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
-            raise ValueError(str(error)) from None
+def read_zip(path):
+    """Return the Files of a zip."""
+    if path.with_suffix(".z01").exists():
+        raise UserError(f"{path} is one of several parts: join them, zip -s 0 {path.name} --out joined.zip")
+    for encoding in ("utf-8", "cp932", "cp437"):  # names without the UTF-8 mark: macOS, Windows in Japan, others
+        with contextlib.suppress(UnicodeDecodeError):
+            archive = zipfile.ZipFile(path, metadata_encoding=encoding)
+            break
+    else:
+        raise ValueError("names in no known encoding")
+    if any(entry.flag_bits & 1 for entry in archive.infolist()):
+        raise encrypted(path)
+    entries = [entry for entry in archive.infolist() if entry.filename and not entry.is_dir()]
+    return [File(entry.filename, (entry.file_size, entry.CRC), partial(archive.open, entry)) for entry in entries]
 
 
-class Tar:
-    """A tar file. `entries`: {(offset, size): (name, size)} of all plain files. Links are left out."""
+def read_tar(path):
+    """Return the plain Files of a tar; links are left out."""
 
-    def __init__(self, path):
-        self.path = path
-        with tarfile.open(path, "r:") as tar:
-            files = [file for file in tar if file.isreg() and not file.issparse()]
-        self.entries = {(file.offset_data, file.size): (file.name.removeprefix("./"), file.size) for file in files}
-
-    def read(self, entry):
-        """Return a file's bytes. Raises OSError."""
-        offset, size = entry
-        with self.path.open("rb") as file:
+    def open_part(offset, size):
+        with path.open("rb") as file:
             file.seek(offset)
-            return file.read(size)
+            return io.BytesIO(file.read(size))
+
+    with tarfile.open(path, "r:") as tar:
+        files = [file for file in tar if file.isreg() and not file.issparse()]
+    parts = [(file.name.removeprefix("./"), file.offset_data, file.size) for file in files]
+    return [File(name, (size,), partial(open_part, offset, size)) for name, offset, size in parts]
 
 
 def damaged(path, kind, error):
@@ -115,7 +104,7 @@ def encrypted(path):
 
 def unpack(path, unpacked):
     """Unpack an archive into a folder of its own below `unpacked`, unless that was done and the archive is unchanged.
-    → its Folder, or the Tar or Zip that is the only file in it (train.tar.7z). Raises UserError."""
+    → its Files, or those of the tar or zip that is the only file in it (train.tar.7z). Raises UserError."""
     if unpacked is None:
         raise UserError(f"{path} can't be read in place: unpack it, and name the folder")
     made_from = repr([(path.name, path.stat().st_size, path.stat().st_mtime_ns)])
@@ -136,9 +125,9 @@ def unpack(path, unpacked):
                 raise UserError(f"{path} can't be unpacked into {unpacked} ({error.strerror or error})") from error
             finally:
                 shutil.rmtree(new, ignore_errors=True)
-    archive = Folder(folder / "files")
-    first = next(iter(archive.entries), folder)
-    return open_archive(first) if len(archive.entries) == 1 and first.suffix.lower() in (".tar", ".zip") else archive
+    files = open_archive(folder / "files")
+    only = folder / "files" / files[0].name if len(files) == 1 else folder
+    return open_archive(only) if only.suffix.lower() in (".tar", ".zip") else files
 
 
 def check_free_space(path, folder, size):
@@ -171,8 +160,6 @@ def unpack_7z(path, folder):
         raise UserError(f"{path} needs py7zr: pip install py7zr") from None
     try:
         with py7zr.SevenZipFile(path) as archive:
-            if archive.needs_password():
-                raise encrypted(path)
             check_free_space(path, folder, sum(member.uncompressed for member in archive.files))
             files = [member.filename for member in archive.files if not member.is_directory]
             plain = [member.filename for member in archive.files if member.is_file]

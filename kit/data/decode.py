@@ -1,5 +1,6 @@
 """Decoding: bytes of an image file (photo, TIFF, DICOM, NumPy array) → 8-bit RGB array; resizing."""
 
+import contextlib
 import io
 import logging
 import math
@@ -15,8 +16,6 @@ from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION as PHOTOMETRIC
 from common import UserError
 
 Image.init()  # loads all of Pillow's formats; of these, none that starts a program (EPS) or needs another file
-
-
 FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]
 IMAGE_ENDINGS = (*".png .jpg .jpeg .webp .avif .gif .bmp .tif .tiff .ppm .pgm".split(), ".dcm", ".dicom", ".npy")
 MOST_BYTES = 2**29  # of one file, unpacked: what claims more is no photo but a bomb
@@ -26,7 +25,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SPECIAL_CHUNKS = b"tRNS", b"eXIf", b"acTL", b"iCCP"  # of PNGs that aren't plain
 ORIENTATION_TEXTS = b"XML:com.adobe.xmp", b"Raw profile"  # how texts begin that may hold an orientation
 ORIENTATION = ExifTags.Base.Orientation
-
 TIFFS = b"II*\0", b"MM\0*", b"II+\0"  # the last is BigTIFF
 SLIDE, LEVEL = 8192, 4096  # px: a TIFF page that is wider is a slide, of which a level of at most this size is read
 MOST_PAGES = 100  # of a slide that are looked at
@@ -37,21 +35,18 @@ def decode(data, bands=None):
     """Return the bytes of an image file, or the file opened for reading, as uint8 [H, W, 3] RGB as a person sees it.
 
     EXIF rotation is applied, palettes and CMYK are converted, transparent parts become white, an animation shows its
-    first frame. 16-bit grey and RGB are scaled to 8 bits by the depth that they use. The first bytes decide the
-    format, not the file's name:
+    first frame. 16-bit grey and RGB are scaled by the depth that they use. The format is what the first bytes say:
 
-    - TIFF and .npy: `bands` (4, 3, 2) become R, G, B, and one band grey. They count from 1, and each is stretched
-      between its 2nd and 98th percentile in this image. Other formats ignore `bands`. Without it, a TIFF of more than
-      4 bands or of floating-point values is refused.
+    - TIFF and .npy: `bands` (4, 3, 2), which count from 1, become R, G, B, and one band grey, each stretched between
+      its 2nd and 98th percentile. Without it, a TIFF of more than 4 bands or of floating-point values is refused.
     - a slide (a TIFF wider than 8192 px): its largest level of at most 4096 px a side.
     - a JPEG too large for Pillow: an eighth of its size.
     - .npy: [H, W] is grey, [H, W, 3] and [3, H, W] are RGB. The channels of another [C, H, W] are stacked below one
       another in a grey picture [C * H, W]. Values other than uint8 are stretched between the array's percentiles.
     - DICOM: the first frame through its window or VOI LUT; without these, between its least and greatest value.
 
-    Raises ValueError for what is no image, is truncated, or can't be shown; UserError where pydicom or tifffile is
-    missing. Plain PNGs are read by OpenCV, other photos by Pillow: OpenCV drops transparency and accepts truncated
-    JPEGs."""
+    Raises ValueError for what is no image, is truncated, or can't be shown; UserError without pydicom or tifffile.
+    OpenCV reads plain PNGs, Pillow other photos: OpenCV drops transparency and accepts truncated JPEGs."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     head = file.read(132)
     file.seek(0)
@@ -71,10 +66,10 @@ def decode(data, bands=None):
 
 
 def read_photo(file):
-    """Return what Pillow opens as uint8 [H, W, 3]."""
-    begins = file.read(len(PNG))
+    """Return what Pillow opens as uint8 [H, W, 3]; 16-bit RGB in a PNG by OpenCV: Pillow keeps the upper bytes only."""
+    is_png = file.read(len(PNG)) == PNG
     file.seek(0)
-    data = file.read() if begins == PNG else b""  # others may be large, and Pillow reads what it needs
+    data = file.read() if is_png else b""  # others may be large, and Pillow reads what it needs
     if is_plain_png(data) and (pixels := cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)) is not None:
         return pixels
     file.seek(0)
@@ -86,15 +81,18 @@ def read_photo(file):
         if file.read(2) != b"\xff\xd8":
             raise
         opened = reduce_jpeg(file)
-    return to_rgb(reread_16_bits(opened, file))
+    if data[24:25] == b"\x10" and data[25] in (2, 4, 6) and "transparency" not in opened.info:
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if samples is not None and samples.dtype == np.uint16:
+            samples = samples[..., [2, 1, 0, 3][: samples.shape[2]]]  # OpenCV has BGR
+            return to_rgb(Image.fromarray(to_8_bits(samples, colours=3)), opened.getexif().get(ORIENTATION))
+    return to_rgb(opened)
 
 
 def is_plain_png(data):
     """Return whether the bytes are a complete PNG of 8-bit grey or RGB, upright, without transparency, animation, XMP
-    (which may rotate it) and colour profile (about which libpng prints warnings).
-
-    OpenCV decodes these to the same pixels in one call, during which other threads work. Pillow goes from chunk to
-    chunk, and its threads wait for each other."""
+    (which may rotate it) and colour profile (about which libpng prints warnings). OpenCV decodes it to the same pixels
+    in one call, during which other threads work; Pillow's threads wait for each other."""
     if not data.startswith(PNG) or len(data) < 33 or data[24] != 8 or data[25] not in (0, 2):
         return False
     width, height = struct.unpack(">II", data[16:24])
@@ -102,9 +100,8 @@ def is_plain_png(data):
     while kind != b"IEND" and offset + 12 <= len(data):
         length, kind = struct.unpack(">I4s", data[offset : offset + 8])
         end = offset + 8 + length
-        if kind in SPECIAL_CHUNKS or data.startswith(ORIENTATION_TEXTS, offset + 8):
-            return False
-        if zlib.crc32(view[offset + 4 : end]).to_bytes(4) != data[end : end + 4]:
+        special = kind in SPECIAL_CHUNKS or data.startswith(ORIENTATION_TEXTS, offset + 8)
+        if special or zlib.crc32(view[offset + 4 : end]).to_bytes(4) != data[end : end + 4]:
             return False
         offset = end + 4
     return kind == b"IEND" and width * height <= Image.MAX_IMAGE_PIXELS
@@ -123,29 +120,6 @@ def reduce_jpeg(file):
     return opened
 
 
-def reread_16_bits(image, file):
-    """Return a Pillow image, or where its `file` is a PNG of 16-bit RGB, what OpenCV reads of it, scaled to 8 bits:
-    Pillow keeps only the upper bytes."""
-    file.seek(0)
-    head = file.read(26)
-    if not (head[:4] == b"\x89PNG" and head[24] == 16 and head[25] in (2, 4, 6)) or "transparency" in image.info:
-        return image
-    file.seek(0)
-    samples = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-    if samples is None or samples.dtype != np.uint16:
-        return image
-    order = [2, 1, 0, 3][: samples.shape[2]]  # OpenCV has BGR
-    return oriented(to_8_bits(samples[..., order], colours=3), image.getexif().get(ORIENTATION))
-
-
-def oriented(samples, orientation):
-    """Return uint8 [H, W, 3 or 4] as a Pillow image with this EXIF orientation."""
-    image = Image.fromarray(samples)
-    if orientation:
-        image.getexif()[ORIENTATION] = orientation
-    return image
-
-
 def to_8_bits(samples, colours):
     """Scale uint16 [H, W, C] to uint8: `colours` of the channels by the depth that they use together, alpha by 16."""
     most = samples[..., :colours].max()
@@ -154,8 +128,10 @@ def to_8_bits(samples, colours):
     return (samples >> np.array(shifts, np.uint16)).astype(np.uint8)
 
 
-def to_rgb(image):
-    """Return a Pillow image of any mode as uint8 [H, W, 3], upright."""
+def to_rgb(image, orientation=None):
+    """Return a Pillow image of any mode as uint8 [H, W, 3], upright. orientation: EXIF's, where it has no EXIF."""
+    if orientation:
+        image.getexif()[ORIENTATION] = orientation
     ImageOps.exif_transpose(image, in_place=True)  # by default it copies upright images too
     if image.mode.startswith("I"):  # 16-bit grey
         grey = np.asarray(image)
@@ -172,7 +148,11 @@ def to_rgb(image):
 
 def read_tiff(file, bands):
     """Return a TIFF as uint8 [H, W, 3]: `bands` and 16-bit RGB by tifffile, the rest by Pillow."""
-    tags = read_tags(file)
+    head = file.read(16)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[:4] == TIFFS[2] else head[:8])
+    file.seek(tags.next)
+    tags.load(file)  # of the first page
+    file.seek(0)
     width, height = tags.get(IMAGEWIDTH), tags.get(IMAGELENGTH)
     count, bits = tags.get(SAMPLESPERPIXEL, 1), tags.get(BITSPERSAMPLE, (1,))[0]
     if not (width and height):
@@ -186,20 +166,10 @@ def read_tiff(file, bands):
     if bits == 16 and count > 2 and tags.get(PHOTOMETRIC, 2) in (1, 2) and tags.get(SAMPLEFORMAT, (1,))[0] == 1:
         has_alpha = tags.get(EXTRASAMPLES, (0,))[0] in (1, 2)
         samples = to_8_bits(np.moveaxis(read_samples(file), 0, -1), colours=3)[..., : 3 + has_alpha]
-        return to_rgb(oriented(samples, tags.get(ORIENTATION)))
+        return to_rgb(Image.fromarray(samples), tags.get(ORIENTATION))
     if bits > 16 and count > 1:
         raise ValueError(f"{count} bands of {bits} bits: say which three with --bands")
     return read_photo(file)
-
-
-def read_tags(file):
-    """Return the tags of a TIFF's first page, {number: value}, and set the file back to its start."""
-    head = file.read(16)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(head if head[:4] == TIFFS[2] else head[:8])
-    file.seek(tags.next)
-    tags.load(file)
-    file.seek(0)
-    return tags
 
 
 def read_samples(file):
@@ -233,19 +203,17 @@ def read_level(file, shape):
     """Return a slide's largest page of at most 4096 px a side whose width / height is near `shape` (slides hold
     pictures of their labels too), else its first page, as uint8 [H, W, 3]."""
     opened = TiffImagePlugin.TiffImageFile(file)  # Image.open would refuse it for its first page
-    best = None
-    for number in range(1, MOST_PAGES):
-        try:
+    levels = {}  # width → number of the page
+    with contextlib.suppress(EOFError):
+        for number in range(1, MOST_PAGES):
             opened.seek(number)
-        except EOFError:
-            break
-        width, height = opened.size
-        if max(width, height) <= LEVEL and abs(width / height / shape - 1) < 0.05 and (best is None or width > best[0]):
-            best = width, number
-    if best is None:
+            width, height = opened.size
+            if max(width, height) <= LEVEL and abs(width / height / shape - 1) < 0.05:
+                levels.setdefault(width, number)
+    if not levels:
         file.seek(0)
         return read_photo(file)
-    opened.seek(best[1])
+    opened.seek(levels[max(levels)])
     opened.load()
     return to_rgb(opened)
 
@@ -255,7 +223,7 @@ def compose_bands(planes, bands, orientation=None):
     if missing := [band for band in bands if not 1 <= band <= len(planes)]:
         raise ValueError(f"no band {missing[0]}: it has {len(planes)}")
     picture = np.stack([stretch(planes[band - 1]) for band in bands], axis=-1)
-    return to_rgb(oriented(np.repeat(picture, 3 // len(bands), axis=-1), orientation))
+    return to_rgb(Image.fromarray(np.repeat(picture, 3 // len(bands), axis=-1)), orientation)
 
 
 def stretch(values, low=None, high=None):
@@ -275,7 +243,7 @@ def read_npy(file, bands):
     if array.ndim not in (2, 3) or array.dtype.kind not in "buif" or not array.size:
         raise ValueError(f"an array {list(array.shape)} of {array.dtype} is no picture")
     array = array * np.uint8(255) if array.dtype == bool else array
-    if array.ndim == 3 and (array.shape[2] == 3 or array.shape[2] == 1):
+    if array.ndim == 3 and array.shape[2] in (1, 3):
         array = np.moveaxis(array, -1, 0)
     planes = array.reshape(-1, *array.shape[-2:])
     if bands:

@@ -4,29 +4,22 @@ import hashlib
 import os
 import unicodedata
 import zipfile
+from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from common import UserError, file_hash, listing
-from kit.data.archives import Folder, Tar, Zip, open_archive
+from kit.data.archives import DAMAGED, open_archive
 from kit.data.decode import END_OF_JPEG, IMAGE_ENDINGS, MOST_BYTES, decode
 from kit.data.tables import TRAIN, Table, check_unique, refuse
 
 USUAL = "{part}", "{part}_images", "images"  # folders and archives without their endings, in this order
 ENDINGS = ".zip", "", ".7z", ".tar", ".tar.gz", ".tgz"
+TABLES = {"train": TRAIN, "test": ("test.csv",)}  # that may hold pixels
 FEWEST_PIXELS = 64  # of an image; fewer numbers are something else
 ROW = "row"  # a column that a PixelSource's table gets: the rows' numbers from 1, which name the images
-
-
-class File(NamedTuple):
-    """One file of a source."""
-
-    archive: Folder | Tar | Zip
-    entry: object  # a key of the archive's entries
-    content: list[int]  # its size and, in a zip, its CRC
 
 
 class ImageSource:
@@ -50,18 +43,16 @@ class ImageSource:
         self.path, self.bands, self.files = paths[0] if len(paths) == 1 else listing(paths), bands, {}
         if bands and (len(bands) not in (1, 3) or min(bands) < 1):
             raise UserError(f"--bands {' '.join(map(str, bands))}: give three, or one; the first is 1")
-        identity = []
-        for archive in [open_archive(path, unpacked) for path in paths]:
-            identity += archive.entries.values()
-            for entry, (name, *content) in archive.entries.items():
-                hidden = name.rpartition("/")[2].startswith(".")  # such as ._0001.png, which macOS adds
-                if name.lower().endswith(IMAGE_ENDINGS) and not hidden:
-                    file = File(archive, entry, content)
-                    if not is_same(self.files.setdefault(normalize(name), file), file):
-                        raise UserError(f"{self.path} holds two different files named {name}: leave one of them")
-        self.fingerprint = hashlib.sha256(repr(sorted(identity)).encode()).hexdigest()
+        files = [file for path in paths for file in open_archive(path, unpacked)]
+        for file in files:
+            hidden = file.name.rpartition("/")[2].startswith(".")  # such as ._0001.png, which macOS adds
+            is_image = file.name.lower().endswith(IMAGE_ENDINGS) and not hidden
+            if is_image and not is_same(self.files.setdefault(normalize(file.name), file), file):
+                raise UserError(f"{self.path} holds two different files named {file.name}: leave one of them")
+        identity = sorted((file.name, *file.content) for file in files)
+        self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()
         if not self.files:
-            others = listing([name for name, *_ in identity], 3) or "nothing"
+            others = listing([file.name for file in files], 3) or "nothing"
             raise UserError(f"{self.path} holds no images but {others}: put the images there")
         self.files = join_channels(self.files, channels) if channels else {k: [file] for k, file in self.files.items()}
         if not self.files:
@@ -90,13 +81,12 @@ class ImageSource:
     def _decoded(self, file, salvage):
         """Return the image in one file."""
         try:
-            if file.content[0] <= MOST_BYTES:
-                return decode(file.archive.read(file.entry) + (END_OF_JPEG if salvage else b""), self.bands)
-            # A slide has levels, of which a small one is enough.
-            if isinstance(file.archive, Folder) and file.entry.suffix.lower() in (".tif", ".tiff"):
-                with file.archive.open(file.entry) as opened:
+            with file.open() as opened:
+                if file.content[0] <= MOST_BYTES:
+                    return decode(opened.read() + (END_OF_JPEG if salvage else b""), self.bands)
+                if file.plain and file.name.lower().endswith((".tif", ".tiff")):  # a slide, which has smaller levels
                     return decode(opened, self.bands)
-        except OSError as error:
+        except DAMAGED as error:
             raise ValueError(str(error)) from None
         mib = 2**20
         raise ValueError(f"{file.content[0] / mib:.0f} MiB when unpacked, and {MOST_BYTES / mib:.0f} are allowed")
@@ -107,8 +97,9 @@ def is_same(one, other):
     if one is other or len(one.content) == len(other.content) == 2 or one.content[0] != other.content[0]:
         return one.content == other.content
     try:
-        return one.archive.read(one.entry) == other.archive.read(other.entry)
-    except (OSError, ValueError):  # unreadable: the user must choose
+        with one.open() as first, other.open() as second:
+            return first.read() == second.read()
+    except DAMAGED:  # unreadable: the user must choose
         return False
 
 
@@ -155,6 +146,78 @@ def find_images(part, flags):
     """Return the source of the images of `part` ("train" or "test"): the folders and archives that the Flags name, else
     part.zip, part and so on, else a table of pixels. Raises UserError where there is none."""
     given = getattr(flags, f"{part}_images")
-    paths = [flags.input / name for name in given or [f"{name}{end}" for name in USUAL for end in ENDINGS]]
-    paths = [flags.input / name.format(part=part) for name in given or 
-    present = {path: found for path in paths for found in (path.with_name(f"{path.name}.001"), path) if found.exists()}
+    usual = [f"{name.format(part=part)}{ending}" for name in USUAL for ending in ENDINGS]
+    paths = [flags.input / name for name in given or usual]
+    found = [path if path.exists() else path.with_name(f"{path.name}.001") for path in paths]  # of several parts
+    present = [path for path in found if path.exists()]
+    tables = given or (part == "train" and flags.train_csv)
+    if not present and (pixels := find_pixels(flags.input, tables[:1] if tables else TABLES[part])):
+        return pixels
+    missing = [path for path, other in zip(paths, found, strict=True) if other not in present]
+    problem = f"is missing: put the competition's images there, or name them with --{part}-images"
+    refuse(missing and missing[0], missing and (given or not present), problem)
+    return ImageSource(present[: None if given else 1], flags.bands, flags.output / "unpacked", flags.channels)
+
+
+def check_images(source, names, table):
+    """Raise UserError naming the images of the table that the source lacks, or that the table spells in two ways."""
+    missing = [name for name in names if source.find(name) is None]
+    problem = f"lacks {len(missing)} of the images in {table}: * (see --image-column, --submit-header)"
+    refuse(source.path, missing, problem)
+    check_unique(table, map(source.find, names))
+
+
+class PixelSource:
+    """A CSV file, or a zip of one, with the pixels of an image in each row: a source as ImageSource is one. The images'
+    names are the rows' numbers, from 1. columns: of the pixels; table: the Table of the others. Raises UserError where
+    the pixels make no square, ValueError where they are no numbers or differ in count."""
+
+    def __init__(self, path, columns):
+        dtype = str if len(columns) == 1 else defaultdict(lambda: str, dict.fromkeys(columns, np.float32))
+        frame = pd.read_csv(path, dtype=dtype, keep_default_na=False)
+        pixels = frame[columns].to_numpy()
+        if len(columns) == 1:
+            pixels = np.stack([np.array(cell.split(), np.float32) for cell in pixels[:, 0]])
+        pixels = pixels * (255 if pixels.max() <= 1 else 1)
+        count, bands = pixels.shape[1], 3 if round((pixels.shape[1] / 3) ** 0.5) ** 2 * 3 == pixels.shape[1] else 1
+        side = round((count / bands) ** 0.5)
+        refuse(path, side * side * bands != count, f"has {count} pixels an image, which make no square")
+        refuse(path, not (pixels.min() >= 0 and pixels.max() <= 255), "has pixels below 0 or above 255")
+        self.images = pixels.astype(np.uint8).reshape(-1, side, side, bands)
+        self.path, self.fingerprint = path, file_hash(path)
+        self.files = {str(number): None for number in range(1, len(frame) + 1)}
+        others = {name: frame[name].str.strip().tolist() for name in frame.columns if name not in columns}
+        self.table = Table(path, {ROW: [*self.files]} | others)
+
+    def find(self, name):
+        """Return the image's key in `files`, or None."""
+        return name if name in self.files else None
+
+    def decoded(self, name, salvage=False):
+        """Return an image, uint8 [S, S, 3]."""
+        image = self.images[int(name) - 1]
+        return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
+
+
+def find_pixels(folder, names):
+    """Return the PixelSource of the first of these tables that has pixels, or None."""
+    paths = [folder / f"{name}{packed}" for name in names for packed in ("", ".zip")]
+    for path in [path for path in paths if path.suffix in (".csv", ".zip")]:
+        columns = []
+        try:
+            columns = pixel_columns(pd.read_csv(path, nrows=1, dtype=str, keep_default_na=False))
+            if columns:
+                return PixelSource(path, columns)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            if columns:
+                raise UserError(f"{path} has cells that are no pixels ({error}): download it again") from None
+    return None
+
+
+def pixel_columns(first):
+    """Return the columns of pixels, by a table's first row: pixel0, pixel1, …, or one of many numbers separated by
+    blanks. Empty: none."""
+    numbered = [name for name in first if name.lower().startswith("pixel") and name[5:].strip("_ ").isdecimal()]
+    cells = {name: " ".join(first[name]).split() for name in first}
+    packed = [name for name in first if len(cells[name]) >= FEWEST_PIXELS and all(map(str.isdecimal, cells[name]))]
+    return numbered if len(numbered) >= FEWEST_PIXELS else packed[:1]

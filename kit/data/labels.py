@@ -1,11 +1,10 @@
 """Labels of the training images, in the forms in which competitions give them.
 
-A label form is a function (path of the table, names of the images, {column: cells}, LabelFlags) → TrainingLabels, and
-an entry in LABEL_FORMS. Without a table, the images' paths name their classes.
+A label form is a function (path of the table, names of the images, {column: cells}, Flags) → TrainingLabels, and an
+entry in LABEL_FORMS. Without a table, the images' paths name their classes. Flags are those of kit/data/prepared.py.
 """
 
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,20 +13,6 @@ from common import UserError, listing, say
 from kit.data.tables import Table, check_unique, column, image_column, is_blank, is_number, refuse
 from kit.score.metrics import METRICS
 from kit.score.tasks import Classes, Labels, Numbers, Task
-
-
-@dataclass
-class LabelFlags:
-    """How the labels are to be read, as 00's flags say it."""
-
-    form: str = "auto"  # a key of LABEL_FORMS
-    columns: list[str] | None = None  # that hold the labels; None: the usual ones
-    separator: str = " "  # between the labels of a list
-    pattern: str | None = None  # a regular expression that finds the class in an image's path
-    target_column: str | None = None  # of a table with a row for each image and target: the targets' names, or END
-    image_column: str | None = None  # the images' names; None: found by the images
-    drop_unlabelled: bool = False  # whether rows without a label are left out
-    metric: str = "auto"  # a key of METRICS, which may decide the form
 
 
 @dataclass
@@ -54,7 +39,8 @@ class TrainingLabels:
 
 def in_order(cells):
     """Return the different cells in order: by value where all are numbers."""
-    return sorted(set(cells), key=float if is_number(*set(cells)) else None)
+    different = dict.fromkeys(cells)
+    return sorted(different, key=float if is_number(*different) else None)
 
 
 def class_labels(path, names, cells, source):
@@ -72,27 +58,24 @@ def class_labels(path, names, cells, source):
 
 
 def set_labels(names, sets, labels, source, separator=" "):
-    """Return the TrainingLabels of a set of labels for each image. labels: the names of all; source: a few words on
-    where they were read."""
-    number_of = {label: number for number, label in enumerate(labels)}
-    targets = np.zeros((len(names), len(labels)), np.float32)
-    for row, members in zip(targets, sets, strict=True):
-        row[[number_of[label] for label in members]] = 1
+    """Return the TrainingLabels of a set of labels for each image. labels: the names of all; source: as above."""
+    number_of = {label: f"{number}" for number, label in enumerate(labels)}
+    targets = Labels(labels).read_targets([" ".join(number_of[label] for label in members) for members in sets])
     cells = [separator.join(members) for members in sets]
     summary = f"{len(labels)} labels in {source}, any number of them per image"
     return TrainingLabels(names, Labels(labels), targets, cells, summary)
 
 
-def only_column(path, columns, form):
-    """Return (name, cells) of the only label column, as the form needs it."""
-    problem = f"--label-form {form} reads one column, and these are *: see --label-column"
-    refuse(path, len(columns) > 1 and [*columns], problem)
+def only_column(path, columns, flags):
+    """Return (name, cells) of the only label column."""
+    several = [*columns] if len(columns) > 1 else []
+    refuse(path, several, f"--label-form {flags.label_form} reads one column, and these are *: see --label-column")
     return next(iter(columns.items()))
 
 
 def class_form(path, names, columns, flags):
     """One label in one column."""
-    name, cells = only_column(path, columns, flags.form)
+    name, cells = only_column(path, columns, flags)
     several = sum(" " in cell for cell in cells) if name == "category_id" else 0
     if several:
         say(f"{path.name}: {several} images have several categories, of which the first counts (see --label-form list)")
@@ -100,27 +83,25 @@ def class_form(path, names, columns, flags):
     return class_labels(path, names, cells, f"column {name!r}")
 
 
-def zeros_and_ones(path, columns):
-    """Return the cells of K columns as float [N, K]. Raises UserError where one is neither 0 nor 1."""
+def columns_with_1(path, columns):
+    """Return the names of the columns in which each image has a 1. Raises UserError for cells that aren't 0 or 1."""
     wrong = {cell for cells in columns.values() for cell in cells if not is_number(cell) or float(cell) not in (0, 1)}
     refuse(path, sorted(wrong), f"has other cells than 0 and 1 in {listing([*columns], 3)}: *")
-    return np.array([*columns.values()]).T.astype(float)
+    labels, marks = np.array([*columns], object), np.array([*columns.values()], float).T > 0
+    return [labels[row].tolist() for row in marks]
 
 
 def onehot_form(path, names, columns, flags):
     """A column for each class, a 1 in one of them."""
-    marks = zeros_and_ones(path, columns)
-    wrong = [name for name, total in zip(names, marks.sum(axis=1), strict=True) if total != 1]
+    sets = columns_with_1(path, columns)
+    wrong = [name for name, labels in zip(names, sets, strict=True) if len(labels) != 1]
     refuse(path, wrong, "has no single 1 for *: see --label-form binary")
-    labels = [[*columns][number] for number in marks.argmax(axis=1)]
-    return class_labels(path, names, labels, f"{len(columns)} columns, a 1 in one of them")
+    return class_labels(path, names, [label for [label] in sets], f"{len(columns)} columns, a 1 in one of them")
 
 
 def binary_form(path, names, columns, flags):
     """A column for each label, 0 or 1."""
-    labels = [*columns]
-    sets = [[labels[k] for k in np.flatnonzero(row)] for row in zeros_and_ones(path, columns)]
-    return set_labels(names, sets, labels, f"{len(labels)} columns")
+    return set_labels(names, columns_with_1(path, columns), [*columns], f"{len(columns)} columns")
 
 
 def split_cell(cell, separator):
@@ -132,7 +113,7 @@ def split_cell(cell, separator):
 
 def list_form(path, names, columns, flags):
     """The labels of an image in one cell, between --separator; a blank cell has none."""
-    name, cells = only_column(path, columns, flags.form)
+    name, cells = only_column(path, columns, flags)
     refuse("--separator", not flags.separator, "is empty: give what stands between the labels")
     sets = [[*dict.fromkeys(filter(None, split_cell(cell, flags.separator)))] for cell in cells]
     labels = in_order([label for members in sets for label in members])
@@ -147,9 +128,8 @@ def number_form(path, names, columns, flags):
     bad = [f"{cell!r}" for cells in columns.values() for cell in cells if not (is_blank(cell) or is_number(cell))]
     refuse(path, bad[:5], f"has cells in {listing([*columns])} that are no numbers: *")
     table = np.array([[np.nan if is_blank(cell) else float(cell) for cell in cells] for cells in columns.values()]).T
-    spans = [np.ptp(numbers[np.isfinite(numbers)]) if np.isfinite(numbers).any() else 0 for numbers in table.T]
-    empty = [name for name, span in zip(columns, spans, strict=True) if span == 0]
-    refuse(path, empty, "has no two different numbers in column *: there is nothing to learn")
+    flat = [k for k, numbers in zip(columns, table.T, strict=True) if len({*numbers[np.isfinite(numbers)]}) < 2]
+    refuse(path, flat, "has no two different numbers in column *: there is nothing to learn")
     cells = [" ".join(f"{value:.6g}" for value in row) for row in table]
     targets = table.astype(np.float32)
     task = Numbers([*columns], []).fitted(targets)
@@ -164,8 +144,6 @@ LABEL_FORMS = {
     "list": list_form,
     "number": number_form,
 }
-
-
 FORMS_OF_TASK = {  # one label column; several of zeros and ones, with a single 1 in each row; other zeros and ones
     "classes": ("class", "onehot", "binary"),
     "labels": ("list", "binary", "binary"),
@@ -173,11 +151,9 @@ FORMS_OF_TASK = {  # one label column; several of zeros and ones, with a single 
 }
 
 
-def pick_form(columns, flags):
-    """Return the key of LABEL_FORMS for the label columns: --label-form, or what their cells and the metric imply."""
-    if flags.form != "auto":
-        return flags.form
-    one, single, several = FORMS_OF_TASK["classes" if flags.metric == "auto" else METRICS[flags.metric].task]
+def pick_form(columns, metric):
+    """Return the key of LABEL_FORMS that the cells of the label columns and the metric imply."""
+    one, single, several = FORMS_OF_TASK["classes" if metric == "auto" else METRICS[metric].task]
     if len(columns) == 1:
         return one
     cells = [cell for cells in columns.values() for cell in cells]
@@ -220,30 +196,21 @@ def pivot(table, images, targets, given):
     return Table(table.path, {images: [*wide]} | rows), different
 
 
-def in_folders(source):
-    """Return whether the images lie in several folders, whose names may be their labels."""
-    return len({key.rpartition("/")[0] for key in source.files}) > 1
-
-
 def labels_from_paths(source, pattern):
-    """Return the TrainingLabels that the images' paths hold: the class is the file's folder, or what the regular
-    expression `pattern` finds."""
+    """Return the TrainingLabels in the images' paths: the class is the file's folder, or what `pattern`, a regular
+    expression, finds."""
     keys = sorted(source.files)
     if pattern:
         try:
-            found = [re.search(pattern, key) for key in keys]
+            matches = {key: match for key in keys if (match := re.search(pattern, key))}
         except re.error as error:
             raise UserError(f"--label-pattern {pattern!r} is no regular expression ({error})") from None
-        keys = [key for key, match in zip(keys, found, strict=True) if match]
-        labels = ["_".join(filter(None, match.groups())) or match[0] for match in found if match]
-        refuse(source.path, not keys, f"has no image whose path fits --label-pattern {pattern!r}")
-        return class_labels(source.path, keys, labels, f"{len(keys)} paths that fit the pattern")
+        refuse(source.path, not matches, f"has no image whose path fits --label-pattern {pattern!r}")
+        labels = ["_".join(filter(None, match.groups())) or match[0] for match in matches.values()]
+        return class_labels(source.path, [*matches], labels, f"{len(matches)} paths that fit the pattern")
     labels = [key.rpartition("/")[0].rpartition("/")[2] for key in keys]
-    commonest = Counter(labels).most_common(2)
-    if len(commonest) < 2:
-        folders = "images lie in one folder" if commonest else "no images"
-        remedy = "name a table with --train-csv, or see --label-pattern"
-        raise UserError(f"{source.path}: {folders}, so no class can be read: {remedy}")
+    problem = "images lie in one folder, so no class can be read: name a table with --train-csv, or see --label-pattern"
+    refuse(f"{source.path}:", len({*labels}) < 2, problem)
     return class_labels(source.path, keys, labels, "the folders' names")
 
 
@@ -251,24 +218,24 @@ def read_labels(table, source, header, flags):
     """Return the TrainingLabels. table: the training Table, or None where there is none; source: the training images;
     header: the sample submission's first row. Raises UserError where they can't be read."""
     if table is None:
-        return labels_from_paths(source, flags.pattern)
+        return labels_from_paths(source, flags.label_pattern)
     path = table.path
     if flags.target_column:
         images = column(table, flags.image_column or "image_name", "--image-column")
-        table, chosen = pivot(table, images, flags.target_column, flags.columns)
+        table, chosen = pivot(table, images, flags.target_column, flags.label_column)
     else:
         images = image_column(table, source, flags.image_column)
-        chosen = label_columns(table, images, header, flags.columns)
-    names, columns = table.columns[images], {name: table.columns[name] for name in chosen}
-    refuse(path, not all(names), "has rows without an image name: fill them in or remove them")
+        chosen = label_columns(table, images, header, flags.label_column)
+    rows = [*zip(*(table.columns[name] for name in (images, *chosen)), strict=True)]
+    refuse(path, not all(name for name, *_ in rows), "has rows without an image name: fill them in or remove them")
     if flags.drop_unlabelled:
-        kept = [i for i, cells in enumerate(zip(*columns.values(), strict=True)) if not all(map(is_blank, cells))]
-        refuse(path, not kept, "has no labelled rows")
-        names, columns = [names[i] for i in kept], {name: [cells[i] for i in kept] for name, cells in columns.items()}
-    rows = [*dict.fromkeys(zip(names, *columns.values(), strict=True))]
-    if len(rows) < len(names):
-        say(f"{path.name}: {len(names) - len(rows)} rows are repeated, and count once")
-    names, *cells = map(list, zip(*rows, strict=True))
+        rows = [row for row in rows if not all(map(is_blank, row[1:]))]
+        refuse(path, not rows, "has no labelled rows")
+    different = [*dict.fromkeys(rows)]
+    if len(different) < len(rows):
+        say(f"{path.name}: {len(rows) - len(different)} rows are repeated, and count once")
+    names, *cells = map(list, zip(*different, strict=True))
     check_unique(path, names)
-    columns = dict(zip(columns, cells, strict=True))
-    return replace(LABEL_FORMS[pick_form(columns, flags)](path, names, columns, flags), columns=(*columns,))
+    columns = dict(zip(chosen, cells, strict=True))
+    form = pick_form(columns, flags.metric) if flags.label_form == "auto" else flags.label_form
+    return replace(LABEL_FORMS[form](path, names, columns, flags), columns=(*columns,))

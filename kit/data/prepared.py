@@ -1,6 +1,7 @@
 """Prepared data: what 00_prepare.py decided, and the cached images."""
 
 from dataclasses import dataclass, field, fields
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -89,9 +90,7 @@ class Prepared:
 
     def decisions(self) -> dict:
         """Return what a later run of 00 must agree with, as prepared.json holds it."""
-        names = [f.name for f in fields(self)]
-        later = names[names.index("sizes") :]
-        return {key: value for key, value in self.as_json().items() if key not in later}
+        return dict(takewhile(lambda item: item[0] != "sizes", self.as_json().items()))
 
     def for_test(self) -> dict:
         """Return what foldK.pt and foldK.json keep, so that 03 can predict other test images."""
@@ -124,6 +123,5 @@ def read_prepared(output: Path) -> tuple[Prepared, pd.DataFrame]:
     folds = read_table(folder / "folds.csv", PREPARE)
     if file_hash(folder / "folds.csv") != content["folds_hash"]:
         raise UserError(f"{folder}/folds.csv was changed since: restore it, or {AGAIN} --overwrite for new folds")
-    own = {f.name for f in fields(Prepared)} - {"folder", "task"}
-    known = {key: value for key, value in content.items() if key in own}
-    return Prepared(folder=folder, task=task_from_json(content), **known), folds
+    values = {f.name: content[f.name] for f in fields(Prepared) if f.name not in ("folder", "task")}
+    return Prepared(folder=folder, task=task_from_json(content), **values), folds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from common import UserError, listing
 from kit.data.decode import IMAGE_ENDINGS
@@ -17,6 +18,7 @@ from kit.data.decode import IMAGE_ENDINGS
 TRAIN = "train.csv", "train.tsv", "train_labels.csv", "trainLabels.csv", "labels.csv", "train_master.tsv"
 SAMPLE = "sample_submit.csv sample_submission.csv sampleSubmission.csv SampleSubmission.csv submission_format.csv"
 SAMPLE = (*SAMPLE.split(), "sample_submit.tsv", "sample.csv")
+NO_SAMPLE = "put the competition's sample there, or name it with --sample-submit"  # a remedy
 CHECKED_ROWS = 200  # by which a column of image names or ids is recognised
 
 
@@ -58,7 +60,7 @@ def read_text(path, remedy):
     raise UserError(f"{path} is neither UTF-8 nor cp932 text: save it as UTF-8")
 
 
-def read_cells(path, remedy):
+def read_rows(path, remedy):
     """Return (the rows of a table as lists of strings, without blank lines; what separates its columns: a comma or,
     where the first line has none, a tab or a semicolon). Raises UserError; `remedy` ends its message."""
     text = read_text(path, remedy)
@@ -76,21 +78,15 @@ def read_cells(path, remedy):
     return rows, separator
 
 
-def read_rows(path, remedy):
-    """Return the rows of a table as lists of strings, without blank lines."""
-    return read_cells(path, remedy)[0]
-
-
 def read_table(path, remedy, header="auto"):
     """Return the Table in a file. header: yes, no, or auto: no where the first row names an image file. Columns without
     a header are called 1, 2, …; those of a COCO-like JSON are the fields of its images, and category_id."""
     if path.name.removesuffix(".zip").endswith(".json"):
         return read_coco(path, remedy)
-    rows = [[cell.strip() for cell in row] for row in read_rows(path, remedy)]
+    rows = [[cell.strip() for cell in row] for row in read_rows(path, remedy)[0]]
     bare = header == "no" or (header == "auto" and any(cell.lower().endswith(IMAGE_ENDINGS) for cell in rows[0]))
     names, rows = ([*map(str, range(1, len(rows[0]) + 1))], rows) if bare else (rows[0], rows[1:])
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    refuse(path, twice, f"has several columns {twice[0]!r}: rename them" if twice else "")
+    refuse(path, [f"{name!r}" for name in repeated(names)][:1], "has several columns *: rename them")
     refuse(path, not rows, "has a header and no rows: download it again")
     return Table(path, dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
 
@@ -100,13 +96,11 @@ def read_coco(path, remedy):
     category_id (several are separated by blanks). Images without annotation are left out where others have one."""
     try:
         content = json.loads(read_text(path, remedy))
-        images = content["images"]
-        keys = [key for key, value in images[0].items() if not isinstance(value, (list, dict))]
+        keys = [key for key, value in content["images"][0].items() if not isinstance(value, (list, dict))]
         categories = {}
         for annotation in content.get("annotations", []):
             categories.setdefault(annotation["image_id"], {})[str(annotation["category_id"])] = None
-        if categories:
-            images = [image for image in images if image["id"] in categories]
+        images = [image for image in content["images"] if not categories or image["id"] in categories]
         columns = {key: [str(image.get(key, "")) for image in images] for key in keys}
         if categories:
             columns["category_id"] = [" ".join(categories[image["id"]]) for image in images]
@@ -117,29 +111,23 @@ def read_coco(path, remedy):
 
 def stack(parts):
     """Return the Table of tables one below the other; a column that one of them lacks is blank there."""
-    names = [*dict.fromkeys(name for part in parts for name in part.columns)]
-    cells = {name: [c for part in parts for c in part.columns.get(name, [""] * len(part))] for name in names}
-    return Table(parts[0].path, cells)
+    return Table(parts[0].path, pd.concat([pd.DataFrame(part.columns) for part in parts]).fillna("").to_dict("list"))
 
 
 def join(table, other):
     """Return `table` with the columns of `other` that it lacks, joined by all columns that both have. Rows of `table`
     without a partner stay, with blank cells. Raises UserError where no column is shared, or no row has a partner."""
-    shared = [name for name in table.columns if name in other.columns]
+    left, right = pd.DataFrame(table.columns), pd.DataFrame(other.columns)
+    shared = [name for name in left if name in right]
     refuse(other.path, not shared, f"has no column of {table.path}: they can't be joined")
-    keys, other_keys = (list(zip(*(t.columns[name] for name in shared), strict=True)) for t in (table, other))
-    twice = [", ".join(key) for key, count in Counter(other_keys).items() if count > 1]
+    twice = [", ".join(key) for key in repeated(right[shared].itertuples(index=False, name=None))]
     refuse(other.path, twice, f"names the {listing(shared)} * more than once: keep one row of each")
-    row_of = {key: i for i, key in enumerate(other_keys)}
     problem = f"shares the columns {listing(shared)} with {table.path}, and no row fits"
-    refuse(other.path, not row_of.keys() & {*keys}, problem)
-    rows = [row_of.get(key) for key in keys]
-    lacking = [name for name in other.columns if name not in table.columns]
-    cells = {name: ["" if i is None else other.columns[name][i] for i in rows] for name in lacking}
-    return Table(table.path, table.columns | cells)
+    refuse(other.path, left.merge(right, on=shared).empty, problem)
+    return Table(table.path, left.merge(right, "left", on=shared).fillna("").to_dict("list"))
 
 
-def image_column(table, source, given, flag="--image-column"):
+def image_column(table, source, given):
     """Return the name of the column of image names: the one given, else image_name, else the first of those with the
     most cells that `source` finds, if these are more than half: a row may name no image (.DS_Store), or one that is
     missing."""
@@ -148,7 +136,7 @@ def image_column(table, source, given, flag="--image-column"):
         shares = {name: np.mean([source.find(cell) is not None for cell in cells]) for name, cells in varied.items()}
         if max(shares.values(), default=0) > 0.5:
             return max(shares, key=shares.get)
-    return column(table, given or "image_name", flag)
+    return column(table, given or "image_name", "--image-column")
 
 
 def column(table, name, flag):
@@ -169,8 +157,12 @@ def refuse(path, culprits, problem):
 
 def check_unique(path, names):
     """Raise UserError where a name comes twice."""
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    refuse(path, repeated, "names * more than once: keep one row of each")
+    refuse(path, repeated(names), "names * more than once: keep one row of each")
+
+
+def repeated(cells):
+    """Return the cells, a list, that come more than once."""
+    return [cell for cell, count in Counter(cells).items() if count > 1]
 
 
 def is_number(*cells):

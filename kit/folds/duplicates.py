@@ -1,11 +1,9 @@
 """Near-duplicate search: rotated, mirrored, cropped, rescaled, blurred or relit copies of one source photo.
 
-All copies of a source belong in one fold. Each step narrows down what the next, slower one looks at:
-
-1. `image_record`, once for each image: a small thumbnail, the low frequencies of its DCT, SIFT features blind to
-   mirroring.
-2. `candidate_pairs`: each image's nearest neighbours by the DCT, and by SIFT words and colours; N × k pairs, not N².
-3. `verified_pairs`: `verify` accepts or rejects each candidate pair. `components`: accepted pairs make groups.
+All copies of a source belong in one fold. Each step narrows down what the next, slower one looks at. `image_record`
+keeps a small thumbnail, the low frequencies of its DCT, and SIFT features blind to mirroring. `candidate_pairs` takes
+each image's nearest neighbours by the DCT, and by SIFT words and colours: N × k pairs, not N². `verified_pairs` accepts
+or rejects each pair, and `components` makes groups of the accepted ones.
 """
 
 import cv2
@@ -21,27 +19,20 @@ from common import cpu_count, listing, progress
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features
 THUMB = 64  # px, the long side of the thumbnail on which pixels are compared: too small to show blur or JPEG noise
-FEATURES = 200  # SIFT features kept, the strongest
-WORDS = 1024  # size of the SIFT vocabulary
-COLOUR_WEIGHT = 0.8  # of the colours beside the words; of 0.5, 0.8 and 1.2 the best on the demo
-COLOUR_BINS = 6  # for each channel
+FEATURES, WORDS = 200, 1024  # SIFT features kept, the strongest; size of the SIFT vocabulary
+COLOUR_WEIGHT, COLOUR_BINS = 0.8, 6  # of the colours beside the words; for each channel
 VECTOR = WORDS + COLOUR_BINS**3  # length of the vector of an image's words and colours
 NEIGHBOURS = 12  # candidates for each image and kind of descriptor
-PAIRS_A_TASK = 500  # for a process
-FEW_PAIRS = 2000  # that one process verifies in less time than others take to start
-CHAINING = 0.02  # share of all images above which one group is suspicious
+PAIRS_A_TASK, FEW_PAIRS = 500, 2000  # for a process; that one verifies in less time than others take to start
 # When a pair is accepted; measured by tests/bench/duplicates.py, with its table in docs/LOG.md
 MIN_INLIERS = 6  # matched features that one similarity transform explains …
-EDGE_BLUR = 1.5  # px: edges half a pixel apart still agree
-MIN_CORRELATION = 0.965  # … where the edges, so blurred, correlate so well; those of two shirts on one bed reach 0.954
+EDGE_BLUR, MIN_CORRELATION = 1.5, 0.965  # … with edges, blurred by so many px, that correlate so well
 MIN_AREA = 0.02  # share of either image that the features' hull covers: a shared logo is no copy
 SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
 MAX_BITS = 16  # of 63 by which the hashes of a pair may differ in the best orientation …
-EDGE_BLUR_HASH = 3  # px: images without features are soft, and noise or resampling changes their fine edges
-MIN_CORRELATION_HASH = 0.99  # … where the edges, so blurred, correlate so well: they are all the evidence
+EDGE_BLUR_HASH, MIN_CORRELATION_HASH = 3, 0.99  # … with edges like this: images without features are soft
 MIN_EDGES = 0.25  # grey levels a px: pictures whose edges are fainter on average prove nothing
-BLURS = 4, 2, 2  # px, while one image is aligned with the other: coarse first
-LIMITS = [-8, -8, -0.2, -0.2], [8, 8, 0.2, 0.2]  # largest px right, px down, share of the size, angle of a step
+LIMIT = np.array([8, 8, 0.2, 0.2])  # of a step in aligning two images: px right, px down, share of the size, angle
 RECORD = np.dtype([  # all that is kept of one image
     ("count", np.int32),  # of features
     ("shape", np.int32, 2),  # height, width of the thumbnail
@@ -52,23 +43,23 @@ RECORD = np.dtype([  # all that is kept of one image
     ("turned", bool, FEATURES),  # whether the feature's descriptor was mirrored
     ("descriptors", np.uint8, (FEATURES, 128)),
 ])  # fmt: skip
-# Orientation o as a 2 × 2 matrix on (x, y) from the middle, in the order of d4_hashes
-_FLIPS = [np.diag(signs) for signs in ((1, 1), (-1, 1), (1, -1), (-1, -1))]
-ORIENTATIONS = np.array([*_FLIPS, *(flip[::-1] for flip in _FLIPS)], np.float32)
-
-
-# ---------------------------------------------------------------- one image
+SIGNS = (1, 1), (-1, 1), (1, -1), (-1, -1)  # of x and y, from the middle
+ORIENTATIONS = np.float32([np.diag(signs)[::step] for step in (1, -1) for signs in SIGNS])  # in the order of the hashes
 
 
 def image_record(image):
     """Return the RECORD of an image, uint8 [H, W, 3] RGB."""
-    record = np.zeros((), RECORD)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    record, grey = np.zeros((), RECORD), cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = LONG_SIDE / max(grey.shape)
     size = [max(8, round(side * scale)) for side in grey.shape[::-1]]
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    record["dct"] = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
-    record["hashes"] = d4_hashes(record["dct"])
+    dct = record["dct"] = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA).astype(np.float32))[:8, :8]
+    # A hash: which coefficients, but the mean brightness, are above their median. Mirroring alternates the signs of odd
+    # rows or columns, and a reflection at the diagonal transposes
+    sign = (-1) ** np.arange(8)
+    views = [dct, dct * sign, dct * sign[:, None], dct * sign * sign[:, None]]
+    flat = np.stack([*views, *(view.T for view in views)]).reshape(8, 64)[:, 1:]
+    record["hashes"] = flat > np.median(flat, axis=1, keepdims=True)
     height, width = record["shape"] = [max(2, round(side * THUMB / LONG_SIDE)) for side in grey.shape]
     blend = cv2.INTER_AREA if max(image.shape) > THUMB else cv2.INTER_LINEAR  # enlarged by area, pixels have edges
     record["thumb"][:height, :width] = cv2.resize(image, (width, height), interpolation=blend)
@@ -77,9 +68,16 @@ def image_record(image):
     keypoints, descriptors = cv2.SIFT_create(FEATURES, contrastThreshold=CONTRAST).detectAndCompute(grey, None)
     count = record["count"] = min(len(keypoints), FEATURES)
     if count:
-        points = np.array([keypoint.pt for keypoint in keypoints[:count]], np.float32)
-        record["points"][:count] = (points - np.array(size, np.float32) / 2) * (THUMB / LONG_SIDE)
-        record["descriptors"][:count], record["turned"][:count] = mirror_blind(descriptors[:count])
+        middle = np.float32(size) / 2
+        record["points"][:count] = (cv2.KeyPoint_convert(keypoints[:count]) - middle) * (THUMB / LONG_SIDE)
+        # RootSIFT, the same for a mirrored patch. Mirroring reverses the rows of the 4 × 4 cells and the sense of the 8
+        # directions: the first half of the directions is to weigh more (Ma et al. 2010, Arandjelović 2012)
+        cells = descriptors[:count].reshape(-1, 4, 4, 8)
+        turned = record["turned"][:count] = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))
+        mirrored = cells[:, ::-1, :, (8 - np.arange(8)) % 8]
+        cells = np.where(turned[:, None, None, None], mirrored, cells).reshape(count, 128)
+        root = np.sqrt(cells / np.maximum(1e-9, cells.sum(axis=1, keepdims=True)))
+        record["descriptors"][:count] = np.minimum(255, root * 512)
     return record
 
 
@@ -88,66 +86,39 @@ def thumbnail(record):
     return record["thumb"][*map(slice, record["shape"])]
 
 
-def d4_hashes(dct):
-    """Return the hashes of an image's 8 orientations, bool [8, 63], from its DCT block, float32 [8, 8]: whether a
-    coefficient is above their median; the mean brightness is left out. Mirroring alternates the signs of the odd rows
-    or columns, and a reflection at the diagonal transposes."""
-    sign = (-1) ** np.arange(8)
-    views = [dct, dct * sign, dct * sign[:, None], dct * sign * sign[:, None]]
-    flat = np.stack([*views, *(view.T for view in views)]).reshape(8, 64)[:, 1:]
-    return flat > np.median(flat, axis=1, keepdims=True)
-
-
-def mirror_blind(descriptors):
-    """Turn SIFT descriptors, float32 [F, 128], into RootSIFT that is the same for a mirrored patch, uint8 [F, 128].
-    → (these, whether each patch was mirrored for that, bool [F]). Mirroring reverses the rows of the 4 × 4 cells and
-    the sense of the 8 directions; the version with more weight in the first half of the directions is taken (Ma et al.
-    2010, Arandjelović 2012)."""
-    cells = descriptors.reshape(-1, 4, 4, 8)
-    mirrored = cells[:, ::-1, :, (8 - np.arange(8)) % 8]
-    turn = cells[..., 1:4].sum((1, 2, 3)) < cells[..., 5:8].sum((1, 2, 3))
-    cells = np.where(turn[:, None, None, None], mirrored, cells).reshape(len(cells), 128)
-    root = np.sqrt(cells / np.maximum(1e-9, cells.sum(axis=1, keepdims=True)))
-    return np.minimum(255, root * 512).astype(np.uint8), turn
-
-
-# ---------------------------------------------------------------- candidate pairs
-
-
-def candidate_pairs(records, vectors):
+def candidate_pairs(records, vectors, block=64):
     """Return the pairs i < j, int [P, 2], of images that may be duplicates: neighbours by the DCT, and by `vectors`,
-    float32 [N, D] of unit length."""
-    count = min(NEIGHBOURS + 1, len(records))
-    pairs = np.sort(np.vstack([nearest(d4_blind(records["dct"]), count), nearest(vectors, count)]), axis=1)
+    float32 [N, D] of unit length. N² products, but a block of rows at a time: scikit-learn's takes 1 GB."""
+    count, pairs = min(NEIGHBOURS + 1, len(records)), []
+    for points in (d4_blind(records["dct"]), vectors):
+        for start in range(0, len(points), block):
+            similarity = points[start : start + block] @ points.T
+            neighbours = np.argpartition(similarity, -count, axis=1)[:, -count:].astype(np.int32)
+            images = np.arange(start, start + len(neighbours), dtype=np.int32)
+            pairs.append(np.stack([np.repeat(images, count), neighbours.ravel()], axis=1))
+    pairs = np.sort(np.concatenate(pairs), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
 
 
-def nearest(vectors, count, block=64):
-    """Pair each row of `vectors` (float32 [N, D], unit length) with the `count` nearest by the angle → int32
-    [N * count, 2]. N² products, but a block of rows at a time: scikit-learn's takes 1 GB."""
-    blocks = (vectors[start : start + block] @ vectors.T for start in range(0, len(vectors), block))
-    neighbours = [np.argpartition(similarity, -count, axis=1)[:, -count:].astype(np.int32) for similarity in blocks]
-    return np.stack([np.repeat(np.arange(len(vectors), dtype=np.int32), count), np.vstack(neighbours).ravel()], axis=1)
-
-
 def d4_blind(dct):
-    """Return vectors of unit length, float [N, 70], from DCT blocks [N, 8, 8]. They are the same for all 8 orientations
-    and any brightness and contrast: sums and differences of the magnitudes of each two coefficients that mirror each
-    other at the diagonal."""
+    """Return vectors of unit length, float [N, 70], from DCT blocks [N, 8, 8], the same for all 8 orientations and any
+    brightness and contrast: sums and differences of the magnitudes of each two coefficients that a transpose swaps."""
     rows, columns = np.array(np.triu_indices(8))[:, 1:]  # without the first one, the mean brightness
     upper, lower = np.abs(dct[:, rows, columns]), np.abs(dct[:, columns, rows])
     return normalize(np.hstack([upper + lower, np.abs(upper - lower)]))
 
 
 def words_and_colours(records, vectors, block=256):
-    """Fill vectors [N, VECTOR], of unit length: each image's SIFT features counted by visual word, rare words weighted
-    up (Sivic and Zisserman 2003), and its colours. The words are features drawn at random: as good here as clusters."""
+    """Fill vectors [N, VECTOR], of unit length: SIFT features counted by visual word (features drawn at random), rare
+    words weighted up (Sivic and Zisserman 2003), and colours, scaled so that light and tint don't matter."""
     rng, images_with = np.random.default_rng(0), np.zeros(WORDS)
-    sample = features(records[np.sort(rng.permutation(len(records))[:WORDS])])
+    descriptors, exist = records["descriptors"], np.arange(FEATURES) < records["count"][:, None]
+    drawn = np.sort(rng.permutation(len(records))[:WORDS])
+    sample = descriptors[drawn][exist[drawn]].astype(np.float32)
     words = sample[rng.permutation(len(sample))[:WORDS]] if len(sample) else np.zeros((1, 128), np.float32)
     parts = [slice(start, start + block) for start in range(0, len(records), block)]
     for part in parts:
-        word = (features(records[part]) @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)
+        word = (descriptors[part][exist[part]] @ words.T - (words**2).sum(axis=1) / 2).argmax(axis=1)
         cell = np.repeat(np.arange(len(records[part])), records["count"][part]) * WORDS + word
         vectors[part, :WORDS] = np.bincount(cell, minlength=len(records[part]) * WORDS).reshape(-1, WORDS)
         images_with += (vectors[part, :WORDS] > 0).sum(axis=0)
@@ -155,33 +126,17 @@ def words_and_colours(records, vectors, block=256):
     for part in parts:
         counts = vectors[part, :WORDS]
         weighted = normalize(((counts > 0) + np.log(np.maximum(1, counts))) * rarity)
-        colours = COLOUR_WEIGHT * np.array([*map(colour_histogram, records[part])])
-        vectors[part] = normalize(np.hstack([weighted, colours]))
-
-
-def features(records):
-    """Return the descriptors of all features of the images, float32 [M, 128]."""
-    return records["descriptors"][np.arange(FEATURES) < records["count"][:, None]].astype(np.float32)
-
-
-def colour_histogram(record):
-    """Return the joint histogram of a thumbnail's colours, float32 [COLOUR_BINS³] of unit length. Each channel is
-    scaled to mean 0 and deviation 1, so that light and tint don't matter; square-rooted, as RootSIFT is."""
-    pixels = thumbnail(record).reshape(-1, 3).astype(np.float32)
-    pixels = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
-    counts = np.histogramdd(np.clip(pixels, -2.39, 2.39), COLOUR_BINS, [(-2.4, 2.4)] * 3)[0].ravel()
-    return np.sqrt(counts / counts.sum()).astype(np.float32)
-
-
-# ---------------------------------------------------------------- groups, and what is written about them
+        colours = []
+        for pixels in (thumbnail(record).reshape(-1, 3).astype(np.float32) for record in records[part]):
+            scaled = (pixels - pixels.mean(axis=0)) / (pixels.std(axis=0) + 5)
+            cells = np.histogramdd(np.clip(scaled, -2.39, 2.39), COLOUR_BINS, [(-2.4, 2.4)] * 3)[0].ravel()
+            colours.append(np.sqrt(cells / cells.sum()).astype(np.float32))
+        vectors[part] = normalize(np.hstack([weighted, COLOUR_WEIGHT * np.array(colours)]))
 
 
 def verified_pairs(records, pairs):
     """Verify candidate pairs, int [P, 2], on all cores. → (the accepted ones [M, 2], evidence float [M, 3]: bits,
-    inliers, correlation).
-
-    In processes, since half of the work is small steps of Python. `records` is mapped to a file, so it isn't copied; it
-    must be all of the file (joblib 1.5 crashes on a view of one field)."""
+    inliers, correlation). `records` must be all of a mapped file: joblib 1.5 crashes on a view of one field."""
     tasks, accepted = np.array_split(pairs, max(1, len(pairs) // PAIRS_A_TASK)), []
     with progress(len(pairs), "duplicates", "pair") as bar:
         pool = Parallel(cpu_count() if len(pairs) > FEW_PAIRS else 1, return_as="generator", max_nbytes=None)
@@ -200,15 +155,14 @@ def verify_task(records, pairs):
 
 
 def components(pairs, count):
-    """Return the group of each image, int [count]: images that pairs [M, 2] connect share one. Groups are numbered by
-    their first image."""
+    """Return the group of each image, int [count], numbered by first image: those that `pairs` connect share one."""
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), (count, count))
     return pd.factorize(csgraph.connected_components(graph, directed=False)[1])[0]
 
 
 def table(pairs, evidence, groups, names, labels, test_names):
     """Return the table duplicates.csv of all images in groups of two or more: group, its size, part, image_name, label,
-    whether the group's labels disagree, and the image's closest duplicate with the evidence for it."""
+    whether the group's labels disagree, and the image's closest duplicate with the evidence. Its index is `groups`'."""
     images = pd.DataFrame(dict(
         group=groups, size=np.bincount(groups)[groups], part=["train"] * len(names) + ["test"] * len(test_names),
         image_name=[*names, *test_names], label=[*labels, *[None] * len(test_names)],
@@ -225,15 +179,14 @@ def table(pairs, evidence, groups, names, labels, test_names):
 
 
 def summary(groups, names, labels):
-    """Return what prepared.json keeps: counts, shares, and the names in each group whose labels disagree. groups:
-    int [N + T], the training images first, of which `names` and `labels` are."""
+    """Return what prepared.json keeps: counts, shares, and the names in each group whose labels disagree. groups: int
+    [N + T], the training images first, of which `names` and `labels` are."""
     train, test, sizes = groups[: len(names)], groups[len(names) :], np.bincount(groups)
     in_train = np.bincount(train, minlength=len(sizes))
     in_group = pd.DataFrame(dict(name=names, label=labels)).groupby(train)
     return dict(
-        groups=int((sizes > 1).sum()), largest=int(sizes.max()), largest_share=float(sizes.max() / len(groups)),
-        train_with_duplicate=float((in_train[train] > 1).mean()),
-        test_with_duplicate=float((in_train[test] > 0).mean()),
+        groups=int((sizes > 1).sum()), largest=int(sizes.max()), largest_share=sizes.max() / len(groups),
+        train_with_duplicate=(in_train[train] > 1).mean(), test_with_duplicate=(in_train[test] > 0).mean(),
         conflicts=in_group.name.agg(list)[in_group.label.nunique() > 1].tolist(),
     )  # fmt: skip
 
@@ -243,7 +196,7 @@ def duplicate_lines(counts):
     if counts is None:
         return []
     train, test, share = counts["train_with_duplicate"], counts["test_with_duplicate"], counts["largest_share"]
-    large = share > CHAINING and counts["largest"] > 20
+    large = share > 0.02 and counts["largest"] > 20  # pairs may have chained unlike images
     conflicts = [" = ".join(names[:4]) for names in counts["conflicts"]]
     lines = {
         f"{counts['groups']} of two or more images, the largest of {counts['largest']} (duplicates.csv, .png)": True,
@@ -256,13 +209,9 @@ def duplicate_lines(counts):
     return [line for line, holds in lines.items() if holds]
 
 
-# ---------------------------------------------------------------- verification of a pair
-
-
 def verify(a, b):
-    """Return the evidence that two RECORDs show one source, or None: (bits of 63 by which their hashes differ, matched
-    features that agree, correlation of the edges). Features come first; bits are 63 where they sufficed, and the
-    features 0 where the hashes decided."""
+    """Return the evidence that two RECORDs show one source, or None: (bits of 63 by which their hashes differ, or 63
+    where features sufficed; matched features that agree, or 0 where the hashes decided; correlation of the edges)."""
     inliers, correlation = by_features(a, b)
     if correlation >= MIN_CORRELATION:
         return 63, inliers, correlation
@@ -277,24 +226,30 @@ def verify(a, b):
 
 def by_features(a, b):
     """Return (inliers, correlation of the edges) of the similarity transform from a to b, mirrored or not, that
-    explains the most matched features; (0, 0.0) where none is sound."""
+    explains the most matched features, by RANSAC; (0, 0.0) where none is sound."""
     if min(a["count"], b["count"]) < MIN_INLIERS:
         return 0, 0.0
     rows, columns = match_features(a, b)
-    mirrored = a["turned"][rows] != b["turned"][columns]
-    readings = (np.float32([1, 1]), ~mirrored), (np.float32([-1, 1]), mirrored)
-    fits = [fit(a, b, rows[chosen], columns[chosen], flip) for flip, chosen in readings if chosen.sum() >= MIN_INLIERS]
-    inliers, *transform = max(fits, key=lambda fitted: fitted[0], default=(0,))
-    return (inliers, edge_correlation(a, b, *transform)) if inliers else (0, 0.0)
+    mirrored, most, transform = a["turned"][rows] != b["turned"][columns], 0, None
+    for flip, chosen in (np.float32([1, 1]), ~mirrored), (np.float32([-1, 1]), mirrored):
+        if chosen.sum() < MIN_INLIERS:
+            continue
+        from_a, to_b = a["points"][rows[chosen]], b["points"][columns[chosen]]
+        matrix, inside = cv2.estimateAffinePartial2D(from_a * flip, to_b, ransacReprojThreshold=1.5, maxIters=500)
+        if matrix is None or inside.sum() < max(MIN_INLIERS, most + 1):
+            continue
+        hulls = [cv2.convexHull(points[inside.ravel() > 0]) for points in (from_a, to_b)]
+        covered = min(cv2.contourArea(hull) / on["shape"].prod() for hull, on in zip(hulls, (a, b), strict=True))
+        if SCALES[0] <= np.hypot(matrix[0, 0], matrix[1, 0]) <= SCALES[1] and covered >= MIN_AREA:
+            most, transform = int(inside.sum()), (matrix[:, :2] * flip, matrix[:, 2])
+    return (most, edge_correlation(a, b, *transform)) if most else (0, 0.0)
 
 
 def match_features(a, b):
     """Match the features of two RECORDs: mutual nearest neighbours whose second-best is clearly worse (Lowe's ratio,
     0.85). → their rows in a, and in b."""
     first, second = (record["descriptors"][: record["count"]].astype(np.float32) for record in (a, b))
-    distance = first @ (-2 * second.T)
-    distance += np.einsum("ij,ij->i", second, second)
-    distance += np.einsum("ij,ij->i", first, first)[:, None]
+    distance = first @ (-2 * second.T) + (second**2).sum(axis=1) + (first**2).sum(axis=1)[:, None]
     nearest, rows = distance.argmin(axis=1), np.arange(len(first))
     rows = rows[distance.argmin(axis=0)[nearest] == rows]
     best = distance[rows, nearest[rows]]
@@ -303,44 +258,30 @@ def match_features(a, b):
     return rows, nearest[rows]
 
 
-def fit(a, b, rows, columns, flip):
-    """Fit by RANSAC the similarity transform that takes features `rows` of a, times `flip` (x, y), to `columns` of b.
-    → (inliers, turn [2, 2], shift [2]); (0, None, None) where it is unsound."""
-    from_a, to_b = a["points"][rows], b["points"][columns]
-    matrix, inside = cv2.estimateAffinePartial2D(from_a * flip, to_b, ransacReprojThreshold=1.5, maxIters=500)
-    if matrix is None or inside.sum() < MIN_INLIERS:
-        return 0, None, None
-    hulls = [cv2.convexHull(points[inside.ravel() > 0]) for points in (from_a, to_b)]
-    covered = min(cv2.contourArea(hull) / side["shape"].prod() for hull, side in zip(hulls, (a, b), strict=True))
-    sound = SCALES[0] <= np.hypot(matrix[0, 0], matrix[1, 0]) <= SCALES[1] and covered >= MIN_AREA
-    return (int(inside.sum()), matrix[:, :2] * flip, matrix[:, 2]) if sound else (0, None, None)
-
-
 def align(a, b, turn):
     """Align image a, placed on b by `turn` [2, 2] from the middles: shift, rotate and scale it until the greys agree
     best up to brightness and contrast (Lucas and Kanade 1981). → (turn [2, 2], shift [2])."""
-    greys, shift = [cv2.cvtColor(pixels(record), cv2.COLOR_RGB2GRAY) for record in (a, b)], np.zeros(2)
+    greys = [cv2.cvtColor(thumbnail(record).astype(np.float32), cv2.COLOR_RGB2GRAY) for record in (a, b)]
+    shift = np.zeros(2)
     y, x = (np.float32(axis - (axis.size - 1) / 2) for axis in np.ogrid[*map(slice, b["shape"])])
-    for blur in BLURS:
+    for blur in (4, 2, 2):  # px: coarse first
         image, other = (cv2.GaussianBlur(grey, (0, 0), blur) for grey in greys)
         image, seen = overlay(image, other, turn, shift)
-        dx, dy = edges(image)
-        effects = np.stack([dx, dy, dx * x + dy * y, dy * x - dx * y, image, np.ones_like(image)]) * seen
-        effects = effects.reshape(len(effects), -1)
-        products = effects @ effects.T + np.eye(len(effects))  # one: flat pictures have a solution too
+        (dx, dy), one = edges(image), np.ones_like(image)
+        effects = (np.stack([dx, dy, dx * x + dy * y, dy * x - dx * y, image, one]) * seen).reshape(6, -1)
+        products = effects @ effects.T + np.eye(6)  # flat pictures have a solution too
         *step, contrast, _ = np.linalg.solve(products, effects @ other.ravel())
-        right, down, larger, angle = np.clip(np.divide(step, max(contrast, 0.1)), *LIMITS)
+        right, down, larger, angle = np.clip(np.divide(step, max(contrast, 0.1)), -LIMIT, LIMIT)
         back = np.linalg.inv([[1 + larger, -angle], [angle, 1 + larger]])
         turn, shift = back @ turn, back @ (shift - (right, down))
     return turn, shift
 
 
 def edge_correlation(a, b, turn, shift, blur=EDGE_BLUR):
-    """Return the correlation of the thumbnails' edges where they overlap, when the point x from the middle of a is at
-    turn @ x + shift from the middle of b; 0 where the overlap is under a quarter of both. Brightness and contrast don't
-    matter, but colours do: an outline in other colours is no copy."""
-    other = pixels(b)
-    image, seen = overlay(pixels(a), other, turn, shift)
+    """Return the correlation of the thumbnails' edges, in each colour, where they overlap, when the point x from the
+    middle of a is at turn @ x + shift from the middle of b; 0 where the overlap is under a quarter of both."""
+    image, other = (thumbnail(record).astype(np.float32) for record in (a, b))
+    image, seen = overlay(image, other, turn, shift)
     if seen.sum() < 0.25 * min(b["shape"].prod(), a["shape"].prod() * abs(np.linalg.det(turn))):
         return 0.0
     x, y = (edges(cv2.GaussianBlur(side, (0, 0), blur)) * seen[..., None] for side in (image, other))
@@ -360,8 +301,3 @@ def overlay(image, other, turn, shift):
     seen = cv2.warpAffine(np.ones(image.shape[:2], np.float32), matrix, size, flags=cv2.INTER_NEAREST)
     seen = cv2.erode(seen, np.ones((5, 5), np.uint8))  # edges at its borders are half made up
     return cv2.warpAffine(image, matrix, size, borderMode=cv2.BORDER_REPLICATE), seen
-
-
-def pixels(record):
-    """Return the thumbnail of a RECORD, float32 [height, width, 3]."""
-    return thumbnail(record).astype(np.float32)

@@ -1,12 +1,10 @@
-"""Choose folds whose held-out images are as far from the training images as the test images are: nearest-neighbour
-distance matching, from spatial statistics (Milà et al. 2022, doi 10.1111/2041-210X.13851; Linnenbrink et al. 2024, doi
-10.5194/gmd-17-5897-2024).
+"""Folds whose held-out images are as far from the training images as the test images are: nearest-neighbour distance
+matching (Milà et al. 2022, doi 10.1111/2041-210X.13851; Linnenbrink et al. 2024, doi 10.5194/gmd-17-5897-2024).
 
 The candidates go from each image alone over duplicates together to a few clusters of look-alike images. Where the test
-set shows both known and new subjects, whole clusters are too hard and single images too easy: so each clustering is
-also tried with a share of its clusters split up, image by image. A candidate is measured by one distance, between two
-distributions: the similarities of held-out images, and those of test images, to the nearest image that the same model
-has seen. It needs no labels of the test set and no trained model.
+set shows known and new subjects, whole clusters are too hard and single images too easy: each clustering is also tried
+with a share of its clusters split up. A candidate is measured by the distance between the similarities of held-out and
+of test images to the nearest image that the same model has seen, without labels of the test set or a trained model.
 """
 
 from dataclasses import dataclass
@@ -32,8 +30,7 @@ QUERIES = 2000  # held-out images, and test images, whose nearest neighbours are
 LEAST = 40  # sources in the training set, and test images: fewer say nothing
 FEWEST, RATIO = 8, 2**0.5  # clusters of the last candidate, and how many times as many the candidate before has
 SPLIT_UP = {0: "", 0.25: ", a quarter split up", 0.5: ", half split up", 0.75: ", three quarters split up"}
-NEAR_ENOUGH = 0.5  # standard deviations of the similarities: the largest distance that is near enough
-NEARLY_BEST = 1.5  # times the least distance: candidates below it are nearly the best
+NEAR_ENOUGH, NEARLY_BEST = 0.5, 1.5  # largest distance, in standard deviations of similarities; times the least one
 
 
 @dataclass(eq=False)  # two are equal only if they are one
@@ -48,25 +45,21 @@ class Candidate:
     held_out: np.ndarray | None = None  # float [≤ QUERIES], similarity of held-out images to the nearest in other folds
     test: np.ndarray | None = None  # float [≤ QUERIES, folds], of test images to the nearest in all folds but one
     distance: float | None = None  # Wasserstein distance between the two
+    near_enough: bool | None = None  # whether it is at most half the standard deviation of the similarities
+    nearly_best: bool | None = None  # whether it is about the least, or as small as between halves of the test images
     score: float | None = None  # of a ridge regression, out of fold
 
 
 def feature_points(records, words_and_colours, features, seed):
-    """Return the points by whose cosine images are compared, float32 [N, D] of unit length: SIFT words, colours as they
-    are, and a network's `features` where given. Each block is whitened, or its commonest would hide the telling ones;
-    whitened together, the words would hide the colours."""
-    colours = np.array([lab_histogram(record) for record in records])
-    blocks = [(words_and_colours[:, :WORDS], DIMENSIONS), (colours, DIMENSIONS // 2)]
-    blocks += [] if features is None else [(features, DIMENSIONS)]
-    return normalize(np.hstack([whitened(*block, seed) for block in blocks]))
-
-
-def lab_histogram(record):
-    """Return the joint histogram of a thumbnail's CIELAB colours, float32 [256], square-rooted. Unlike those of
-    duplicates.colour_histogram they aren't scaled: the test set's light and tint are part of its distance."""
-    thumb, ranges = np.ascontiguousarray(thumbnail(record)), [(0, 256), (64, 192), (64, 192)]
-    pixels = cv2.cvtColor(thumb, cv2.COLOR_RGB2LAB).reshape(-1, 3)
-    return np.sqrt(np.histogramdd(pixels, LAB_BINS, ranges)[0].ravel() / len(pixels)).astype(np.float32)
+    """Return the points by whose cosine images are compared, float32 [N, D] of unit length: SIFT words, colours, and a
+    network's `features` or None. Each block is whitened alone, or the words would hide the colours. The CIELAB colours
+    aren't scaled as in duplicates.words_and_colours: the test set's light and tint are part of its distance."""
+    colours, ranges = np.empty((len(records), np.prod(LAB_BINS)), np.float32), [(0, 256), (64, 192), (64, 192)]
+    for row, record in zip(colours, records, strict=True):
+        pixels = cv2.cvtColor(np.ascontiguousarray(thumbnail(record)), cv2.COLOR_RGB2LAB).reshape(-1, 3)
+        row[:] = np.sqrt(np.histogramdd(pixels, LAB_BINS, ranges)[0].ravel() / len(pixels))
+    blocks = (words_and_colours[:, :WORDS], DIMENSIONS), (colours, DIMENSIONS // 2), (features, DIMENSIONS)
+    return normalize(np.hstack([whitened(*block, seed) for block in blocks if block[0] is not None]))
 
 
 def whitened(vectors, count, seed, block=4096):
@@ -81,49 +74,29 @@ def whitened(vectors, count, seed, block=4096):
 
 
 def choose_folds(points, sources, targets, task, count, seed, metric):
-    """Choose the folds. points: float32 [N + T, D], the training images, then the test images; of the training images,
-    sources int [N] (duplicates share one) and targets, as the task has them; count: of folds; metric: a key of METRICS.
-
-    → (the chosen Candidate, all Candidates, plain folds first), or (None, []) where there are too few images. Plain
-    folds, with duplicates together, are chosen if they are nearly the best; otherwise the nearly best whose held-out
-    images are farthest away: similarities can't tell new subjects from well-hidden known ones, and a CV that promises
-    too much is the costlier mistake. If none is near enough, the nearest."""
+    """Choose the folds. points: float32 [N + T, D], the training images first; of these, sources int [N] (duplicates
+    share one) and targets, as the task has them; count: of folds; metric: a key of METRICS. → (the chosen Candidate,
+    all Candidates, plain folds first), or (None, []) where there are too few images. Plain folds, with duplicates
+    together, are chosen if nearly the best; else the nearly best whose held-out images are farthest away, since a CV
+    that promises too much is the costlier mistake; if none is near enough, the nearest."""
     train, test = points[: len(targets)], points[len(targets) :]
     if min(len(np.unique(sources)), len(test)) < max(LEAST, 2 * count):
         return None, []
     candidates = make_candidates(train, sources, task.strata(targets), count, seed)
     measure_distances(candidates, train, test, count, seed)
-    best = nearly_best(candidates)
     for candidate in candidates:
-        if candidate in best or not candidate.clusters:
+        if candidate.nearly_best or not candidate.clusters:
             candidate.score = ridge_score(train, targets, candidate.folds, metric, task)
     nearest = min(candidates, key=lambda candidate: candidate.distance)
-    if not near_enough(nearest):
-        best = [nearest]
-    *_, plain = (candidate for candidate in candidates if not candidate.clusters)  # the last has duplicates together
-    if any(not candidate.clusters for candidate in best):
-        return plain, candidates
-    return min(best, key=lambda candidate: candidate.held_out.mean()), candidates
-
-
-def near_enough(candidate):
-    """Return whether a candidate's folds match the test set: the distance is at most half the standard deviation of the
-    similarities."""
-    similarities = np.concatenate([candidate.held_out, candidate.test.ravel()])
-    return bool(candidate.distance <= NEAR_ENOUGH * similarities.std())
-
-
-def nearly_best(candidates):
-    """Return the candidates that match about as well as the best, or as one half of the test images does the other."""
-    test = candidates[0].test
-    least = min(candidate.distance for candidate in candidates)
-    most = max(NEARLY_BEST * least, wasserstein_distance(test[::2].ravel(), test[1::2].ravel()))
-    return [candidate for candidate in candidates if candidate.distance <= most]
+    best = [candidate for candidate in candidates if candidate.nearly_best] if nearest.near_enough else [nearest]
+    if all(candidate.clusters for candidate in best):
+        return min(best, key=lambda candidate: candidate.held_out.mean()), candidates
+    return [item for item in candidates if not item.clusters][-1], candidates  # the last has duplicates together
 
 
 def make_candidates(points, sources, strata, count, seed):
     """Return the Candidates, without distances, for the training images' points float32 [N, D]. Duplicates stay
-    together in all but the first. A candidate that keeps a class from training is left out, unless the first does."""
+    together in all but the first. Those with too few groups, or that keep a class from training, are left out."""
     first, source = np.unique(sources, return_index=True, return_inverse=True)[1:]  # one image represents its copies
     groupings = [("each image alone", 0, 0, np.arange(len(sources)))]
     groupings += [("duplicates together", 0, 0, source)] * (len(first) < len(sources))
@@ -136,14 +109,12 @@ def make_candidates(points, sources, strata, count, seed):
             groupings.append((f"{clusters} look-alike groups{words}", clusters, share, groups))
     candidates = [Candidate(*grouping, assign_folds(grouping[-1], strata, count, seed)) for grouping in groupings]
     unavoidable = {*classes_missing_from_training(candidates[0].folds, strata)}  # as a class of one image
-    kept = [candidate for candidate in candidates[1:] if len(np.unique(candidate.groups)) >= count]
-    kept = [item for item in kept if {*classes_missing_from_training(item.folds, strata)} <= unavoidable]
-    return candidates[:1] + kept
+    enough = [candidate for candidate in candidates if len(np.unique(candidate.groups)) >= count]
+    return [item for item in enough if {*classes_missing_from_training(item.folds, strata)} <= unavoidable]
 
 
 def clusterings(points, counts, seed):
     """Return Ward's clusters of points float32 [N, D], a list of int [N], one for each of the falling `counts`.
-
     Memory is flat: above MOST points, k-means makes parts of about MOST / 2, Ward clusters each, and one height cuts
     all trees. Where fewer than MOST / 2 clusters are wanted, Ward goes on with the centres of so many."""
     if len(points) <= MOST:
@@ -168,9 +139,8 @@ def clusterings(points, counts, seed):
 
 
 def split_dominant_clusters(labels, finer, source, strata):
-    """Return the clusters int [N], but where one has more than half of a class, the `finer` clusters for that class'
-    images in it and their copies: otherwise a fold could hold out all of the class. For labels, an image's rarest label
-    is its class."""
+    """Return the clusters int [N], but where one has more than half of a class (an image's rarest label), the `finer`
+    clusters for that class' images in it and their copies: otherwise a fold could hold out all of the class."""
     if strata.ndim == 2:
         strata = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
     cell, together = np.unique(np.stack([labels, strata]), axis=1, return_inverse=True, return_counts=True)[1:]
@@ -182,55 +152,56 @@ def split_dominant_clusters(labels, finer, source, strata):
 def split_up_clusters(labels, source, share, seed):
     """Return the clusters as groups int [N], of which some, drawn by the seed, with a `share` of the images are split
     up: there only the copies of one `source` stay together."""
-    sizes, drawn = np.bincount(labels), np.zeros(labels.max() + 1, bool)
+    sizes = np.bincount(labels)
     order = np.random.default_rng(seed).permutation(len(sizes))
-    drawn[order] = np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(labels) if share else False
-    return np.where(drawn[labels], source + labels.max() + 1, labels)
+    drawn = order[np.cumsum(sizes[order]) - sizes[order] / 2 <= share * len(labels)]
+    return np.where(np.isin(labels, drawn), source + labels.max() + 1, labels)
 
 
 def measure_distances(candidates, train, test, count, seed, block=256):
-    """Fill in the candidates' similarities and distances. A held-out image is compared with the other folds; a test
+    """Fill in how the candidates compare with the test set. A held-out image is compared with the other folds; a test
     image with all folds but one, each in turn, since a model that has seen fewer images is farther from everything."""
     rng = np.random.default_rng(seed)
     held_out, sample = (np.sort(rng.permutation(len(part))[:QUERIES]) for part in (train, test))
     queries = np.concatenate([train[held_out], test[sample]])
-    orders = [np.argsort(candidate.folds, kind="stable") for candidate in candidates]
-    starts = [np.searchsorted(item.folds[order], range(count)) for item, order in zip(candidates, orders, strict=True)]
     nearest = np.empty((len(candidates), len(queries), count), np.float32)  # in each fold
     for start in range(0, len(queries), block):
         similar = queries[start : start + block] @ train.T
-        for rows, order, first in zip(nearest, orders, starts, strict=True):
-            rows[start : start + block] = np.maximum.reduceat(similar[:, order], first, axis=1)
+        for rows, candidate in zip(nearest, candidates, strict=True):
+            for fold in range(count):
+                rows[start : start + block, fold] = similar[:, candidate.folds == fold].max(axis=1)
     for candidate, rows in zip(candidates, nearest, strict=True):
         seen = np.stack([np.delete(rows, fold, axis=1).max(axis=1) for fold in range(count)], axis=1)
         candidate.held_out = seen[np.arange(len(held_out)), candidate.folds[held_out]]
         candidate.test = seen[len(held_out) :]
         candidate.distance = float(wasserstein_distance(candidate.held_out, candidate.test.ravel()))
+        spread = np.append(candidate.held_out, candidate.test).std()
+        candidate.near_enough = bool(candidate.distance <= NEAR_ENOUGH * spread)
+    test, least = candidates[0].test, min(candidate.distance for candidate in candidates)
+    most = max(NEARLY_BEST * least, wasserstein_distance(test[::2].ravel(), test[1::2].ravel()))
+    for candidate in candidates:
+        candidate.nearly_best = bool(candidate.distance <= most)
 
 
 def ridge_score(points, targets, folds, metric, task):
-    """Return the score, out of fold, of a ridge regression on the points [N, D]: no model to submit, but enough to show
-    what a grouping costs."""
+    """Return the out-of-fold score of a ridge regression on the points [N, D]: enough to show what a grouping costs."""
     table, rows = task.regression_targets(targets)
     outputs = np.zeros((len(rows), table.shape[1]), np.float32)
     for fold in np.unique(folds):
         seen = folds != fold
         model = Ridge(alpha=1).fit(points[seen], table[rows[seen]])
         outputs[~seen] = model.predict(points[~seen]).reshape(-1, table.shape[1])
-    predictions = task.from_regression(outputs)
-    if METRICS[metric].of_sets:
-        predictions = thresholds.held_out(metric, targets, predictions, folds)
+    predictions = thresholds.held_out(metric, targets, task.from_regression(outputs), folds)
     return METRICS[metric].score(targets, predictions)
 
 
 def summary(chosen, candidates):
     """Return what prepared.json keeps: the plain folds first, and the candidates that are nearly the best, of which one
     is chosen; of each, median similarities, and what the leaderboard forecast reads."""
-    best, rows = nearly_best(candidates), []
-    for candidate in [item for item in candidates if item in best or not item.clusters]:
-        row = {key: getattr(candidate, key) for key in ("name", "clusters", "split_up", "distance", "score")}
+    keys, rows = "name clusters split_up distance score near_enough nearly_best".split(), []
+    for candidate in [item for item in candidates if item.nearly_best or not item.clusters]:
+        row = {key: getattr(candidate, key) for key in keys} | dict(chosen=candidate is chosen)
         row |= dict(similarity=float(np.median(candidate.held_out)), test_similarity=float(np.median(candidate.test)))
-        row |= dict(nearly_best=candidate in best, near_enough=near_enough(candidate), chosen=candidate is chosen)
         rows.append(row)
     return rows
 

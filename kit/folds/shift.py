@@ -1,7 +1,7 @@
 """Adversarial validation on image statistics: whether the test set differs from the training set.
 
-A classifier tries to tell test images from training images by their size, light, sharpness, colours and a thumbnail.
-If it can't, the CV may hold for the test set; if it can, the CV and the leaderboard measure different things.
+If a classifier can't tell test images from training images by size, light, sharpness, colours and a thumbnail, the CV
+may hold for the test set; if it can, the CV and the leaderboard measure different things.
 """
 
 import cv2
@@ -27,11 +27,10 @@ def statistics(image):
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     histograms = [cv2.calcHist([small], [c], None, [COLOUR_BINS], (0, 256)).ravel() / grey.size for c in range(3)]
     thumb = resize(resize(grey, 64), THUMB).ravel() / 255  # in two steps, of which the first is quick: 256 is 4 × 64
-    mean, deviation = (value.item() for value in cv2.meanStdDev(grey))
     sharpness = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))[1].item() ** 2
     shape = np.log([*image.shape[:2], image.shape[1] / image.shape[0]])
-    plain = [*shape, mean / 255, deviation / 255, np.log(1 + sharpness)]
-    return np.concatenate([plain, *histograms, thumb]).astype(np.float32)
+    light = [*np.ravel(cv2.meanStdDev(grey)) / 255, np.log(1 + sharpness)]
+    return np.concatenate([shape, light, *histograms, thumb]).astype(np.float32)
 
 
 def adversarial_validation(features, is_test, groups, seed):

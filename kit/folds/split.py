@@ -11,17 +11,24 @@ from common import UserError, say
 from kit.data.tables import check_unique, column, is_blank, read_table, refuse
 
 
-def given_groups(groups, folder, names, table, image_column):
-    """Return the group of each image, int [N], as --groups names it: a column of the training table, or a FILE.csv with
-    the columns image_name,group. An image with a blank cell is a group of its own, and a line says how many.
-
-    groups: the flag; folder: --input; names: of the images; table: the training Table or None. Raises UserError."""
+def given_groups(flags, names, table, image_column):
+    """Return the group of each image, int [N]: by what --group-pattern finds in its name, else by --groups, a column of
+    the training `table` (or None) or a FILE.csv, where blank cells are groups of their own. flags: the Flags."""
+    groups, pattern = flags.groups, flags.group_pattern
+    if pattern:
+        try:
+            matches = [re.search(pattern, name) for name in names]
+        except re.error as error:
+            raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error})") from None
+        keys = pd.Series([match and match[match.re.groups and 1] for match in matches], names, dtype=object)
+        refuse("--group-pattern", [*keys.index[keys.isna()]], f"{pattern!r} finds nothing in *")
+        return pd.factorize(keys)[0]
     if groups.endswith(".csv"):
-        path = Path(groups) if Path(groups).exists() else folder / groups
+        path = Path(groups) if Path(groups).exists() else flags.input / groups
         table = read_table(path, "name a table with the columns image_name,group with --groups", "yes")
-        header = [*table.columns]
-        refuse(path, header != ["image_name", "group"] and header, "has the columns *: it needs image_name,group")
-        image_column, groups = header
+        columns = [*table.columns]
+        refuse(path, columns != ["image_name", "group"] and columns, "has the columns *: it needs image_name,group")
+        image_column, groups = columns
         check_unique(path, table.columns[image_column])
     refuse("--groups", table is None, f"{groups} is a column of a table, and there is none: give a FILE.csv")
     cells = table.columns[column(table, groups, "--groups")]
@@ -33,23 +40,9 @@ def given_groups(groups, folder, names, table, image_column):
     return pd.factorize(pd.Series(keys, dtype=object))[0]
 
 
-def pattern_groups(pattern, names):
-    """Return the group of each image, int [N]: one group for all names in which the regular expression finds the same
-    text. Raises UserError."""
-    try:
-        matches = [re.search(pattern, name) for name in names]
-    except re.error as error:
-        raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error})") from None
-    keys = pd.Series([match and match[match.re.groups and 1] for match in matches], names, dtype=object)
-    refuse("--group-pattern", [*keys.index[keys.isna()]], f"{pattern!r} finds nothing in *")
-    return pd.factorize(keys)[0]
-
-
 def make_folds(labels, groups, count, seed):
-    """Return the table folds.csv: shuffled stratified folds (thesis 3.1.2) in which no group (int [N]) is split.
-
-    labels: the TrainingLabels. A class with fewer images than folds is in as many folds as it can be. Raises UserError
-    where the groups are fewer than the folds, or one of two classes isn't in all folds."""
+    """Return the table folds.csv: shuffled stratified folds (thesis 3.1.2) of TrainingLabels, no group (int [N]) split.
+    Raises UserError where the groups are fewer than the folds, or one of two classes isn't in all folds."""
     task, number, flag = labels.task, len(np.unique(groups)), f"--folds {count}:"
     refuse(flag, number < count, f"there are only {number} groups of images: lower it, or see --groups")
     strata = task.strata(labels.targets)
@@ -63,26 +56,21 @@ def make_folds(labels, groups, count, seed):
 
 def classes_missing_from_training(folds, strata):
     """Return the classes or labels, a list of int, that some fold's model can't learn, as all their images are in that
-    fold; for two classes, those that a fold lacks, since its AUC is undefined.
-
-    folds: int [N]; strata: int [N], or bool [N, K] for labels."""
+    fold; for two classes, those that a fold lacks, since its AUC is undefined. folds int [N]; strata as the task's."""
     several = strata.ndim == 2
-    number = pd.DataFrame(strata).groupby(folds).any().sum() if several else pd.Series(folds).groupby(strata).nunique()
-    least = len(np.unique(folds)) if len(number) == 2 and not several else 2
-    return number.index[(number > 0) & (number < least)].tolist()
+    counts = pd.DataFrame(strata).groupby(folds).any().sum() if several else pd.Series(folds).groupby(strata).nunique()
+    least = len(np.unique(folds)) if len(counts) == 2 and not several else 2  # of folds that have the class
+    return counts.index[(counts > 0) & (counts < least)].tolist()
 
 
 def assign_folds(groups, strata, count, seed):
     """Return the fold of each image, int [N]. No group (int [N]) is split, and each of `count` folds gets its share of
-    the images and of each class (strata int [N]) or label (strata bool [N, K]).
-
-    Groups of one image each give scikit-learn's stratified folds, the thesis'. Otherwise the largest group comes first,
-    for labels the group with the rarest label (iterative stratification, Sechidis et al. 2011, whose libraries know no
-    groups), and each goes to the fold in which its classes, and then images, are rarest so far. scikit-learn's grouped
-    folds are as even, take fifteen times as long, and older versions don't stratify them."""
+    the images and of each class (strata int [N]) or label (strata bool [N, K]). Groups of one image each give
+    scikit-learn's stratified folds, the thesis'. Otherwise the largest group comes first, for labels the group with the
+    rarest label (iterative stratification, Sechidis et al. 2011), and each goes to the fold in which its classes, and
+    then images, are rarest so far: as even as scikit-learn's grouped folds, and 15 times as fast."""
     groups = pd.factorize(np.asarray(groups))[0]  # by first image: other names for the groups make no other folds
-    sizes = np.bincount(groups)
-    several = strata.ndim == 2
+    sizes, several = np.bincount(groups), strata.ndim == 2
     if not several and len(sizes) == len(groups) and np.unique(strata, return_counts=True)[1].min() >= count:
         from sklearn.model_selection import StratifiedKFold  # here, since 01 reads this file and needn't wait for it
 
@@ -94,12 +82,10 @@ def assign_folds(groups, strata, count, seed):
     share = 1 / np.maximum(1, np.bincount(classes, minlength=1))  # of its class that an image is
     (cell_group, cell_class), counts = np.unique(np.stack([groups[owners], classes]), axis=1, return_counts=True)
     first = np.searchsorted(cell_group, range(len(sizes) + 1))  # group g has the cells first[g] to first[g + 1]
-    priority = np.zeros(len(sizes)) if several else sizes
-    if several:
-        np.maximum.at(priority, cell_group, share[cell_class])
+    priority = np.zeros(len(sizes)) if several else sizes.astype(float)
+    np.maximum.at(priority, cell_group, share[cell_class])
     shuffled = np.random.default_rng(seed).permutation(len(sizes))
-    fold_of = np.empty(len(sizes), np.int64)
-    class_shares, image_shares = np.zeros((count, len(share))), np.zeros(count)  # of each fold so far
+    fold_of, image_shares, class_shares = np.empty(len(sizes), np.int64), np.zeros(count), np.zeros((count, len(share)))
     for group in shuffled[np.argsort(-priority[shuffled], kind="stable")]:
         members, number = (cells[first[group] : first[group + 1]] for cells in (cell_class, counts))
         shares = number * share[members]
@@ -110,9 +96,8 @@ def assign_folds(groups, strata, count, seed):
 
 
 def fold_table(folds, task):
-    """Return the images of each class or label in each fold, with sums, or the means of numbers, as text of at most 120
-    columns: for more than 20 classes the 8 largest and the 8 smallest, for more than 10 folds the smallest and the
-    largest fold. folds: folds.csv."""
+    """Return folds.csv as text of at most 120 columns: the images of each class or label in each fold, of more than 20
+    the 8 largest and the 8 smallest, or the means of numbers; of more than 10 folds the smallest and the largest."""
     targets = task.read_targets(folds.target)
     counts = task.by_fold(targets, folds.fold.to_numpy()).add_prefix("fold ")
     images = folds.fold.value_counts().sort_index().add_prefix("fold ")

@@ -21,7 +21,6 @@ MOST_POINTS = 2000  # of a scatter as SVG; more are pixels in it
 MOST_CURVES = 10  # classes drawn in one picture; more would be a tangle
 MOST_COUNTS, MOST_NAMES = 30, 100  # classes: of more, the confusion matrix has colours without counts, without names
 SIZE = (4.8, 5.4)  # inches: a square and its legend
-BELOW = dict(loc="outside lower center", ncols=2)  # a legend that hides no curve
 CHANCE = dict(color="grey", linewidth=0.8, linestyle=":")
 TEXT = "#000001"  # black in a PNG; save_figure replaces it in the SVG by the page's text colour
 COLOURS = "text.color axes.labelcolor axes.edgecolor axes.titlecolor xtick.color ytick.color".split()
@@ -43,34 +42,48 @@ def draw_all(oof, epochs):
 
 def charts_of_classes(oof, names):
     targets, probabilities = oof.targets, oof.predictions
-    square = len(names) <= MOST_SQUARE
-    return dict(
-        roc=draw_roc(roc_curves(targets, probabilities, names, oof.folds.fold.to_numpy()), oof.folder / "roc.png"),
-        calibration=draw_calibration(targets, probabilities, names),
-        confusion=draw_confusion(targets, probabilities, names, oof.folder / "confusion.png") if square else "",
-    )
+    if len(names) == 2:  # each fold and all pooled (thesis figure 2.1)
+        parts = {f"fold {k}": oof.folds.fold.to_numpy() == k for k in oof.present} | {"pooled": slice(None)}
+        curves = [(name, targets[rows] == 1, probabilities[rows, 1]) for name, rows in parts.items()]
+    else:  # the first ones, each against the rest
+        curves = [(name, targets == k, probabilities[:, k]) for k, name in enumerate(names[:MOST_CURVES])]
+    calibrated = draw_calibration(targets, probabilities, names)
+    charts = dict(roc=draw_roc(curves, oof.folder / "roc.png"), calibration=calibrated)
+    if len(names) <= MOST_SQUARE:
+        charts["confusion"] = draw_confusion(targets, probabilities, names, oof.folder / "confusion.png")
+    return charts
 
 
 def charts_of_labels(oof, names):
+    commonest = np.argsort(-oof.targets.sum(axis=0), kind="stable")[:MOST_CURVES]
+    curves = [(names[k], oof.targets[:, k] > 0, oof.predictions[:, k]) for k in commonest]
     targets, p = oof.targets.ravel().astype(int), oof.predictions.ravel()
-    return dict(
-        roc=draw_roc(roc_curves(oof.targets, oof.predictions, names), oof.folder / "roc.png"),
-        calibration=draw_calibration(targets, np.stack([1 - p, p], axis=1), ["", "a label"]),
-    )
+    calibrated = draw_calibration(targets, np.stack([1 - p, p], axis=1), ["", "a label"])
+    return dict(roc=draw_roc(curves, oof.folder / "roc.png"), calibration=calibrated)
 
 
 def charts_of_numbers(oof, names):
-    return dict(
-        roc=draw_scatter(oof.targets, oof.predictions, names, oof.folder / "scatter.png"),
-        calibration=draw_residuals(oof.targets, oof.predictions, names),
-    )
+    columns = [*zip(names, oof.targets.T, oof.predictions.T, strict=True)][:MOST_SCATTERS]
+    ends = np.nanmin(oof.targets[:, :MOST_SCATTERS]), np.nanmax(oof.targets[:, :MOST_SCATTERS])
+    figure, axis = draw_scatter(columns, ends, "out of fold", "target", "prediction", s=6, alpha=0.4)
+    scatter = save_figure(figure, oof.folder / "scatter.png", legend_of=axis)
+    figure, axis = plt.subplots(figsize=SIZE)
+    for name, target, predicted in columns:
+        gaps = predicted - target
+        axis.hist(gaps[np.isfinite(gaps)], 40, histtype="step", label=name)
+    axis.set(title="residuals", xlabel="prediction - target", ylabel="images")
+    return dict(roc=scatter, calibration=save_figure(figure, legend_of=axis))
 
 
 CHARTS = {"classes": charts_of_classes, "labels": charts_of_labels, "numbers": charts_of_numbers}
 
 
-def save_figure(figure, path=None):
-    """Close a figure and return its SVG text. Write it as a PNG too where a path is given."""
+def save_figure(figure, path=None, legend_of=None, title=None):
+    """Close a figure and return its SVG text. Write it as a PNG too where a path is given. legend_of: the axis whose
+    legend, with a title, gets a place below, where it hides no curve."""
+    if legend_of is not None:
+        handles = legend_of.get_legend_handles_labels()
+        figure.legend(*handles, title=title, loc="outside lower center", ncols=2)
     if path is not None:
         save_png(figure, path)
     svg = io.StringIO()
@@ -103,67 +116,36 @@ def draw_confusion(targets, probabilities, names, path):
     return save_figure(figure, path)
 
 
-def roc_curves(targets, probabilities, names, folds=None):
-    """Return [(name, positive bool [N], score [N]), …]: for two classes, each fold and all pooled (thesis figure 2.1);
-    for more, each of the first ten against the rest; for labels, the ten commonest. A curve that lacks positives or
-    negatives is left out."""
-    if targets.ndim == 2:
-        commonest = np.argsort(-targets.sum(axis=0), kind="stable")[:MOST_CURVES]
-        curves = [(names[k], targets[:, k] > 0, probabilities[:, k]) for k in commonest]
-    elif len(names) == 2:
-        parts = {f"fold {k}": folds == k for k in np.unique(folds)} | {"pooled": folds >= 0}
-        curves = [(name, targets[rows] == 1, probabilities[rows, 1]) for name, rows in parts.items()]
-    else:
-        curves = [(name, targets == k, probabilities[:, k]) for k, name in enumerate(names[:MOST_CURVES])]
-    return [curve for curve in curves if 0 < curve[1].sum() < len(curve[1])]
-
-
 def draw_roc(curves, path):
-    """Draw a line for each curve, and a dotted one for chance."""
+    """Draw ROC curves and a dotted line for chance. curves: [(name, positive bool [n], score [n]), …]; one that lacks
+    positives or negatives is left out."""
     figure, axis = plt.subplots(figsize=SIZE)
     for name, positive, score in curves:
-        false_rate, true_rate, _ = roc_curve(positive, score)
-        label = f"{name if len(name) <= 14 else name[:13] + '…'}: {roc_auc_score(positive, score):.4f}"
-        axis.plot(false_rate, true_rate, label=label, color=TEXT if name == "pooled" else None, linewidth=1)
+        if 0 < positive.sum() < len(positive):
+            false_rate, true_rate, _ = roc_curve(positive, score)
+            label = f"{name if len(name) <= 14 else name[:13] + '…'}: {roc_auc_score(positive, score):.4f}"
+            axis.plot(false_rate, true_rate, label=label, color=TEXT if name == "pooled" else None, linewidth=1)
     axis.plot([0, 1], [0, 1], **CHANCE)
     axis.set(title="ROC, out of fold", xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
-    figure.legend(*axis.get_legend_handles_labels(), title="AUC", **BELOW)
-    return save_figure(figure, path)
+    return save_figure(figure, path, legend_of=axis, title="AUC")
 
 
-def draw_scatter(targets, predictions, names, path):
-    """Draw predictions by targets, for the first numbers, out of fold."""
+def draw_scatter(columns, ends, title, xlabel, ylabel, **dots):
+    """Draw dots and a dotted diagonal between two `ends`. columns: [(label, x [N], y [N]), …]. → (figure, axis)"""
     figure, axis = plt.subplots(figsize=SIZE)
-    for k, name in enumerate(names[:MOST_SCATTERS]):
-        many = len(targets) > MOST_POINTS
-        axis.scatter(targets[:, k], predictions[:, k], s=6, alpha=0.4, label=name, rasterized=many)
-    ends = np.nanmin(targets[:, :MOST_SCATTERS]), np.nanmax(targets[:, :MOST_SCATTERS])
+    for label, x, y in columns:
+        axis.scatter(x, y, label=label, rasterized=len(x) > MOST_POINTS, **dots)
     axis.plot(ends, ends, **CHANCE)
-    axis.set(title="out of fold", xlabel="target", ylabel="prediction")
-    figure.legend(*axis.get_legend_handles_labels(), **BELOW)
-    return save_figure(figure, path)
-
-
-def draw_residuals(targets, predictions, names):
-    """Draw histograms of predictions minus targets."""
-    figure, axis = plt.subplots(figsize=SIZE)
-    for k, name in enumerate(names[:MOST_SCATTERS]):
-        known = np.isfinite(targets[:, k])
-        axis.hist(predictions[known, k] - targets[known, k], 40, histtype="step", label=name)
-    axis.set(title="residuals", xlabel="prediction - target", ylabel="images")
-    figure.legend(*axis.get_legend_handles_labels(), **BELOW)
-    return save_figure(figure)
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure, axis
 
 
 def draw_pair(values, other_values, exp, other_exp, what):
     """Draw two experiments' values of each image, float [M] both, as a scatter. what: the values' name."""
-    figure, axis = plt.subplots(figsize=SIZE)
-    rasterized = len(values) > MOST_POINTS
-    axis.scatter(other_values, values, s=12, alpha=0.6, color="tab:blue", linewidths=0, rasterized=rasterized)
-    ends = min(values.min(), other_values.min()), max(values.max(), other_values.max())
-    axis.plot(ends, ends, **CHANCE)
-    exp, other_exp = (name[:30].replace("$", r"\$") for name in (exp, other_exp))
-    axis.set(title=f"out of fold: {what}", xlabel=other_exp, ylabel=exp, aspect="equal")
+    both, names = (other_values, values), [name[:30].replace("$", r"\$") for name in (other_exp, exp)]
+    dots = dict(s=12, alpha=0.6, color="tab:blue", linewidths=0)
+    figure, axis = draw_scatter([("", *both)], (np.min(both), np.max(both)), f"out of fold: {what}", *names, **dots)
+    axis.set(aspect="equal")
     return save_figure(figure)
 
 

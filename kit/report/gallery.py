@@ -1,5 +1,7 @@
 """The images of the report: worst mistakes, label errors, a browser by class, and where experiments differ."""
 
+from itertools import zip_longest
+
 import numpy as np
 import pandas as pd
 
@@ -16,11 +18,10 @@ SEED = 777  # of the sample
 
 def answers(oof, i):
     """Return two lines on the image in row i of oof.folds: what is right, and what was predicted."""
-    return oof.task.answers(oof.targets[i], oof.predictions[i], oof.folds.label[i])
-
-
-def fold_and_group(oof, i):
-    return f"fold {oof.folds.fold[i]}, group {oof.folds.group[i]}"
+    target, prediction = oof.targets[i], oof.predictions[i]
+    right = oof.task.right_answer(target, oof.folds.label[i])
+    right += f": {prediction[target]:.3f}" if oof.task.right_or_wrong else ""
+    return right, f"predicted {oof.task.predicted(prediction)}"
 
 
 def worst_mistakes(oof):
@@ -35,9 +36,6 @@ def mistakes(oof, pictures, heatmaps):
     """Return the worst mistakes as HTML. heatmaps: {row of oof.folds: (uint8 [S, S, 3] RGB, what the heat is for)}, or
     empty."""
     rows, figures = worst_mistakes(oof), []
-    for i in rows:
-        overlay, *caption = heatmaps.get(i, (None,))
-        figures.append(pictures.figure(i, [*answers(oof, i), *caption, fold_and_group(oof, i)], overlay))
     lines = [f"The {len(rows)} images with the largest errors, hard ones or wrong labels:"]
     if oof.task.right_or_wrong:
         wrong = len(oof.task.wrong(oof.targets, oof.predictions))
@@ -45,11 +43,14 @@ def mistakes(oof, pictures, heatmaps):
         lines += [f"The {len(rows)} most confident mistakes, hard images or wrong labels:"] * bool(len(rows))
     if heatmaps:
         lines.append("Beside each image, Grad-CAM: the regions that speak for what its heat is for, red the most.")
+    for i in rows:
+        overlay, *caption = heatmaps.get(i, [None])
+        figures.append(pictures.figure(i, [*answers(oof, i), *caption], overlay))
     return paragraphs(lines) + thumbs(figures)
 
 
 def surest(oof, suspects, by_chance, pictures):
-    """Return the surest label errors as HTML; suspects, by_chance: what label_errors.find returned."""
+    """Return the surest label errors as HTML; suspects, by_chance: what write_suspects returned."""
     what = "label" if oof.task.right_or_wrong else "label of an image"
     lines = [
         f"{len(suspects)} times, a {what} may be wrong, by confident learning (arXiv 1911.00068) on the out-of-fold "
@@ -60,24 +61,22 @@ def surest(oof, suspects, by_chance, pictures):
     figures = []
     for row in suspects[:MOST_SUSPECTS].itertuples():
         label = f"label {row.label or 'none'}: {row.probability_label:.3f}"
-        suggested = f"rather {row.suggested}: {row.probability_suggested:.3f}"
-        figures.append(pictures.figure(row.row, [label, suggested, fold_and_group(oof, row.row)]))
+        figures.append(pictures.figure(row.Index, [label, f"rather {row.suggested}: {row.probability_suggested:.3f}"]))
     return paragraphs(lines) + thumbs(figures)
-
-
-# ---------------------------------------------------------------- the browser of images
 
 
 def choose(loss, members):
     """Return rows of the browser, the most wanted first: by turns the image with the largest loss, and one drawn from
     each of `members`, a list of rows int. loss float [N]."""
-    rng, drawn = np.random.default_rng(SEED), []
-    for rows in members:
-        drawn += [(turn, row) for turn, row in enumerate(rng.permutation(rows)[:MOST_BROWSED])]
-    drawn = [row for _, row in sorted(drawn, key=lambda pair: pair[0])][:MOST_BROWSED]
-    hard = np.argsort(-loss, kind="stable")[:MOST_BROWSED].tolist()
-    both = [row for pair in zip(hard, drawn, strict=False) for row in pair] + drawn[len(hard) :] + hard[len(drawn) :]
-    return list(dict.fromkeys(int(row) for row in both))[:MOST_BROWSED]
+    rng = np.random.default_rng(SEED)
+    drawn = by_turns(*(rng.permutation(rows)[:MOST_BROWSED] for rows in members))
+    worst = np.argsort(-loss, kind="stable")[:MOST_BROWSED].tolist()
+    return [*dict.fromkeys(by_turns(worst, drawn))][:MOST_BROWSED]
+
+
+def by_turns(*parts):
+    """Return the first item of each part, then the second ones, and so on."""
+    return [int(row) for turn in zip_longest(*parts) for row in turn if row is not None]
 
 
 def browser(oof, pictures):
@@ -91,25 +90,15 @@ def browser(oof, pictures):
     for i in choose(loss, [*members.values()]):
         if pictures.bytes > MOST_BYTES and i not in pictures.shown:  # those already in the page cost nothing
             continue
-        data = dict(loss=f"{loss[i]:.6f}", kinds=" ".join(kinds.get(i, [])), name=pictures.names[i])
-        lines = [*answers(oof, i), f"loss {loss[i]:.3f}", fold_and_group(oof, i)]
-        figures[i] = pictures.figure(i, lines, **data)
+        data = dict(loss=f"{loss[i]:.6f}", kinds=" ".join(kinds.get(i, [])), name=oof.folds.image_name[i])
+        figures[i] = pictures.figure(i, [*answers(oof, i), f"loss {loss[i]:.3f}"], **data)
     line = f"{len(figures)} of {len(loss)} out-of-fold images are in this page"
     line += ": the worst ones, and some of everything in the menu." if len(figures) < len(loss) else "."
-    order = sorted(figures, key=lambda i: -loss[i])
-    return dict(browsed=text(line), kinds=menu(members, figures), images=thumbs(figures[i] for i in order))
-
-
-def menu(members, figures):
-    """Return the options of the browser's menu, each with how many of its images are in `figures`."""
-    options = ""
+    menu, order = "", sorted(figures, key=lambda i: -loss[i])
     for kind, (name, rows) in enumerate(members.items()):
-        if count := sum(int(row) in figures for row in rows):
-            options += f"<option value={kind}>{text(name)} ({count} of {len(rows)})</option>"
-    return options
-
-
-# ---------------------------------------------------------------- experiments compared
+        if count := np.isin(rows, order).sum():
+            menu += f"<option value={kind}>{text(name)} ({count} of {len(rows)})</option>"
+    return dict(browsed=text(line), kinds=menu, images=thumbs(figures[i] for i in order))
 
 
 def comparison(evaluation, evaluations, pictures):
@@ -126,52 +115,37 @@ def comparison(evaluation, evaluations, pictures):
 
 def side_by_side(evaluations):
     """Return a table with a row for each experiment: its CV with the interval, and the score of each fold."""
-    prepared = evaluations[0].oof.prepared
-    name, rows = METRICS[prepared.metric].name, {}
+    prepared, rows = evaluations[0].oof.prepared, {}
+    name = METRICS[prepared.metric].name
     for evaluation in evaluations:
-        cv = evaluation.cv
-        interval = "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv)
-        row = {f"{name}, 95 %": interval, "mean of folds": cv["mean_of_folds"], "last epoch": cv["last_epoch"]}
-        for fold in range(prepared.folds):
-            score = evaluation.fold_table[name].get(fold)
-            row[f"fold {fold}"] = "" if score is None else float(score)
-        rows[evaluation.oof.exp] = row
+        cv, scores = evaluation.cv, evaluation.fold_table[name]
+        row = {f"{name}, 95 %": "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv)}
+        row |= {"mean of folds": cv["mean_of_folds"], "last epoch": cv["last_epoch"]}
+        rows[evaluation.oof.exp] = row | {f"fold {k}": scores.get(k, "") for k in range(prepared.folds)}
     return table(pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("experiment"))
 
 
 def compare_images(oof, other, shared, pictures):
     """Return, for the folds that both experiments have: how often each is right, a scatter, and the images that differ
     most, as HTML."""
-    pair = oof, other
-    rows = [np.flatnonzero(part.folds.fold.isin(shared)) for part in pair]
-    good = [part.task.goodness(part.targets[k], part.predictions[k]) for part, k in zip(pair, rows, strict=True)]
-    counts = paragraphs([count_right(pair, rows)]) if oof.task.right_or_wrong else ""
-    drawing = draw_pair(*good, oof.exp, other.exp, oof.task.goodness_name)
-    parts = f'<h3>{text(oof.exp)} against {text(other.exp)}</h3>{counts}<div class="small">{drawing}</div>'
-    for (winner, loser), gain in (pair, good[0] - good[1]), (pair[::-1], good[1] - good[0]):
-        best = [k for k in np.argsort(-gain, kind="stable")[:MOST_IMAGES] if gain[k] > 0]
-        shown = [figure_of_both(oof, other, rows[0][k], rows[1][k], pictures) for k in best]
+    pair = [(part, np.flatnonzero(part.folds.fold.isin(shared))) for part in (oof, other)]
+    good, other_good = (part.task.goodness(part.targets[rows], part.predictions[rows]) for part, rows in pair)
+    parts = f"<h3>{text(oof.exp)} against {text(other.exp)}</h3>"
+    if oof.task.right_or_wrong:
+        right, other_right = (~np.isin(rows, part.task.wrong(part.targets, part.predictions)) for part, rows in pair)
+        counts = {
+            "both": right & other_right, f"only {oof.exp}": right & ~other_right,
+            f"only {other.exp}": other_right & ~right, "neither": ~right & ~other_right,
+        }  # fmt: skip
+        counts = ", ".join(f"{who} {hits.sum()}" for who, hits in counts.items())
+        parts += paragraphs([f"right about an image, of {len(right)}: {counts}"])
+    parts += f'<div class="small">{draw_pair(good, other_good, oof.exp, other.exp, oof.task.goodness_name)}</div>'
+    for winner, loser, gain in (oof, other, good - other_good), (other, oof, other_good - good):
+        figures = []
+        for k in [k for k in np.argsort(-gain, kind="stable")[:MOST_IMAGES] if gain[k] > 0]:
+            i = pair[0][1][k]
+            lines = [f"{part.exp} → {part.task.predicted(part.predictions[rows[k]])}" for part, rows in pair]
+            figures.append(pictures.figure(i, [oof.task.right_answer(oof.targets[i], oof.folds.label[i]), *lines]))
         title = text(f"where {winner.exp} predicts better than {loser.exp}, the largest differences first")
-        parts += f"<h3>{title}</h3>{thumbs(shown) if shown else paragraphs(['nowhere'])}"
+        parts += f"<h3>{title}</h3>{thumbs(figures) if figures else paragraphs(['nowhere'])}"
     return parts
-
-
-def count_right(pair, rows):
-    """Return a sentence on how many images each of two experiments is right about; rows: those that both have, of
-    each."""
-    (name, right), (other_name, other_right) = (
-        (oof.exp, ~np.isin(shared, oof.task.wrong(oof.targets, oof.predictions)))
-        for oof, shared in zip(pair, rows, strict=True)
-    )
-    counts = {
-        "both": right & other_right, f"only {name}": right & ~other_right,
-        f"only {other_name}": other_right & ~right, "neither": ~right & ~other_right,
-    }  # fmt: skip
-    return f"right about an image, of {len(right)}: " + ", ".join(f"{who} {hit.sum()}" for who, hit in counts.items())
-
-
-def figure_of_both(oof, other, i, j, pictures):
-    """Return the figure of row i of oof.folds, which is row j of other.folds, with both predictions."""
-    right = oof.task.right_answer(oof.targets[i], oof.folds.label[i])
-    lines = [f"{part.exp} → {answers(part, k)[1].removeprefix('predicted ')}" for part, k in ((oof, i), (other, j))]
-    return pictures.figure(i, [right, *lines, fold_and_group(oof, i)])

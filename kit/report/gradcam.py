@@ -1,6 +1,6 @@
 """Grad-CAM overlays: where the network looked.
 
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by the library grad-cam, which is imported only for --overlays.
+Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by the library grad-cam; this file is imported only for --overlays.
 """
 
 import math
@@ -15,30 +15,26 @@ from kit.train.checkpoint import load_fold
 from kit.train.device import enough_memory, pick_device
 from kit.train.inference import to_device
 
-
-def library():
-    """Return grad-cam's GradCAM, ClassifierOutputTarget and show_cam_on_image. Raises UserError where it is missing."""
-    try:
-        from pytorch_grad_cam import GradCAM
-        from pytorch_grad_cam.utils.image import show_cam_on_image
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    except Exception as error:  # an installation that is broken may raise anything
-        raise UserError(f"--overlays needs grad-cam ({error}): pip install grad-cam") from None
-    return GradCAM, ClassifierOutputTarget, show_cam_on_image
+try:
+    from pytorch_grad_cam import GradCAM
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+except Exception as error:  # an installation that is broken may raise anything
+    raise UserError(f"--overlays needs grad-cam ({error}): pip install grad-cam") from None
 
 
 def overlay_worst(oof):
     """Return {row of oof.folds: (the image under its heat, uint8 [S, S, 3] RGB; what the heat is for)} for the worst
-    mistakes, each by the fold's network that hasn't seen the image. Raises UserError where grad-cam, a foldK.pt or the
-    images at the experiment's size are missing, or the network has no map of the image."""
+    mistakes, each by the fold's network that hasn't seen the image. Raises UserError where a foldK.pt or the images at
+    the experiment's size are missing, or the network has no map of the image."""
     worst, outputs = gallery.worst_mistakes(oof), oof.task.worst_output(oof.targets, oof.predictions)
     images, image_rows = training_images(oof, oof.config["size"])
-    device, overlays, (*_, show_cam_on_image) = pick_device("auto"), {}, library()
+    device, overlays = pick_device("auto"), {}
     for fold in np.unique(oof.folds.fold[worst]):
         saved, model = load_fold(oof.folder / f"fold{fold}.pt", device)
         if saved["config"].get("grad_checkpointing"):
             model.backbone.set_grad_checkpointing(False)  # it would hide the activations from grad-cam
-        rows = [int(row) for row in worst if oof.folds.fold[row] == fold]
+        rows = worst[oof.folds.fold[worst] == fold]
         shown = images[image_rows[rows]]
         with enough_memory("run 02 without --overlays"):
             masks = heat(model, shown, outputs[rows], oof.config["model"])
@@ -53,9 +49,8 @@ def heat(model, images, outputs, name):
 
     model: a Classifier in eval mode; outputs: the one that each mask is for, int [n]; name: the model's, for the error
     where it has no map."""
-    GradCAM, ClassifierOutputTarget, _ = library()
-    device, masks = next(model.parameters()).device, []
-    batches = [to_device(torch.from_numpy(np.array(image[None])), device) for image in images]
+    masks, device = [], next(model.parameters()).device
+    batches = to_device(torch.from_numpy(np.array(images)), device).split(1)
     module, transform = last_map(model, batches[0], name)
     with GradCAM(model=model, target_layers=[module], reshape_transform=transform) as cam:
         for batch, output in zip(batches, outputs, strict=True):  # one by one: a batch of a large network costs memory
@@ -75,10 +70,9 @@ def last_map(model, images, name):
     maps, width = [], getattr(backbone, "num_features", None)
 
     def note(module, _, output):
-        if torch.is_tensor(output) and output.ndim == 4:
+        if torch.is_tensor(output) and output.ndim == 4 and output.shape[2] > 1:
             last = output.shape[1] == output.shape[2] and output.shape[3] == width  # Swin's channels come last
-            if output.shape[2] > 1:
-                maps.append((module, (lambda output: output.permute(0, 3, 1, 2)) if last else None))
+            maps.append((module, (lambda output: output.permute(0, 3, 1, 2)) if last else None))
 
     hooks = [module.register_forward_hook(note) for module in backbone.modules()]
     with torch.inference_mode():

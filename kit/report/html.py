@@ -39,9 +39,9 @@ def thumbs(figures):
 
 def jpeg(pixels, side=SIDE, quality=75):
     """Return uint8 [H, W, 3] RGB as a JPEG in a data: URL, shrunk where its longer side is above `side` px."""
-    scale = min(1, side / max(pixels.shape[:2]))
-    if scale < 1:
-        size = [max(1, round(scale * length)) for length in pixels.shape[1::-1]]
+    longer = max(pixels.shape[:2])
+    if longer > side:
+        size = [max(1, round(side / longer * length)) for length in pixels.shape[1::-1]]
         pixels = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"
@@ -60,34 +60,30 @@ class Pictures:
     bytes: how much of the page they take so far. available: whether 00_prepare.py's cache of images is there."""
 
     def __init__(self, oof):
-        folder, self.names = oof.prepared.folder, oof.folds.image_name.to_numpy()
-        sizes = [size for size in oof.prepared.sizes if (folder / f"train_{size}.npy").exists()]
-        enough = [size for size in sizes if size >= SIDE]
-        self.available, self.shown, self.bytes = bool(sizes), set(), 0
-        if self.available:  # the smallest that is large enough, else the largest
+        self.folds, self.shown, self.bytes = oof.folds, set(), 0
+        sizes = [size for size in oof.prepared.sizes if (oof.prepared.folder / f"train_{size}.npy").exists()]
+        self.available = bool(sizes)
+        if sizes:
             try:
-                self.images, self.rows = training_images(oof, min(enough) if enough else max(sizes))
+                size = min((size for size in sizes if size >= SIDE), default=max(sizes))
+                self.images, self.rows = training_images(oof, size)
             except UserError as error:  # the scores are worth a page without images
                 warn(f"no images in the report: {error}")
                 self.available = False
 
     def figure(self, i, lines, overlay=None, **data):
-        """Return the figure of the image in row i of oof.folds, with its name and `lines` below. overlay: uint8
-        [S, S, 3] RGB, shown beside it. data: the figure's data- attributes, strings or numbers."""
-        caption = "".join(f"<span>{text(line)}</span>" for line in [self.names[i], *lines])
+        """Return the figure of the image in row i of oof.folds; below it its name, `lines`, its fold and its group.
+        overlay: uint8 [S, S, 3] RGB, shown beside it. data: the figure's data- attributes, strings or numbers."""
+        row, shown = self.folds.loc[i], ""
+        lines = [row.image_name, *lines, f"fold {row.fold}, group {row.group}"]
+        caption = "".join(f"<span>{text(line)}</span>" for line in lines)
         attributes = "".join(f' data-{key}="{text(str(value))}"' for key, value in data.items())
-        shown = ""
         if self.available:
-            images = self.image(i) + ("" if overlay is None else f'<img alt="" src="{jpeg(overlay)}">')
-            label = text(f"enlarge {self.names[i]}")
-            shown = f'<button type="button" class="shot" aria-label="{label}">{images}</button>'
+            source = "" if i in self.shown else f' src="{jpeg(self.images[self.rows[i]])}"'
+            self.shown.add(i)
+            self.bytes += len(source)
+            beside = "" if overlay is None else f'<img alt="" src="{jpeg(overlay)}">'
+            shown = f'<button type="button" class="shot" aria-label="{text(f"enlarge {row.image_name}")}">'
+            shown += f'<img alt="" data-shot="{i}"{source}>{beside}</button>'
         pair = "" if overlay is None else ' class="pair"'
         return f"<figure{pair}{attributes}>{shown}<figcaption>{caption}</figcaption></figure>"
-
-    def image(self, i):
-        if i in self.shown:
-            return f'<img alt="" data-shot="{i}">'
-        source = jpeg(self.images[self.rows[i]])
-        self.shown.add(i)
-        self.bytes += len(source)
-        return f'<img alt="" data-shot="{i}" src="{source}">'

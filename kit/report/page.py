@@ -39,9 +39,12 @@ class Evaluation:
     fold_table: pd.DataFrame  # a row for each finished fold
     cv: dict[str, float]  # cv, cv_low, cv_high, mean_of_folds, last_epoch: columns of experiments.csv
     forecast: list[str]  # sentences on the leaderboard, or none
-    headline: str  # the metric's name and the CV
-    interval: str  # of the CV, and how it was computed
     heatmaps: dict = field(default_factory=dict)  # gradcam.overlay_worst's; empty without --overlays
+
+    @property
+    def basis(self):
+        """What the intervals rest on, in words."""
+        return f"by a bootstrap over {self.oof.folds.group.nunique()} groups ({len(self.oof.folds)} images)"
 
 
 def write(evaluation, ledger, verdicts, evaluations):
@@ -51,12 +54,12 @@ def write(evaluation, ledger, verdicts, evaluations):
     this one among them."""
     oof, template = evaluation.oof, (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
-    if not oof.task.label_errors:
-        template = re.sub("<!--label_errors-->.*?<!--/label_errors-->", "", template, flags=re.DOTALL)
     pictures, ledger = Pictures(oof), ledger.set_index("experiment")[LEDGER]
     content = texts(evaluation, ledger, verdicts) | images(evaluation, evaluations, pictures)
     content["notes"] = paragraphs(notes(oof, ledger.loc[oof.exp], pictures.available))
     content["hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    if "suspects" not in content:
+        template = re.sub("<!--label_errors-->.*?<!--/label_errors-->", "", template, flags=re.DOTALL)
     # One pass: a label that looks like a placeholder isn't filled in.
     page = re.sub("@@(\\w+)@@", lambda placeholder: content[placeholder[1]], template)
     with replacing(oof.folder / "report.html") as temporary:
@@ -65,16 +68,20 @@ def write(evaluation, ledger, verdicts, evaluations):
 
 def texts(evaluation, ledger, verdicts):
     """Return {placeholder: HTML} of text, tables and charts."""
-    oof = evaluation.oof
+    oof, cv, metric = evaluation.oof, evaluation.cv, METRICS[evaluation.oof.prepared.metric].name
     settings = {key: json.dumps(value, ensure_ascii=False) for key, value in oof.config.items()}
-    charts = figures.draw_all(oof, evaluation.epochs)
+    charts, rows = figures.draw_all(oof, evaluation.epochs), oof.task.table_of_each(oof.targets, oof.predictions)
+    each = "" if rows is None else f"<section><h2>Each {oof.task.noun}</h2>{table(rows)}</section>"
+    if "confusion" in charts:
+        size = ' class="small"' if len(oof.task) <= FEW_CLASSES else ""
+        each = f'<section id="confusion"{size}><h2>Confusion matrix</h2>{charts.pop("confusion")}</section>'
     return dict(
-        name=text(oof.exp), headline=text(evaluation.headline), interval=text(evaluation.interval),
+        name=text(oof.exp), headline=text(f"{metric} {cv['cv']:.4f}"), metric=text(metric),
+        interval=text("95 % {cv_low:.4f} to {cv_high:.4f}, ".format(**cv) + evaluation.basis),
         scores=table(evaluation.score_table), folds=table(evaluation.fold_table),
-        metric=text(METRICS[oof.prepared.metric].name), each=each(oof, charts.pop("confusion", "")),
-        test_set=test_set(oof.prepared, evaluation.forecast),
-        verdicts=paragraphs(verdicts), ledger=table(ledger, marked=oof.exp),
-        settings=table(pd.Series(settings, name="value").rename_axis("setting").to_frame()), **charts,
+        each=each, test_set=test_set(oof.prepared, evaluation.forecast), verdicts=paragraphs(verdicts),
+        ledger=table(ledger, marked=oof.exp), **charts,
+        settings=table(pd.Series(settings, name="value").rename_axis("setting").to_frame()),
     )  # fmt: skip
 
 
@@ -82,10 +89,9 @@ def images(evaluation, evaluations, pictures):
     """Return {placeholder: HTML} of images. Write suspects.csv. The browser comes last: it takes the room that is
     left."""
     oof, content = evaluation.oof, dict(mistakes=gallery.mistakes(evaluation.oof, pictures, evaluation.heatmaps))
-    if oof.task.label_errors:
-        suspects, by_chance = label_errors.find(oof.folds, oof.task, oof.targets, oof.predictions)
-        label_errors.write(oof.folder / "suspects.csv", suspects)
-        content["suspects"] = gallery.surest(oof, suspects, by_chance, pictures)
+    if problems := oof.task.label_problems(oof.targets, oof.predictions):
+        found = label_errors.write_suspects(oof.folder / "suspects.csv", oof.folds, oof.task.names, problems)
+        content["suspects"] = gallery.surest(oof, *found, pictures)
     content["compared"] = gallery.comparison(evaluation, evaluations, pictures)
     return content | duplicate_groups(oof, pictures) | gallery.browser(oof, pictures)
 
@@ -105,55 +111,41 @@ def notes(oof, row, images_available):
     return [line for line, holds in lines.items() if holds]
 
 
-def each(oof, confusion):
-    """Return a section with a row for each label or number, or with the confusion matrix, where there is a picture."""
-    rows = oof.task.table_of_each(oof.targets, oof.predictions)
-    if rows is not None:
-        return f"<section><h2>Each {oof.task.noun}</h2>{table(rows)}</section>"
-    size = ' class="small"' if len(oof.task) <= FEW_CLASSES else ""
-    return f'<section id="confusion"{size}><h2>Confusion matrix</h2>{confusion}</section>' if confusion else ""
-
-
 def test_set(prepared, forecast):
-    """Return what is known of the test set: the forecast, the folds compared with it, adversarial validation."""
+    """Return what is known of the test set: the forecast, adversarial validation, matched.png, and a table of the plain
+    folds and the chosen ones, which stand out."""
     candidates, path = prepared.candidates, prepared.folder / "matched.png"
     lines = [*forecast[1:], *matching.matching_lines(candidates), *shift.shift_lines(prepared.shift)]
     words = "".join(f'<p class="interval">{text(line)}</p>' for line in forecast[:1]) + paragraphs(lines)
     sheet = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if candidates and path.exists() else None
     if sheet is None:  # also where the picture is damaged: 02 is about scores
         return words
-    picture = f'<div class="sheet"><img alt="" src="{jpeg(sheet, SHEET)}"></div>'
-    return words + picture + candidate_table(candidates, METRICS[prepared.metric].name)
-
-
-def candidate_table(candidates, metric):
-    """Return a table of the plain folds and the chosen ones, which stand out."""
-    rows = [candidate for candidate in candidates if candidate["chosen"] or not candidate["clusters"]]
+    shown = [candidate for candidate in candidates if candidate["chosen"] or not candidate["clusters"]]
     columns = dict(similarity="similarity, held out", test_similarity="in the test set", distance="distance")
-    columns["score"] = f"{metric} of a ridge regression"
-    frame = pd.DataFrame(rows).set_index("name")[[*columns]].rename(columns=columns).rename_axis("folds")
-    return table(frame, marked=next(row["name"] for row in rows if row["chosen"]))
+    columns["score"] = f"{METRICS[prepared.metric].name} of a ridge regression"
+    frame = pd.DataFrame(shown).set_index("name")[[*columns]].rename(columns=columns).rename_axis("folds")
+    picture = f'<div class="sheet"><img alt="" src="{jpeg(sheet, SHEET)}"></div>'
+    return words + picture + table(frame, marked=next(row["name"] for row in shown if row["chosen"]))
 
 
 def duplicate_groups(oof, pictures):
     """Return `conflicts`, groups whose labels disagree, and `duplicates`, the largest groups: groups of duplicates
     where 00_prepare.py searched for them, else those that the user gave."""
     prepared, members = oof.prepared, oof.folds[["image_name", "label", "group"]]
-    lines, path = [f"the groups of --groups {prepared.groups}"], prepared.folder / "duplicates.csv"
+    lines = [f"the groups of --groups {prepared.groups}"]
     if prepared.duplicates:
         lines = duplicates.duplicate_lines(prepared.duplicates)
-        rows = read_table(path, PREPARE)
+        rows = read_table(prepared.folder / "duplicates.csv", PREPARE)
         group_of = rows[rows.part == "train"].set_index("image_name").group
         members = members.assign(group=members.image_name.map(group_of)).dropna().astype(dict(group=int))
     groups = members.groupby("group").label.agg(labels="nunique", images="size")
-    conflicts, several = groups[groups.labels > 1], groups[groups.images > 1]
-    largest = several.sort_values("images", ascending=False, kind="stable")
-    conflict = "groups whose images have different labels: a label is wrong, or the group is"
-    several = "groups of two or more of these images"
-    return dict(
-        conflicts=group_figures(oof, conflict, members.group, conflicts.index, pictures),
-        duplicates=paragraphs(lines) + group_figures(oof, several, members.group, largest.index, pictures),
-    )
+    conflicts = group_figures(
+        oof, "groups whose images have different labels: a label is wrong, or the group is", members.group,
+        groups.index[groups.labels > 1], pictures,
+    )  # fmt: skip
+    largest = groups[groups.images > 1].sort_values("images", ascending=False, kind="stable").index
+    several = group_figures(oof, "groups of two or more of these images", members.group, largest, pictures)
+    return dict(conflicts=conflicts, duplicates=paragraphs(lines) + several)
 
 
 def group_figures(oof, words, group, groups, pictures):
@@ -164,6 +156,5 @@ def group_figures(oof, words, group, groups, pictures):
         rows = group.index[group == number]
         first = rows[:MOST_IN_GROUP]
         title = text(f"group {number}: {len(first)} of {len(rows)} training images")
-        walls = (pictures.figure(i, [*gallery.answers(oof, i), gallery.fold_and_group(oof, i)]) for i in first)
-        parts += f"<div><h3>{title}</h3>{thumbs(walls)}</div>"
+        parts += f"<div><h3>{title}</h3>{thumbs(pictures.figure(i, gallery.answers(oof, i)) for i in first)}</div>"
     return paragraphs([f"{words}: {len(groups)}, {len(shown)} shown"]) + f'<div class="groups">{parts}</div>'

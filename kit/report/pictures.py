@@ -9,11 +9,11 @@ CELL, GAP, LINE = 160, 14, 24  # px: a cell's side, the room between two, the he
 COLUMNS = 8
 
 
-def draw_classes(path, images, folds, examples, seed, transform=None, columns=6):
-    """Write a PNG of some `examples` ({title: rows of folds.csv}, thesis figures 3.1 to 3.3) and, below each, of the
-    same after a random `transform` (image, seed). images: uint8 [N, S, S, 3]; folds: the table folds.csv."""
+def draw_classes(path, images, folds, task, seed, transform=None, columns=6):
+    """Write a PNG of some images of each class (thesis figures 3.1 to 3.3) and, below each, of the same after a random
+    `transform` (image, seed). images: uint8 [N, S, S, 3]; folds: the table folds.csv."""
     sheet = []
-    for title, rows in examples.items():
+    for title, rows in task.examples(task.read_targets(folds.target)).items():
         names = folds.image_name.iloc[rows]
         chosen = names.sample(min(columns, len(names)), random_state=seed)
         sheet.append((f"{title} · {len(names)} images", [(images[i], name) for i, name in chosen.items()]))
@@ -23,30 +23,25 @@ def draw_classes(path, images, folds, examples, seed, transform=None, columns=6)
         contact_sheet(sheet, columns).save(temporary)
 
 
-def draw_duplicates(path, records, pairs, evidence, groups, names, labels, test_names, most=12):
+def draw_duplicates(path, records, pairs, evidence, table, most=12):
     """Write a PNG of the least certain pairs, then the largest groups. pairs [M, 2] and evidence [M, 3]: those of
-    duplicates.verified_pairs; groups: int [N + T], the training images (`names`, `labels`) first."""
-    from kit.folds.duplicates import thumbnail  # here, since 01 draws contact sheets and needn't wait for scikit-learn
-
-    captions = [f"train {name[-16:]}" + f" [{label}]"[:12] for name, label in zip(names, labels, strict=True)]
-    captions += [f"test {name[-16:]}" for name in test_names]
+    duplicates.verified_pairs; table: that of duplicates.table."""
+    labels = np.where(table.part == "train", [f" [{label}]"[:12] for label in table.label], "")
+    captions = table.part + " " + table.image_name.str[-16:] + labels
     certainty = evidence[:, 2] + np.minimum(evidence[:, 1], 40) / 40
     doubtful = pairs[np.argsort(certainty, kind="stable")[: 2 * COLUMNS]].ravel()
     rows = [("least certain pairs", doubtful[k : k + COLUMNS]) for k in range(0, len(doubtful), COLUMNS)]
-    sizes = np.bincount(groups)
-    largest = np.argsort(-sizes, kind="stable")[: min(most, (sizes > 1).sum())]
-    rows += [(f"group {k}\n{sizes[k]} images", np.flatnonzero(groups == k)[:COLUMNS]) for k in largest]
-    sheet = [(title, [(thumbnail(records[i]), captions[i]) for i in row]) for title, row in rows]
+    for group, size in table.groupby("group").size().sort_values(ascending=False, kind="stable")[:most].items():
+        rows.append((f"group {group}\n{size} images", table.index[table.group == group][:COLUMNS]))
+    thumbs, shapes = records["thumb"], records["shape"]
+    sheet = [(title, [(thumbs[i][*map(slice, shapes[i])], captions[i]) for i in row]) for title, row in rows]
     contact_sheet(sheet or [("no duplicates found", [])], COLUMNS).save(path)
 
 
 def draw_matched(path, chosen, candidates, points, images, names, seed):
-    """Write a PNG of how similar held-out and test images are to their nearest, as distributions, with some of these
-    images below, to show whether the CV is as hard as the test set. points: float32 [N + T, D], the training images
-    first; images, names: {"train": …, "test": …}."""
-    import matplotlib.pyplot as plt  # here, since 01 draws contact sheets and needn't wait for it
-
-    from kit.report.figures import save_png
+    """Write a PNG of how similar held-out and test images are to their nearest, as distributions and some examples.
+    points: float32 [N + T, D], the training images first; images, names: {"train": …, "test": …}."""
+    from kit.report import figures  # here, since 01 draws contact sheets and needn't wait for matplotlib
 
     curves, train = {"test images": chosen.test.ravel()}, points[: len(names["train"])]
     rows = draw_neighbours("test", points[len(train) :], train, None, images, names, seed)
@@ -56,7 +51,7 @@ def draw_matched(path, chosen, candidates, points, images, names, seed):
             rows += draw_neighbours(f"held out, {kind}", train, train, candidate.folds, images, names, seed)
     sheet = contact_sheet(rows, COLUMNS)
     width, height = np.divide(sheet.size, 100)
-    figure, (top, below) = plt.subplots(2, 1, figsize=(width, height + 4), height_ratios=(4, height))
+    figure, (top, below) = figures.plt.subplots(2, 1, figsize=(width, height + 4), height_ratios=(4, height))
     bins = np.linspace(min(map(np.min, curves.values())) - 0.01, 1.01, 50)
     for (name, values), colour in zip(curves.items(), ("tab:orange", "tab:blue", "grey"), strict=False):
         top.hist(values, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
@@ -64,8 +59,8 @@ def draw_matched(path, chosen, candidates, points, images, names, seed):
     top.legend(loc="upper right")
     below.imshow(sheet)
     below.set_axis_off()
-    save_png(figure, path)
-    plt.close(figure)
+    figures.save_png(figure, path)
+    figures.plt.close(figure)
 
 
 def draw_neighbours(title, queries, train, folds, images, names, seed):
@@ -100,6 +95,5 @@ def write_line(sheet, position, text, size, colour, width, anchor):
     """Write one line of text, with … in place of its middle where it is wider than `width` px."""
     font, text = ImageFont.load_default(size), " · ".join(text.splitlines())
     while font.getlength(text) > width:
-        middle = len(text) // 2
-        text = text[: middle - 1] + "…" + text[middle + 1 :]
+        text = text[: len(text) // 2 - 1] + "…" + text[len(text) // 2 + 1 :]
     ImageDraw.Draw(sheet).text(position, text, colour, font, anchor)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from common import UserError, file_hash, listing, write_json
 from kit.score.metrics import METRICS
@@ -20,14 +21,10 @@ from kit.score.tasks import Task
 ROUNDS = 50  # of the greedy selection, so weights come in steps of 2 % or more: finer ones would be noise
 
 
-def ranks(predictions: np.ndarray) -> np.ndarray:
-    """Return the rank of each image among all N, float [N, K]; equal predictions share the mean of their ranks."""
-    from scipy.stats import rankdata  # takes half a second
-
-    return rankdata(predictions, axis=0)
-
-
-BLENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"mean": lambda predictions: predictions, "rank": ranks}
+BLENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "mean": lambda predictions: predictions,
+    "rank": lambda predictions: pd.DataFrame(predictions).rank().to_numpy(),  # equal ones share the mean of their ranks
+}
 
 
 def blend(predictions: Sequence[np.ndarray], how: str, weights: Sequence[float] | None, task: Task) -> np.ndarray:

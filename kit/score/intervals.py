@@ -74,7 +74,7 @@ def leaderboard(
     score without an upper bound, as log loss, the error itself). The interval spans the candidates that are nearly the
     best, each as wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one
     varies more."""
-    chosen, larger_is_better = _chosen(candidates), score <= perfect
+    (chosen,), larger_is_better = [item for item in candidates if item["chosen"]], score <= perfect
     scores = [score, *(candidate["score"] for candidate in candidates if candidate["score"] is not None)]
     worst = -perfect if min(scores) < 0 else 0  # QWK goes below 0, down to -1
     least = max(perfect, 1e-3) / (2 * images)  # an error smaller than half an image isn't known
@@ -88,27 +88,21 @@ def leaderboard(
         return float((perfect + worst * odds) / (1 + odds) if larger_is_better else perfect + odds)
 
     finite = draws[np.isfinite(draws)]
-    spread = np.quantile(log_odds(finite), [0.1, 0.9]) - log_odds(score) if len(finite) else [np.nan, np.nan]
-    wider = np.sqrt(1 + images / tests)
+    spread = np.quantile(log_odds(finite), [0.1, 0.9]) - log_odds(score) if len(finite) else np.full(2, np.nan)
     spanned = [candidate for candidate in candidates if candidate["nearly_best"] or candidate is chosen]
-    ends = [forecast(candidate, wider * end) for candidate in spanned for end in spread]
+    ends = [forecast(candidate, end) for candidate in spanned for end in np.sqrt(1 + images / tests) * spread]
     return dict(low=min(ends), high=max(ends), plain=forecast(candidates[0]))
 
 
 def leaderboard_lines(forecast: dict[str, float], candidates: list[dict]) -> list[str]:
     """Return sentences on what `leaderboard` returned, for the terminal and the report."""
-    chosen, interval = _chosen(candidates), "{low:.3f} to {high:.3f}".format(**forecast)
+    (chosen,) = [candidate for candidate in candidates if candidate["chosen"]]
     if not chosen["near_enough"]:
         return ["no forecast: no folds match the test set (matched.png)"]
+    folds = "plain folds" if chosen is candidates[0] else chosen["name"]
+    basis = "test images look as much like training images as held-out ones do: "
+    basis += "no sign in the images that the CV is too high"
     if chosen["clusters"]:
-        folds = f"matched folds, {chosen['name']}; plain folds would say {forecast['plain']:.3f}"
+        folds = f"matched folds, {folds}; plain folds would say {forecast['plain']:.3f}"
         basis = "it rests on how near test images look to training images: it misses what no image shows, and luck"
-    else:
-        folds = "plain folds" if chosen is candidates[0] else chosen["name"]
-        basis = "test images look as much like training images as held-out ones do: "
-        basis += "no sign in the images that the CV is too high"
-    return [f"8 in 10: the whole test set scores {interval} ({folds})", basis]
-
-
-def _chosen(candidates):
-    return next(candidate for candidate in candidates if candidate["chosen"])
+    return ["8 in 10: the whole test set scores {low:.3f} to {high:.3f} ".format(**forecast) + f"({folds})", basis]

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from common import write_csv
-from kit.score.tasks import Task
 
 COLUMNS = "image_name label suggested probability_label probability_suggested".split()  # of suspects.csv
 
@@ -44,21 +43,20 @@ def expected_count(targets: np.ndarray, probabilities: np.ndarray) -> float:
     return float((1 - surest[surest >= 0]).sum())
 
 
-def find(folds: pd.DataFrame, task: Task, targets: np.ndarray, predictions: np.ndarray) -> tuple[pd.DataFrame, float]:
-    """Return (a table with COLUMNS and `row` of `folds`, the surest suspects first; how many there would be if all
-    labels were right). folds: the N rows of folds.csv. In a set of labels, suggested is "+ NAME" where a label seems to
-    be missing, "- NAME" where one seems to be too many."""
-    rows, by_chance = [], 0
-    for k, labels, p in task.label_problems(targets, predictions):
+def write_suspects(path: Path, folds: pd.DataFrame, names: list[str], problems: list) -> tuple[pd.DataFrame, float]:
+    """Write suspects.csv, the surest first, and return (it, with the rows of `folds` as its index; how many suspects
+    there would be if all labels were right).
+
+    folds: the N rows of folds.csv; names: of the K classes or labels; problems: those of Task.label_problems. In a set
+    of labels, suggested is "+ NAME" where a label seems to be missing, "- NAME" where one seems to be too many."""
+    found, by_chance = [], 0
+    for k, labels, p in problems:
         suggested = suggest(labels, p)
         by_chance += expected_count(labels, p)
         for i in np.flatnonzero(suggested != labels):
-            name = task.names[suggested[i]] if k is None else f"{'+' if suggested[i] else '-'} {task.names[k]}"
-            rows.append((folds.image_name[i], folds.label[i], name, p[i, labels[i]], p[i, suggested[i]], i))
-    rows.sort(key=lambda row: row[3] - row[4])
-    return pd.DataFrame(rows, columns=[*COLUMNS, "row"]), by_chance
-
-
-def write(path: Path, suspects: pd.DataFrame) -> None:
-    """Write suspects.csv, from the table that `find` returned."""
-    write_csv(path, suspects[COLUMNS])
+            name = names[suggested[i]] if k is None else f"{'+' if suggested[i] else '-'} {names[k]}"
+            found.append((i, folds.image_name[i], folds.label[i], name, p[i, labels[i]], p[i, suggested[i]]))
+    found.sort(key=lambda suspect: suspect[4] - suspect[5])
+    suspects = pd.DataFrame(found, columns=["row", *COLUMNS]).set_index("row")
+    write_csv(path, suspects)
+    return suspects, by_chance

@@ -1,13 +1,13 @@
-"""Metrics, with vectorised bootstrap versions.
+"""Metrics, vectorised over bootstrap samples.
 
-A new metric is one function score(targets, predictions, weights) and one entry in METRICS. scikit-learn computes the
-scores, or the tests compare with it. `draws`, which is optional, scores all bootstrap samples at once: it sorts once
-and weights many times.
+A new metric is one function score(targets, predictions, weights) and one entry in METRICS; or, faster, one function
+that scores all bootstrap samples at once: it sorts once and weights many times. The tests compare the scores with
+scikit-learn's.
 Shapes: N images; K classes, labels or numbers; D draws (bootstrap samples). tasks.py says what targets (int [N], or
 float32 [N, K]) and predictions (float [N, K]) each task has; those of classes and labels are probabilities.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -22,9 +22,9 @@ BLOCK = 16  # draws weighted at a time: 6 MB of weights at 100,000 images fit th
 
 class Metric(NamedTuple):
     name: str
-    function: Callable[..., float]  # gets finite predictions and weights above 0, float [N]; other files call `score`
+    function: Callable[..., float] | None = None  # gets weights float [N]; None where there is `draws`
     larger_is_better: bool = True
-    draws: Callable | None = None  # (targets, predictions, weights uint8 [D, N]) → float [D]; None: `score` D times
+    draws: Callable | None = None  # (targets, predictions, weights uint8 [D, N]) → float [D]; None: `function` D times
     fits: Callable[[list[str]], str | None] = lambda names: None  # why these K names don't suit the metric, or None
     of_labels: bool = False  # a submission holds the classes' names: it scores one class for each image alone
     task: str = "classes"  # the key of a task in kit/score/tasks.py
@@ -38,54 +38,32 @@ class Metric(NamedTuple):
             return np.nan
         if not weights.all():  # a class whose images all have weight 0 is missing
             targets, predictions, weights = (part[weights > 0] for part in (targets, predictions, weights))
-        return float(self.function(targets, predictions, weights))
-
-
-def sk(name: str) -> Callable:
-    """Return a function that calls sklearn.metrics.NAME, and imports it first: flags needn't wait for it."""
-
-    def score(*arguments, **options):
-        from sklearn import metrics
-
-        return getattr(metrics, name)(*arguments, **options)
-
-    return score
-
-
-def roc_area(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, missed: float = 1) -> float:
-    """Return the AUC of the second of two classes; for more classes, the mean of one against the rest over those that
-    aren't missing; for labels, the mean over those that some images have and others don't.
-
-    missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive rate of 80 %, 0 to 0.2."""
-    curves = ((~positive, -scores) for positive, scores in one_by_one(targets, probabilities))  # max_fpr limits x
-    curves = [curve for curve in curves if len(np.unique(curve[0])) == 2]
-    areas = [sk("roc_auc_score")(*curve, sample_weight=weights, max_fpr=missed) for curve in curves]
-    area, least = mean_of_defined(areas), 0.5 * missed**2
-    return area if missed == 1 else least + (missed - least) * (area - 0.5) / 0.5  # scikit-learn scales it to 0.5 … 1
+        if self.function:
+            return float(self.function(targets, predictions, weights))
+        return float(self.draws(targets, predictions, weights[None])[0])
 
 
 @np.errstate(invalid="ignore")  # 0 / 0 is NaN: undefined
-def area_draws(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, missed: float = 1) -> np.ndarray:
-    """Return roc_area for weights uint8 [D, N], float64 [D]. A curve's x counts missed positives, its y negatives."""
-    curves = [roc_steps(*column) for column in one_by_one(targets, probabilities)]
-    areas = np.empty((len(curves), len(weights)))
+def areas(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, missed: float = 1) -> np.ndarray:
+    """Compute for each draw, float64 [D], the AUC of the second of two classes; for more classes, the mean of one
+    against the rest over those that aren't missing; for labels, the mean over those that some images have and others
+    don't.
+
+    missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive rate of 80 %, 0 to 0.2. A curve's x
+    counts missed positives, its y negatives."""
+    first = int(targets.ndim == 1 and probabilities.shape[1] == 2)
+    positives = targets.T > 0 if targets.ndim == 2 else (targets == k for k in range(first, probabilities.shape[1]))
+    curves = [roc_steps(*column) for column in zip(positives, probabilities.T[first:], strict=True)]
+    each = np.empty((len(curves), len(weights)))
     for start in range(0, len(weights), BLOCK):
         block = np.ascontiguousarray(weights[start : start + BLOCK].T, np.float32)  # exact up to 16 million images
-        for steps, row in zip(curves, areas, strict=True):
+        for steps, row in zip(curves, each, strict=True):
             positive, negative = np.split(steps @ block, 2)
             x, y = (np.cumsum(part, axis=0, dtype=np.float64) for part in (positive, negative))
             width = np.clip(missed * x[-1] - (x - positive), 0, positive)
             height = y - negative + negative * width / np.maximum(positive, 1) / 2
             row[start : start + BLOCK] = (width * height).sum(axis=0) / (x[-1] * y[-1])
-    return mean_of_defined(areas)
-
-
-def one_by_one(targets: np.ndarray, probabilities: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield for each class (for two, only the second) or label the images that have it, bool [N], and its
-    probabilities [N]."""
-    first = int(targets.ndim == 1 and probabilities.shape[1] == 2)
-    positive = targets.T > 0 if targets.ndim == 2 else (targets == k for k in range(first, probabilities.shape[1]))
-    return zip(positive, probabilities.T[first:], strict=True)
+    return mean_of_defined(each)
 
 
 def roc_steps(positive: np.ndarray, scores: np.ndarray) -> csr_array:
@@ -112,67 +90,48 @@ def expected_grade(probabilities: np.ndarray) -> np.ndarray:
     return np.floor((probabilities * np.arange(probabilities.shape[1])).sum(axis=1) + 0.5).astype(np.int64)
 
 
-def label_metric(
-    name: str, scorer: Callable, quality: Callable | None = None, read: Callable = most_probable, **options
-) -> Metric:
-    """Make a Metric of scikit-learn's scorer(targets, classes that `read` returns). A class that is missing isn't
-    averaged. quality(hits, images that have the class, images read as it), float [K, D] each → [D], is the same for
-    many draws at once."""
+def label_metric(name: str, quality: Callable, **fields) -> Metric:
+    """Make a Metric of the most probable classes. quality gets three counts of images, float [K, D]: label and
+    prediction are the class, the prediction is, the label is. It returns float [D]."""
 
-    def score(targets, predicted, weights):
-        present = dict(labels=np.unique(targets)) if options.get("average") == "macro" else {}
-        return scorer(targets, predicted, sample_weight=weights, **options, **present)
-
+    @np.errstate(invalid="ignore")  # 0 / 0 is NaN: a class that is missing
     def draws(targets, probabilities, weights):
-        count, predicted = probabilities.shape[1], read(probabilities)
-        if quality:
-            images, every, scores = np.arange(len(targets)), np.ones(len(targets)), []
-            marks = ((targets == predicted) * 1.0, targets), (every, targets), (every, predicted)
-            counts = [csr_array((mark, (row, images)), shape=(count, len(images))) for mark, row in marks]
-            for start in range(0, len(weights), BLOCK):
-                block = np.asarray(weights[start : start + BLOCK], np.float64).T
-                scores.append(quality(*(each @ block for each in counts)))
-            return np.concatenate(scores)
-        pairs, rows = np.unique(targets * count + predicted, return_inverse=True)
-        totals = (np.bincount(rows, w) for w in weights)  # images with the same target and prediction are one row
-        return [score(*np.divmod(pairs[total > 0], count), total[total > 0]) for total in totals]
+        every, images, scores = np.ones(len(targets)), np.arange(len(targets)), []
+        shape, rows = (probabilities.shape[1], len(targets)), (most_probable(probabilities), targets)
+        read, true = (csr_array((every, (row, images)), shape=shape) for row in rows)
+        hits = read * true
+        for start in range(0, len(weights), BLOCK):
+            block = np.asarray(weights[start : start + BLOCK], np.float64).T
+            scores.append(quality(hits @ block, read @ block, true @ block))
+        return np.concatenate(scores)
 
-    return Metric(name, lambda t, p, w: score(t, read(p), w), draws=draws, of_labels=True, read=read)
+    return Metric(name, draws=draws, of_labels=True, read=most_probable, **fields)
 
 
-def share_of_hits(hits: np.ndarray, true: np.ndarray, read: np.ndarray) -> np.ndarray:
+def share_of_hits(hits: np.ndarray, read: np.ndarray, true: np.ndarray) -> np.ndarray:
     return hits.sum(axis=0) / true.sum(axis=0)
 
 
-@np.errstate(invalid="ignore")  # 0 / 0 is NaN: a class that is missing
-def mean_recall(hits: np.ndarray, true: np.ndarray, read: np.ndarray) -> np.ndarray:
-    return mean_of_defined(hits / true)
-
-
-@np.errstate(invalid="ignore")
-def mean_f1(hits: np.ndarray, true: np.ndarray, read: np.ndarray) -> np.ndarray:
+def mean_f1(hits: np.ndarray, read: np.ndarray, true: np.ndarray) -> np.ndarray:
     return mean_of_defined(np.where(true > 0, f_beta(hits, read, true), np.nan))
 
 
-def kappa(targets: np.ndarray, predicted: np.ndarray, sample_weight: np.ndarray) -> float:
-    """Return Cohen's kappa with quadratic weights; NaN where all targets and predictions are the same class."""
-    both = np.stack([targets, predicted])
-    options = dict(labels=range(both.max() + 1), weights="quadratic", sample_weight=sample_weight)
-    return np.nan if np.ptp(both) == 0 else sk("cohen_kappa_score")(*both, **options)
+@np.errstate(invalid="ignore")
+def kappas(true: np.ndarray, read: np.ndarray, weights: np.ndarray) -> list:
+    """Compute Cohen's kappa with quadratic weights for each draw; NaN where all labels and predictions are the same."""
+    values = []
+    for w in weights:
+        mean = partial(np.average, weights=w)
+        by_chance = mean((true - mean(true)) ** 2 + (read - mean(read)) ** 2) + (mean(true) - mean(read)) ** 2
+        values.append(1 - mean((true - read) ** 2) / by_chance)
+    return values
 
 
-def _as_given(targets, weights):
-    return weights
-
-
-def mean_metric(
-    name: str, values: Callable, scorer: Callable | None = None, weigh: Callable = _as_given, **fields
-) -> Metric:
+def mean_metric(name: str, values: Callable, weigh: Callable = lambda targets, weights: weights, **fields) -> Metric:
     """Make a Metric of a mean over images: values(probabilities [N, K], those of the targets [N]) → float [N].
 
     For labels, those of the targets are the probabilities [N, K] that each label is there, or isn't, as in the targets,
-    and the mean is over images and labels. scorer: the function of scikit-learn that computes the same. weigh:
-    (targets, weights) → the weights of the mean."""
+    and the mean is over images and labels. weigh: (targets, weights) → the weights of the mean."""
 
     def draws(targets, probabilities, weights):
         if targets.ndim == 2:
@@ -181,10 +140,7 @@ def mean_metric(
             row = values(probabilities, probabilities[np.arange(len(targets)), targets])
         return [np.average(row, weights=weigh(targets, w)) for w in weights]
 
-    def score(t, p, w):
-        return scorer(t, p, sample_weight=weigh(t, w), labels=range(p.shape[1])) if scorer else draws(t, p, [w])[0]
-
-    return Metric(name, score, draws=draws, **fields)
+    return Metric(name, draws=draws, **fields)
 
 
 def _balanced(targets, weights):
@@ -228,7 +184,7 @@ def set_metric(name: str, over: str, quality: Callable) -> Metric:
         totals = ([count @ w for count in counts] for w in weights)
         return [mean_of_defined(np.where(total[2] > 0, quality(*total), np.nan)) for total in totals]
 
-    return Metric(name, lambda t, p, w: draws(t, p, [w])[0], draws=draws, task="labels", of_sets=(over, quality))
+    return Metric(name, draws=draws, task="labels", of_sets=(over, quality))
 
 
 def f_beta(hits: np.ndarray, read: np.ndarray, true: np.ndarray, beta: float = 1) -> np.ndarray:
@@ -246,14 +202,16 @@ def error_metric(name: str, power: int, by_column: bool = False) -> Metric:
         sums = sums if by_column else [part.sum(axis=1, keepdims=True) for part in sums]
         return mean_of_defined(np.array([(w @ sums[0]) / (w @ sums[1]) for w in weights]).T ** (1 / power))
 
-    return Metric(name, lambda t, p, w: draws(t, p, [w])[0], larger_is_better=False, draws=draws, task="numbers")
+    return Metric(name, larger_is_better=False, draws=draws, task="numbers")
 
 
 def determination(targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> float:
     """Return R², the mean over the columns whose numbers aren't all the same."""
-    columns = ((~np.isnan(t), t, p) for t, p in zip(targets.T, predictions.T, strict=True))
+    columns = ((~np.isnan(t), t, p) for t, p in zip(targets.T.astype(np.float64), predictions.T, strict=True))
     columns = [(t[there], p[there], weights[there]) for there, t, p in columns if len(np.unique(t[there])) > 1]
-    return mean_of_defined([sk("r2_score")(t, p, sample_weight=w) for t, p, w in columns])
+    errors = [np.average((t - p) ** 2, weights=w) for t, p, w in columns]
+    variances = [np.average((t - np.average(t, weights=w)) ** 2, weights=w) for t, _, w in columns]
+    return mean_of_defined(1 - np.divide(errors, variances))
 
 
 def kappa_of_numbers(targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> float:
@@ -261,16 +219,15 @@ def kappa_of_numbers(targets: np.ndarray, predictions: np.ndarray, weights: np.n
     there = ~np.isnan(targets[:, 0])
     if not there.any():
         return np.nan
-    true, guess = (np.floor(part[there, 0] + 0.5).astype(np.int64) for part in (targets, predictions))
-    return kappa(true - true.min(), np.clip(guess, true.min(), true.max()) - true.min(), weights[there])
+    true, read = (np.floor(part[there, 0].astype(np.float64) + 0.5) for part in (targets, predictions))
+    return kappas(true, np.clip(read, true.min(), true.max()), weights[None, there])[0]
 
 
-def _two(names):
-    return None if len(names) == 2 else f"it needs two classes, and there are {len(names)}"
+def _needs(count, what):
+    return lambda names: None if len(names) == count else f"it needs {what}, and there are {len(names)}"
 
 
-def _one(names):
-    return None if len(names) == 1 else f"it needs one number, and there are {len(names)}"
+TWO, ONE = _needs(2, "two classes"), _needs(1, "one number")
 
 
 def _grades(names):
@@ -280,20 +237,22 @@ def _grades(names):
 
 
 METRICS: dict[str, Metric] = {
-    "auc": Metric("AUC", roc_area, draws=area_draws),
-    "pauc": Metric("pAUC (TPR > 0.8)", partial(roc_area, missed=0.2), draws=partial(area_draws, missed=0.2), fits=_two),
-    "accuracy": label_metric("accuracy", sk("accuracy_score"), share_of_hits),
-    "balanced-accuracy": label_metric("balanced accuracy", sk("recall_score"), mean_recall, average="macro"),
+    "auc": Metric("AUC", draws=areas),
+    "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO),
+    "accuracy": label_metric("accuracy", share_of_hits),
+    "balanced-accuracy": label_metric("balanced accuracy", lambda hits, read, true: mean_of_defined(hits / true)),
     "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
-    "f1": label_metric("macro F1", sk("f1_score"), mean_f1, average="macro"),
-    "f1-positive": label_metric("F1", sk("f1_score"), zero_division=0)._replace(fits=_two),
-    "f1-micro": label_metric("micro F1", sk("f1_score"), share_of_hits, average="micro"),
-    "qwk": label_metric("QWK", kappa, read=expected_grade)._replace(fits=_grades),
+    "f1": label_metric("macro F1", mean_f1),
+    "f1-positive": label_metric("F1", lambda *counts: np.nan_to_num(f_beta(*counts)[1]), fits=TWO),
+    "f1-micro": label_metric("micro F1", share_of_hits),
+    "qwk": Metric(
+        "QWK", draws=lambda t, p, w: kappas(t, expected_grade(p), w), fits=_grades, of_labels=True, read=expected_grade
+    ),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
-    "brier": mean_metric("Brier score", _squared_errors, sk("brier_score_loss"), larger_is_better=False),
+    "brier": mean_metric("Brier score", _squared_errors, larger_is_better=False),
     "weighted-logloss": mean_metric("balanced log loss", _log_losses, weigh=_balanced, larger_is_better=False),
-    "column-auc": Metric("mean column AUC", roc_area, draws=area_draws, task="labels"),
+    "column-auc": Metric("mean column AUC", draws=areas, task="labels"),
     "f1-samples": set_metric("F1 of images", "each image", f_beta),
     "f2": set_metric("F2 of images", "each image", partial(f_beta, beta=2)),
     "f1-labels": set_metric("macro F1 of labels", "each label", f_beta),
@@ -303,7 +262,7 @@ METRICS: dict[str, Metric] = {
     "mae": error_metric("MAE", 1),
     "mcrmse": error_metric("MCRMSE", 2, by_column=True),
     "r2": Metric("R²", determination, task="numbers"),
-    "qwk-numbers": Metric("QWK of rounded numbers", kappa_of_numbers, fits=_one, task="numbers"),
+    "qwk-numbers": Metric("QWK of rounded numbers", kappa_of_numbers, fits=ONE, task="numbers"),
 }
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from scipy import special
 
 from common import softmax
-from kit.score.metrics import sk
+from kit.score.metrics import METRICS
 
 QUANTILES = 10  # strata of numbers
 STEEPNESS = 5  # of the softmax that makes probabilities of a ridge regression's outputs
@@ -27,9 +27,10 @@ TINY = 1e-15  # the least probability whose logarithm is taken
 
 @dataclass
 class Task:
-    """What is predicted for each image. names: of the K classes, labels or numbers."""
+    """What is predicted for each image."""
 
-    names: list[str]
+    names: list[str]  # of the K classes, labels or numbers
+    ranges: list[list[float]] | None = None  # least and largest training target of each number; None for other tasks
 
     key: ClassVar[str]  # in prepared.json, and in registries whose entries suit some tasks
     noun: ClassVar[str]  # what one of the K is called
@@ -45,22 +46,26 @@ class Task:
     column_value: ClassVar[str] = "probability"  # a key of SUBMISSIONS: several value columns in a submission
     single_value: ClassVar[str | None] = None  # the same, for one value column; None: its cells decide
     right_or_wrong: ClassVar[bool] = False  # what a prediction of one image is
-    label_errors: ClassVar[bool] = False  # are searched, by `label_problems`
     goodness_name: ClassVar[str] = "minus the loss of an image"
 
     def __len__(self) -> int:
         return len(self.names)
 
     def as_json(self) -> dict:
-        return dict(task=self.key, classes=self.names)
+        return dict(task=self.key, classes=self.names) | (dict(ranges=self.ranges) if self.ranges else {})
 
     @property
     def is_binary(self) -> bool:
-        return False
+        return self.right_or_wrong and len(self) == 2
 
     def fitted(self, targets: np.ndarray) -> "Task":
         """Return the task for these training targets: numbers get their ranges."""
         return self
+
+    def parse(self, cells, separator: str = " ") -> np.ndarray:
+        """Return the targets that cells name, spelt as in the training table; `separator` stands between the labels of
+        a cell. Raises KeyError or ValueError for anything else."""
+        return self.read_targets(cells)
 
     def to_01(self, targets: np.ndarray) -> np.ndarray:
         """Return targets as losses take them: numbers scaled from 0 to 1 by the training range, others as they are."""
@@ -70,9 +75,20 @@ class Task:
         """Return the inverse of `to_01`, of targets or of predictions."""
         return values
 
+    def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (targets, predictions float64) that a metric scores best; for classes one image of each is enough,
+        since N × K probabilities could fill the memory."""
+        return targets, np.asarray(targets, np.float64)
+
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """Return what every fold gets its share of: int [N], or bool [N, K] for labels."""
         return targets
+
+    def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
+        """Return images of each class or label, or means of each number, with a column for each fold."""
+        summary = np.nansum if self.counted else np.nanmean
+        columns = {k: summary(targets[folds == k], axis=0) for k in np.unique(folds)}
+        return pd.DataFrame(columns, index=self.names).rename_axis(columns="fold")
 
     def wrong(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         """Return the rows, int, that can be called mistakes: for classes the wrong ones, otherwise all."""
@@ -101,19 +117,23 @@ class Task:
         table = pd.DataFrame.from_dict(rows, orient="index").rename_axis(self.noun)
         return table.sort_values("images", ascending=False, kind="stable")[:most] if len(table) > most else table
 
+    def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (float32 [M, J], rows int [N]): what a ridge regression learns; rows says which of the M an image has,
+        since for classes N × K could fill the memory."""
+        return targets, np.arange(len(targets))
 
-@dataclass
+    def from_regression(self, outputs: np.ndarray) -> np.ndarray:
+        """Return predictions from a ridge regression's outputs, float [N, J]."""
+        return outputs
+
+
 class Classes(Task):
     """One class of several for each image. The positive class is the second of two."""
 
     key, noun, loss, sampler = "classes", "class", "ce", None
     extra_metrics = ("accuracy",)
-    splits_loss = rows_sum_to_1 = right_or_wrong = label_errors = True
+    splits_loss = rows_sum_to_1 = right_or_wrong = True
     goodness_name = "probability of the image's label"
-
-    @property
-    def is_binary(self) -> bool:
-        return len(self.names) == 2
 
     def default_metric(self) -> str:
         return "auc" if self.is_binary else "accuracy"
@@ -127,8 +147,6 @@ class Classes(Task):
         return [int(target) for target in targets]
 
     def parse(self, cells, separator: str = " ") -> np.ndarray:
-        """Return the targets that cells name, spelt as in the training table; `separator` stands between the labels of
-        a cell. Raises KeyError or ValueError for anything else."""
         number_of = {name: k for k, name in enumerate(self.names)}
         return np.array([number_of[cell] for cell in cells])
 
@@ -137,10 +155,8 @@ class Classes(Task):
         return softmax(logits)
 
     def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (targets, predictions float64) that a metric scores best; one image of each class is enough, since
-        N × K probabilities could fill the memory."""
-        some = np.unique(targets)
-        return some, np.eye(len(self))[some]
+        classes = np.unique(targets)
+        return classes, np.eye(len(self))[classes]
 
     def losses(self, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
         """Return how wrong each image's prediction is, float [N]: the log loss of its class, the mean log loss of its
@@ -166,44 +182,34 @@ class Classes(Task):
         """Return a line on what is right for an image; label: its cell in folds.csv."""
         return f"label {label}"
 
-    def answers(self, target, prediction: np.ndarray, label: str) -> tuple[str, str]:
-        """Return two lines: what is right for an image, and what was predicted."""
-        k = prediction.argmax()
-        right = f"{self.right_answer(target, label)}: {prediction[target]:.3f}"
-        return right, f"predicted {self.names[k]}: {prediction[k]:.3f}"
+    def predicted(self, prediction: np.ndarray) -> str:
+        """Return what was predicted for an image, float [K], in a line."""
+        return f"{self.names[prediction.argmax()]}: {prediction.max():.3f}"
 
     def examples(self, targets: np.ndarray, most: int = 10) -> dict[str, np.ndarray]:
         """Return {title: rows} that a picture should show: some classes or labels, or small to large numbers."""
-        return {f"label {name}": np.flatnonzero(targets == k) for k, name in enumerate(self.names[:most])}
+        return {f"label {name}": rows for name, rows in [*self.members(targets).items()][:most]}
 
     def members(self, targets: np.ndarray) -> dict[str, np.ndarray]:
         """Return {name: rows} of every class or label, or of ranges of the first number."""
-        order = np.argsort(targets, kind="stable")
-        parts = np.split(order, np.cumsum(np.bincount(targets, minlength=len(self)))[:-1])
-        return dict(zip(self.names, parts, strict=True))
+        return {name: np.flatnonzero(targets == k) for k, name in enumerate(self.names)}
 
     def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
-        """Return images of each class or label, or means of each number, with a column for each fold."""
         names = pd.Categorical.from_codes(targets, self.names)
         return pd.crosstab(pd.Series(names, name="label"), pd.Series(folds, name="fold"), dropna=False)
 
     def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (float32 [M, J], rows int [N]): what a ridge regression learns; rows says which of the M an image has,
-        since N × K could fill the memory."""
         rows = np.unique(targets, return_inverse=True)[1]
         return np.eye(rows.max() + 1, dtype=np.float32), rows
 
     def from_regression(self, outputs: np.ndarray) -> np.ndarray:
-        """Return predictions from a ridge regression's outputs, float [N, J]."""
         return softmax(outputs * np.float32(STEEPNESS))
 
 
-@dataclass
 class Labels(Task):
     """Any number of labels for each image."""
 
-    key, noun, loss = "labels", "label", "bce"
-    label_errors, single_value = True, "set"
+    key, noun, loss, single_value = "labels", "label", "bce", "set"
 
     def default_metric(self) -> str:
         return "column-auc"
@@ -218,15 +224,12 @@ class Labels(Task):
         return [" ".join(map(str, np.flatnonzero(row))) for row in targets]
 
     def parse(self, cells, separator: str = " ") -> np.ndarray:
-        number_of = {name: k for k, name in enumerate(self.names)}
+        number_of = {name: str(k) for k, name in enumerate(self.names)}
         sets = [[number_of[name] for name in cell.split(separator) if name] for cell in cells]
-        return self.read_targets([" ".join(map(str, numbers)) for numbers in sets])
+        return self.read_targets([" ".join(numbers) for numbers in sets])
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         return special.expit(np.asarray(logits, np.float64))
-
-    def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return targets, np.asarray(targets, np.float64)
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
         return targets > 0
@@ -242,61 +245,43 @@ class Labels(Task):
     def right_answer(self, target, label: str) -> str:
         return f"labels {label or 'none'}"
 
-    def answers(self, target, prediction: np.ndarray, label: str) -> tuple[str, str]:
-        likely = [f"{self.names[k]} {prediction[k]:.2f}" for k in np.argsort(-prediction)[:3]]
-        return self.right_answer(target, label), f"predicted {', '.join(likely)}"
+    def predicted(self, prediction: np.ndarray) -> str:
+        return ", ".join(f"{self.names[k]} {prediction[k]:.2f}" for k in np.argsort(-prediction)[:3])
 
     def examples(self, targets: np.ndarray, most: int = 10) -> dict[str, np.ndarray]:
         commonest = np.argsort(-targets.sum(axis=0))[:most]
         return {f"label {self.names[k]}": np.flatnonzero(targets[:, k]) for k in commonest}
 
     def members(self, targets: np.ndarray) -> dict[str, np.ndarray]:
-        parts = dict(zip(self.names, map(np.flatnonzero, targets.T), strict=True))
-        return parts | {"none of them": np.flatnonzero(targets.sum(axis=1) == 0)}
-
-    def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
-        sums = {k: np.nansum(targets[folds == k], axis=0) for k in np.unique(folds)}
-        return pd.DataFrame(sums, index=self.names).rename_axis(columns="fold")
-
-    def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return targets, np.arange(len(targets))
+        groups = [*targets.T, targets.sum(axis=1) == 0]
+        return dict(zip([*self.names, "none of them"], map(np.flatnonzero, groups), strict=True))
 
     def from_regression(self, outputs: np.ndarray) -> np.ndarray:
         return np.clip(outputs, 0, 1)
 
     def _row(self, target: np.ndarray, predicted: np.ndarray) -> dict:
-        area = sk("roc_auc_score")(target, predicted) if 0 < target.sum() < len(target) else np.nan
-        return dict(images=int(target.sum()), AUC=area)
+        return dict(images=int(target.sum()), AUC=METRICS["column-auc"].score(target[:, None], predicted[:, None]))
 
 
-@dataclass
 class Numbers(Task):
-    """One number or several for each image. ranges: least and largest training target of each number."""
-
-    ranges: list[list[float]]
+    """One number or several for each image."""
 
     key, noun, value, loss = "numbers", "number", "prediction", "bce"
     column_value = single_value = "number"
     can_rank = strata_are_classes = counted = False
 
-    def as_json(self) -> dict:
-        return super().as_json() | dict(ranges=self.ranges)
-
     def default_metric(self) -> str:
         return "rmse" if len(self) == 1 else "mcrmse"
 
     def fitted(self, targets: np.ndarray) -> "Numbers":
-        bounds = np.nanmin(targets, axis=0), np.nanmax(targets, axis=0)
-        return Numbers(self.names, np.stack(bounds, axis=1).astype(float).tolist())
+        bounds = np.stack([np.nanmin(targets, axis=0), np.nanmax(targets, axis=0)], axis=1)
+        return Numbers(self.names, bounds.astype(float).tolist())
 
     def read_targets(self, cells) -> np.ndarray:
         return np.array([str(cell).split(" ") for cell in cells], np.float32).reshape(-1, len(self))
 
     def write_targets(self, targets: np.ndarray) -> list:
         return [" ".join(f"{value:.9g}" for value in row) for row in targets]
-
-    def parse(self, cells, separator: str = " ") -> np.ndarray:
-        return self.read_targets(cells)
 
     def to_01(self, targets: np.ndarray) -> np.ndarray:
         low, high = np.array(self.ranges, np.float32).T
@@ -308,9 +293,6 @@ class Numbers(Task):
 
     def predictions(self, logits: np.ndarray) -> np.ndarray:
         return self.from_01(special.expit(np.asarray(logits, np.float64)))
-
-    def perfect(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return targets, np.asarray(targets, np.float64)
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
         """Return quantiles; those of the mean standard score where there are several numbers."""
@@ -324,32 +306,23 @@ class Numbers(Task):
         return np.nansum(distance, axis=1) / np.maximum(1, np.isfinite(distance).sum(axis=1))
 
     def right_answer(self, target, label: str) -> str:
-        return f"target {' '.join(f'{value:.4g}' for value in target[:5])}"
+        return f"target {self.predicted(target)}"
 
-    def answers(self, target, prediction: np.ndarray, label: str) -> tuple[str, str]:
-        return self.right_answer(target, label), f"predicted {' '.join(f'{value:.4g}' for value in prediction[:5])}"
-
-    def examples(self, targets: np.ndarray, most: int = 10) -> dict[str, np.ndarray]:
-        order = np.argsort(targets[:, 0], kind="stable")
-        order = order[np.isfinite(targets[order, 0])]
-        found = {}
-        for rows in [part for part in np.array_split(order, 5) if len(part)]:
-            title = f"{self.names[0]} from {targets[rows[0], 0]:.4g} to {targets[rows[-1], 0]:.4g}"
-            found[title] = np.concatenate([found.get(title, rows[:0]), rows])  # two fifths may hold one number alone
-        return found
+    def predicted(self, prediction: np.ndarray) -> str:
+        return " ".join(f"{value:.4g}" for value in prediction[:5])
 
     def members(self, targets: np.ndarray) -> dict[str, np.ndarray]:
-        return self.examples(targets)
+        order, parts = np.argsort(targets[:, 0], kind="stable"), {}
+        for rows in np.array_split(order[np.isfinite(targets[order, 0])], 5):
+            if len(rows):
+                title = f"{self.names[0]} from {targets[rows[0], 0]:.4g} to {targets[rows[-1], 0]:.4g}"
+                parts[title] = np.concatenate([parts.get(title, rows[:0]), rows])  # two may hold one number alone
+        return parts
 
-    def by_fold(self, targets: np.ndarray, folds: np.ndarray) -> pd.DataFrame:
-        means = {k: np.nanmean(targets[folds == k], axis=0) for k in np.unique(folds)}
-        return pd.DataFrame(means, index=self.names).rename_axis(columns="fold")
+    examples = members
 
     def regression_targets(self, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.where(np.isfinite(targets), targets, np.nanmean(targets, axis=0)), np.arange(len(targets))
-
-    def from_regression(self, outputs: np.ndarray) -> np.ndarray:
-        return outputs
+        return super().regression_targets(np.where(np.isfinite(targets), targets, np.nanmean(targets, axis=0)))
 
     def _row(self, target: np.ndarray, predicted: np.ndarray) -> dict:
         varied = len(target) > 1 and target.std() > 0 and predicted.std() > 0
@@ -363,5 +336,4 @@ TASKS: dict[str, type[Task]] = {task.key: task for task in (Classes, Labels, Num
 
 def task_from_json(content: dict) -> Task:
     """Return the task that prepared.json, foldK.json or foldK.pt holds."""
-    ranges = dict(ranges=content["ranges"]) if "ranges" in content else {}
-    return TASKS[content["task"]](content["classes"], **ranges)
+    return TASKS[content["task"]](content["classes"], content.get("ranges"))

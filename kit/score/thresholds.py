@@ -43,8 +43,8 @@ def curve(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.n
         cells = np.arange(len(block))[:, None] * steps + below
         for table, counted in ((read, cells.ravel()), (hits, cells[true])):
             table[rows] = np.bincount(counted, minlength=table[rows].size).reshape(-1, steps)
-    true = np.sum(targets > 0, axis=1, dtype=np.float64)[:, None]
-    counts = [*(np.cumsum(table[:, :0:-1], axis=1)[:, ::-1] for table in (hits, read)), true]
+    counts = [np.cumsum(table[:, :0:-1], axis=1)[:, ::-1] for table in (hits, read)]
+    counts.append(np.sum(targets > 0, axis=1, dtype=np.float64)[:, None])
     counts = [count.sum(axis=0, keepdims=True) for count in counts] if over == "all" else counts
     with np.errstate(invalid="ignore"):
         return mean_of_defined(quality(*counts))
@@ -77,9 +77,7 @@ def apply(predictions: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 def best(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Return predictions moved by thresholds that were fitted on the same images, so that epochs can be compared; for
     other metrics as they are."""
-    if not METRICS[metric_key].of_sets:
-        return predictions
-    return apply(predictions, fit(metric_key, targets, predictions))
+    return held_out(metric_key, targets, predictions, np.zeros(len(targets)))
 
 
 def held_out(metric_key: str, targets: np.ndarray, predictions: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from pathlib import Path
 import common
 from common import Parser, UserError, file_hash, listing, read_table, replacing, say, warn
 from kit.experiment import read_oof
-from kit.pipeline import load, parse, words_of
+from kit.pipeline import parse, words_of
 from kit.score.metrics import METRICS
 from kit.train.checkpoint import provenance
 
@@ -165,7 +165,7 @@ def find_files(output, exps, oofs, with_models):
 
 
 def main(args):
-    oofs, infer = read_experiments(args.output, args.exps), load("03_infer")
+    oofs, infer = read_experiments(args.output, args.exps), importlib.import_module("03_infer")
     flags = words_of("--infer", args.infer)
     given = parse(infer, [*args.exps, "--input", args.input, "--output", args.output, *flags])
     submission = find_submission([oofs[exp] for exp in args.exps], args.output, infer, given)

@@ -8,23 +8,28 @@ for, and all images are predicted with these.
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
-from common import STARTED, UserError, cpu_count, experiment_folder, listing, progress, read_table, say, warn
+import common
+from common import STARTED, WORLD, UserError, conclude, cpu_count, experiment_folder, listing, progress, say, warn
 from kit.data import tables
 from kit.data.decode import resize
 from kit.data.image_cache import GREY, decode_or_grey
 from kit.data.image_source import ImageSource
+from kit.data.prepared import Flags
 from kit.experiment import KINDS, read_fold, read_record
 from kit.score import thresholds
+from kit.score.blend import blend
 from kit.score.metrics import METRICS
 from kit.score.tasks import Task, task_from_json
-from kit.submit.sample_submission import SampleFlags, read_sample
+from kit.submit.sample_submission import read_sample
+from kit.submit.submission import per_id, write_submission
 from kit.train.checkpoint import load_fold
-from kit.train.device import pick_amp_of
+from kit.train.device import enough_memory, pick_amp_of
 from kit.train.inference import TTAS
 
 FIRST, CHUNK = 32, 256  # images decoded at a time; the first chunk is timed
@@ -62,29 +67,67 @@ class Ensemble:
         return folds * len(getattr(TTAS[views](self.models[0]), "transforms", None) or [0])
 
 
-def read_ensembles(output, exps, device, amp, compiled):
+@dataclass
+class HiddenTest:
+    """The flags of a hidden test set."""
+
+    images: list[str] | None  # folders or archives
+    sample: Path | None  # the sample submission that lists them
+    table: Path | None  # the table of test images
+    within: float | None  # seconds from the script's start to its end
+
+    def is_given(self):
+        return any((self.images, self.sample, self.table, self.within))
+
+    def submit(self, path, output, exps, tta, how, weights, machine):
+        """Predict the images and write the submission. how: a key of BLENDS; machine: 03_infer.py's Machine. Raises
+        UserError where a flag is missing."""
+        for flag, value in dict(sample_submit=self.sample, test_csv=self.table, within=self.within).items():
+            if value and not self.images:
+                raise UserError(f"--{flag.replace('_', '-')} belongs to --test-images: give that too")
+        if not self.sample:
+            raise UserError("--test-images needs the --sample-submit that lists them")
+        if WORLD > 1:
+            raise UserError("--test-images runs in one process: leave torchrun out")
+        with enough_memory("lower --batch-size"):
+            ensembles = read_ensembles(output, exps, machine)
+            first = ensembles[0]
+            mix = partial(blend, how=how, weights=weights, task=first.task)
+            cut = fit_thresholds(ensembles, mix)  # its mistakes must not wait for the predictions
+            source, sample = read_test_images(first, self.images, self.sample, self.table, output / "unpacked")
+            predictions = mix(predict_images(ensembles, source, sample.images, tta, self.within, machine.predict))
+        if not np.isfinite(predictions).all():
+            raise UserError("the predictions are no numbers: predict with --amp none, or train the folds again")
+        predictions = predictions if cut is None else thresholds.apply(predictions, cut)
+        predictions = per_id(predictions, sample.submission_ids, first.per_id or "mean")
+        write_submission(path, sample.layout, predictions, first.task, first.metric, first.form)
+        conclude(f"{len(sample.layout)} rows, checked → {path}")
+
+
+def read_ensembles(output, exps, machine):
     """Return an Ensemble for each experiment. Raises UserError where there is no fold, or folds or experiments
     differ."""
-    ensembles = [read_ensemble(experiment_folder(output, exp), device, amp, compiled) for exp in exps]
+    ensembles = [read_ensemble(experiment_folder(output, exp), machine) for exp in exps]
     for ensemble in ensembles[1:]:
         if ensemble.prepared() != ensembles[0].prepared():
             raise UserError(f"{ensemble.exp} was prepared otherwise than {exps[0]}: they can't be blended")
     return ensembles
 
 
-def read_ensemble(folder, device, amp, compiled):
-    """Return the Ensemble of the foldK.pt in a folder. amp: one of PRECISIONS."""
+def read_ensemble(folder, machine):
+    """Return the Ensemble of the foldK.pt in a folder."""
     folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.pt") if path.stem[4:].isdecimal())
     if not folds:
         raise UserError(f"{folder} has no foldK.pt: copy the folds' files there, or train them")
-    contents, models = zip(*(load_fold(folder / f"fold{k}.pt", device, compiled) for k in folds), strict=True)
+    files = (load_fold(folder / f"fold{k}.pt", machine.device, machine.compiled) for k in folds)
+    contents, models = zip(*files, strict=True)
     saved = contents[0]
     for fold, content in zip(folds, contents, strict=True):
         if any(content[key] != saved[key] for key in ("config", "classes", "submission")):
             raise UserError(f"{folder}/fold{fold}.pt has other settings or classes than fold {folds[0]}: remove one")
     run = read_record(folder, folds[0])["run"] if (folder / f"fold{folds[0]}.json").exists() else {}
     return Ensemble(
-        exp=folder.name, folder=folder, folds=folds, models=models, amp=pick_amp_of(run, amp, device),
+        exp=folder.name, folder=folder, folds=folds, models=models, amp=pick_amp_of(run, machine.amp, machine.device),
         config=saved["config"], task=task_from_json(saved), metric=saved["metric"], form=saved["submission"],
         per_id=saved["per_id"], reading=saved["reading"],
     )  # fmt: skip
@@ -104,7 +147,7 @@ def fit_thresholds(ensembles, mix):
         logits = []
         for fold in shared:
             path = ensemble.folder / f"fold{fold}.csv"
-            table = read_table(path, "copy it there beside foldK.pt", dtype=str)
+            table = common.read_table(path, "copy it there beside foldK.pt", dtype=str)
             if names.setdefault(fold, table.image_name.tolist()) != table.image_name.tolist():
                 raise UserError(f"{path} holds other images than {first.exp}'s: leave one experiment out")
             logits.append(read_fold(ensemble.folder, fold, len(first.task), table)[KINDS.index("views")])
@@ -117,13 +160,9 @@ def read_test_images(ensemble, paths, sample_path, table_path, unpacked):
     """Return (the source of the test images, the Sample that asks for them). paths: folders or archives; table_path: of
     the table of test images, or None; unpacked: the folder for what can't be read in place. Raises UserError unless the
     sample asks for what the folds were trained for."""
-    reading = ensemble.reading
-    source = ImageSource(paths, reading.get("bands"), unpacked, reading.get("channels"))
+    flags = Flags(**ensemble.reading)
+    source = ImageSource(paths, flags.bands, unpacked, flags.channels)
     tests = tables.read_table(table_path, "see --test-csv") if table_path else None
-    flags = SampleFlags(
-        header=reading.get("submit_header", "auto"), image_column=reading.get("image_column"),
-        target_column=reading.get("target_column"),
-    )  # fmt: skip
     sample = read_sample(sample_path, source, ensemble.task, tests, flags, form=ensemble.form)
     if sample.form != ensemble.form:
         what = "has another header or other columns than the sample that 00_prepare.py read"

@@ -1,7 +1,7 @@
 """Augmentations, by --augment: the random transforms of training images.
 
-They take and return uint8 and keep the size. Decoding is done once, in 00_prepare.py, and normalisation on the device,
-in kit/train/model.py.
+They take and return uint8 and keep the size. 00_prepare.py has decoded the images; kit/train/model.py normalises them,
+on the device.
 """
 
 import os
@@ -19,11 +19,6 @@ class Augment(NamedTuple):
 
     transforms: Callable[[int], list[A.BasicTransform]]  # side in px → the transforms, applied in turn
     tta: str  # the key of inference.TTAS whose views show what training has seen
-
-
-def none(side):
-    """Return no transforms."""
-    return []
 
 
 def flip(side):
@@ -47,7 +42,7 @@ def light(side):
 
 AUGMENTATIONS: dict[str, Augment] = {
     "d4": Augment(d4, tta="d4"),
-    "none": Augment(none, tta="none"),
+    "none": Augment(lambda side: [], tta="none"),
     "flip": Augment(flip, tta="flip"),
     "light": Augment(light, tta="flip"),
 }

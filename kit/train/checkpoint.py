@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import pickle
 import random
 import sys
 import time
@@ -22,32 +21,33 @@ from kit.train import distributed
 from kit.train.device import compile_backbone
 from kit.train.model import WEIGHT_ERRORS, build_model
 
-PARTS = "augment dataset linear_probe losses model optim ranger21 run".split()  # of kit/train
-CODE = ["01_train_fold.py", *(f"kit/train/{part}.py" for part in PARTS)]  # what decides how a fold is trained
+CODE = "augment dataset linear_probe losses model optim ranger21 run".split()  # what, with 01, decides the training
+DIGEST = 32  # bytes of a SHA-256
+TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
+OUTPUTS = ("logits", "targets")  # of the epoch's batches so far: lists of tensors in a fold's state
 
 
 def provenance(weights, init=None):
     """Return the hashes of what trains a fold: its code and its weights. weights: --weights; init: the hash of the
     experiment of --init, if any."""
-    code = hashlib.sha256()
-    for name in CODE:
-        code.update((common.ROOT / name).read_bytes())
+    paths = [common.ROOT / name for name in ("01_train_fold.py", *(f"kit/train/{part}.py" for part in CODE))]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     weights = weights if weights in ("hub", "none") else file_hash(Path(weights))
-    return dict(code=code.hexdigest(), weights=weights) | (dict(init=init) if init else {})
+    return dict(code=code, weights=weights) | (dict(init=init) if init else {})
 
 
 def save_fold(run, kept, logits, epochs):
     """Write foldK.csv, foldK.json, foldK_epochs.csv and, last, foldK.pt, which marks the fold as finished.
 
     kept, logits, epochs: what 01's train_fold returned."""
-    experiment, fold = run.experiment, run.fold
-    config, prepared, folder, folds = experiment.config, experiment.prepared, experiment.folder, experiment.folds
-    path, chosen, metric = folder / f"fold{fold}.pt", kept[config["keep"]], prepared.metric
+    experiment, fold, metric = run.experiment, run.fold, run.experiment.prepared.metric
+    folder, prepared, folds = experiment.folder, experiment.prepared, experiment.folds
+    path, chosen = folder / f"fold{fold}.pt", kept[experiment.config["keep"]]
     table = folds.loc[folds.fold == fold, ["image_name", "target"]].reset_index(drop=True)
     kinds = dict(best=kept["best"]["logits"], last=kept["last"]["logits"], views=logits)
     # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
     valid = {key: chosen["scores"][key] for key in ("loss", "accuracy", metric) if key in chosen["scores"]}
-    record = dict(fold=fold, epoch=chosen["epoch"], config=config, scores=valid) | prepared.for_test()
+    record = dict(fold=fold, epoch=chosen["epoch"], config=experiment.config, scores=valid) | prepared.for_test()
     how = dict(version=common.__version__, torch=torch.__version__, timm=timm.__version__)
     how |= dict(device=str(experiment.device), amp=experiment.amp)
     with replacing(path) as temporary:
@@ -64,11 +64,6 @@ def save_fold(run, kept, logits, epochs):
     conclude(f"fold {fold} of {folder.name}: kept epoch {chosen['epoch']}, {score} → {path}")
 
 
-DIGEST = 32  # bytes of a SHA-256
-TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
-OUTPUTS = ("logits", "targets")  # of the epoch's batches so far: lists of tensors in a fold's state
-
-
 def epoch_start():
     """Return the part of a fold's state that each epoch resets: steps done, seconds spent, logits and targets."""
     return dict(step=0, seconds=0.0, logits=[], targets=[])
@@ -77,13 +72,11 @@ def epoch_start():
 class ResumeFile:
     """foldK.resume.pt, from which a stopped fold resumes.
 
-    config: the fold's settings; defaults: the values of settings that an older file lacks; minutes: the least time
-    between two saves within an epoch, 0 saves nothing; stop_after: seconds after the start of the process at which
-    training saves and ends, or None."""
+    config: the fold's settings; minutes: the least time between two saves within an epoch, 0 saves nothing; stop_after:
+    seconds after the start of the process at which training saves and ends, or None."""
 
-    def __init__(self, path, config, defaults, minutes, stop_after=None):
-        self.path, self.config, self.defaults = path, config, defaults
-        self.minutes, self.stop_after = minutes, stop_after
+    def __init__(self, path, config, minutes, stop_after=None):
+        self.path, self.config, self.minutes, self.stop_after = path, config, minutes, stop_after
         self.parts, self.last_save = {}, time.monotonic()
 
     def due(self):
@@ -107,26 +100,24 @@ class ResumeFile:
         randoms = distributed.gather(random_states())
         if self.minutes > 0 and RANK == 0:
             outputs = {key: [tensor for share in shares for tensor in share[key]] for key in OUTPUTS}
-            self._write(dict(progress=state | outputs, random=randoms))
+            parts = {name: part.state_dict() for name, part in self.parts.items()}
+            content = dict(progress=state | outputs, random=randoms, config=self.config, parts=parts)
+            try:
+                with replacing(self.path) as temporary:
+                    with open(temporary, "wb") as file:  # given a path, torch.save hides that the disk is full
+                        torch.save(content, file)
+                    with open(temporary, "ab") as file:
+                        file.write(bytes.fromhex(file_hash(temporary)))
+            except UserError as error:
+                warn(f"no resume file: {error}. Training goes on; after a stop this fold would start over")
         self.last_save = time.monotonic()
         distributed.from_first(0)
-
-    def _write(self, content):
-        content |= dict(config=self.config, parts={name: part.state_dict() for name, part in self.parts.items()})
-        try:
-            with replacing(self.path) as temporary:
-                with open(temporary, "wb") as file:  # given a path, torch.save hides that the disk is full
-                    torch.save(content, file)
-                with open(temporary, "ab") as file:
-                    file.write(bytes.fromhex(file_hash(temporary)))
-        except UserError as error:
-            warn(f"no resume file: {error}. Training goes on; after a stop this fold would start over")
 
     def load(self, run):
         """Register the run's model, optimiser, scheduler, EMA and GradScaler, and restore them and the random states.
 
-        → the fold's state: a dict of epoch, rows, kept and the keys of `epoch_start`; without a file, the start of the
-        first epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over."""
+        → the fold's state: a dict of epoch, rows, kept and the keys of `epoch_start`; without a file, that of the first
+        epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over."""
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
         self.parts |= {k: part for k in ("scheduler", "ema") if (part := getattr(run, k)) is not None}
         if RANK > 0:
@@ -147,10 +138,9 @@ class ResumeFile:
     def _load(self):
         try:
             state = read_checked(self.path)
-            changed = differences(self.defaults | state["config"], self.config)
-            if changed:
+            if changed := differences(state["config"], self.config):
                 raise ValueError(f"it was made with other settings: {'; '.join(changed)}")
-        except (ValueError, OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        except (ValueError, OSError) as error:
             aside = self.path.with_suffix(".damaged")
             os.replace(self.path, aside)
             say(f"{self.path} can't be used ({error}): the fold starts over, and the file is kept as {aside.name}")
@@ -190,22 +180,16 @@ def restore_random_states(states):
 
 
 def earlier_weights(folder, fold, config):
-    """Return the state_dicts of the backbone and of the head of the same fold of an earlier experiment.
-
-    Raises UserError where it is missing, of another model, or of other folds, whose training images may be held out
-    here."""
+    """Return the state_dicts of backbone and head of the same fold of an earlier experiment. Raises UserError where it
+    is missing, of another model, or of other folds, whose training images may be held out here."""
     record = read_record(folder, fold)["config"]
     for key in ("model", "model_kwargs", "head", "norm", "folds_hash"):
         if record[key] != config[key]:
             raise UserError(f"--init {folder.name}: its {key} is {record[key]!r} and not {config[key]!r}: give another")
     with readable_checkpoint(path := folder / f"fold{fold}.pt"):
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
-    parts = {"backbone.": {}, "head.": {}}
-    for key, value in weights.items():
-        for part in parts:
-            if key.startswith(part):
-                parts[part][key.removeprefix(part)] = value
-    return parts.values()
+    parts = "backbone.", "head."
+    return [{key.removeprefix(p): value for key, value in weights.items() if key.startswith(p)} for p in parts]
 
 
 @contextlib.contextmanager

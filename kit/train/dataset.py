@@ -16,8 +16,7 @@ class Images:
     """A dataset for torch's DataLoader: `images[rows[i]]`, transformed, with its target.
 
     images: uint8 [N, S, S, 3]; rows: int [n]; targets: int [n] or None. An index is a pair (i, seed). The seed alone
-    decides the transform of that draw, so the number of workers, their start method and a resume within an epoch can't
-    change it."""
+    decides the transform of that draw; workers and a resume within an epoch can't change it."""
 
     def __init__(self, images, rows, targets=None, transform=None):
         self.images, self.rows, self.transform = images, rows, transform
@@ -44,17 +43,11 @@ class Images:
             self.images = np.load(self.images, mmap_mode="r")
 
 
-def imbalanced(labels: np.ndarray) -> list[int]:
-    """Draw images with replacement, each class equally often (thesis 3.2.1)."""
-    return list(ImbalancedDatasetSampler(labels, labels=labels.tolist()))
-
-
-def shuffle(labels: np.ndarray) -> list[int]:
-    """Draw each image once, in random order."""
-    return torch.randperm(len(labels)).tolist()
-
-
-SAMPLERS: dict[str, Callable[[np.ndarray], list[int]]] = {"imbalanced": imbalanced, "shuffle": shuffle}
+# labels int [n] → the rows to draw, in order. imbalanced: with replacement, each class equally often (thesis 3.2.1)
+SAMPLERS: dict[str, Callable[[np.ndarray], list[int]]] = {
+    "imbalanced": lambda labels: list(ImbalancedDatasetSampler(labels, labels=labels.tolist())),
+    "shuffle": lambda labels: torch.randperm(len(labels)).tolist(),
+}
 
 
 def draw_epoch(labels, config, fold, epoch):
@@ -68,10 +61,8 @@ def draw_epoch(labels, config, fold, epoch):
 
 
 def training_batches(run, epoch, done=0):
-    """Return the DataLoader of an epoch, without its first `done` batches and a last incomplete one (listing,
-    `drop_last`). Under torchrun each process gets its share of every batch.
-
-    run: a FoldRun."""
+    """Return the DataLoader of an epoch of a FoldRun, without its first `done` batches and a last incomplete one
+    (listing, `drop_last`). Under torchrun each process gets its share of every batch."""
     experiment, config, rows = run.experiment, run.experiment.config, run.train_rows
     images, targets, size = experiment.images, experiment.targets[rows], config["batch_size"]
     order = draw_epoch(targets, config, run.fold, epoch)

@@ -18,10 +18,9 @@ PRECISIONS = ("auto", "native", "fp16", "bf16", "none")
 
 
 def pick_device(name, deterministic=False):
-    """Return the torch.device for "auto" (CUDA where there is a GPU, else the CPU) or for a device's name.
+    """Return the torch.device for a name; "auto" is the GPU where there is one. Raises UserError where it isn't there.
 
-    `deterministic` makes a GPU return the same bits each time; a CPU does so anyway. Raises UserError for a device that
-    isn't there."""
+    deterministic: whether a GPU returns the same bits each time; a CPU does so anyway."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it, before its first use
     torch.use_deterministic_algorithms(deterministic)
@@ -40,8 +39,7 @@ def pick_device(name, deterministic=False):
 
 
 def keep_memory():
-    """Let glibc reuse the memory of large tensors. By default it frees it after each one, and the system then maps and
-    clears every page again, in each step."""
+    """Let glibc keep the memory of large tensors; by default the system maps and clears its pages in each step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # macOS and musl have none
     if mallopt is not None:
         for parameter, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
@@ -49,10 +47,8 @@ def keep_memory():
 
 
 def pick_amp(name, device):
-    """Return the autocast precision, "fp16", "bf16" or "none", for one of PRECISIONS.
-
-    auto: fp16 with a GradScaler on a GPU (thesis 3.3.1), none elsewhere. native: bf16 where the GPU computes in it (a
-    T4 only emulates it), else as auto."""
+    """Return the autocast precision, "fp16", "bf16" or "none", for one of PRECISIONS. auto: fp16 on a GPU (thesis
+    3.3.1), none elsewhere; native: bf16 where the GPU computes in it (a T4 only emulates it), else as auto."""
     if name not in ("auto", "native"):
         return name
     if device.type != "cuda":
@@ -100,31 +96,23 @@ def ignore_ctrl_c(worker_id):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-HIDDEN_MULTIPLE = 64  # on a GPU, the hidden units of a SwiGLU are padded to a multiple of this
-
-
 class AlignedSwiGLU(SwiGLU):
-    """timm's SwiGLU, with its hidden units padded with zeros on a GPU, which add nothing.
+    """timm's SwiGLU, with its hidden units padded on a GPU to a multiple of 64, with zeros, which add nothing.
 
     Tensor cores are fast for rows of a multiple of 16 bytes, and EVA-02-L has 2730 hidden units. Padded, it trained 1.2
     times as fast on an H200 (docs/LOG.md)."""
 
     def forward(self, x):
-        return self.filled(x) if x.is_cuda else super().forward(x)
+        return self.padded(x) if x.is_cuda else super().forward(x)
 
-    def filled(self, x):
+    def padded(self, x):
         """Compute the forward pass of a GPU."""
         units = self.fc2.in_features
-        extra = -units % HIDDEN_MULTIPLE
-        layers = self.fc1_g, self.fc1_x
-        gate, value = (F.linear(x, *(fill_rows(p, extra) for p in (f.weight, f.bias))) for f in layers)
+        extra = -units % 64
+        pad = lambda p: None if p is None else F.pad(p, (0, 0) * (p.dim() - 1) + (0, extra))  # noqa: E731
+        gate, value = (F.linear(x, pad(layer.weight), pad(layer.bias)) for layer in (self.fc1_g, self.fc1_x))
         hidden = self.norm(self.drop1(self.act(gate) * value)[..., :units])
         return self.drop2(F.linear(F.pad(hidden, (0, extra)), F.pad(self.fc2.weight, (0, extra)), self.fc2.bias))
-
-
-def fill_rows(parameter, extra):
-    """Pad a weight or a bias with `extra` rows of zeros; None stays None."""
-    return None if parameter is None else F.pad(parameter, (0, 0) * (parameter.dim() - 1) + (0, extra))
 
 
 def align(backbone):

@@ -1,8 +1,7 @@
 """DDP (torchrun): several processes that train one fold, or predict one test set, together.
 
-Torch's DistributedDataParallel averages the gradients (Li et al. 2020, arXiv 2006.15704), over NCCL between GPUs and
-Gloo between CPUs. Without torchrun there is one process, for which these functions return what they were given. Several
-machines need an --output that all of them can read and write.
+DistributedDataParallel (Li et al. 2020, arXiv 2006.15704) averages the gradients, over NCCL between GPUs and Gloo
+between CPUs. Without torchrun there is one process, for which these functions return what they were given.
 """
 
 import contextlib
@@ -35,8 +34,7 @@ def together(device):
 
 
 def process_device(name):
-    """Return the device of this process: on GPUs, each process has one of its own. Raises UserError where there are
-    fewer."""
+    """Return the name of this process's device: on GPUs each has its own. Raises UserError where there are fewer."""
     if not torch.cuda.is_available() or name == "cpu":
         return "cpu" if name == "auto" else name
     if name not in ("auto", "cuda"):
@@ -48,19 +46,15 @@ def process_device(name):
 
 
 def gather(part):
-    """Return the parts of all processes, in a list by rank. A part is anything that can be pickled, with tensors on the
-    CPU."""
-    if WORLD == 1:
-        return [part]
-    parts = [None] * WORLD
-    dist.all_gather_object(parts, part)
+    """Return the parts of all processes, in a list by rank. A part can be pickled, and its tensors are on the CPU."""
+    parts = [part] * WORLD
+    if WORLD > 1:
+        dist.all_gather_object(parts, part)
     return parts
 
 
 def gather_rows(rows):
     """Gather an array of which the process of rank r has the rows r, r + WORLD, … → all rows, in each process."""
-    if WORLD == 1:
-        return rows
     parts = gather(rows)
     all_rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     for rank, part in enumerate(parts):
@@ -70,8 +64,8 @@ def gather_rows(rows):
 
 
 def from_first(*numbers):
-    """Broadcast the integers of the first process, which alone decides what depends on a clock or a file. All processes
-    wait here for each other, without waiting for their GPUs."""
+    """Return the integers of the first process, which alone decides what depends on a clock or a file. All processes
+    wait here for each other, but not for their GPUs."""
     if WORLD > 1:
         numbers = torch.tensor([int(number) for number in numbers])
         dist.broadcast(numbers, 0)
@@ -94,6 +88,6 @@ def wrap(classifier, device):
 
 
 def syncing(model, sync_gradients):
-    """Return the context of a backward pass. sync_gradients: whether the processes exchange gradients, which only the
-    last batch before an optimizer step needs."""
+    """Return the context of a backward pass. sync_gradients: whether the processes exchange gradients; only the last
+    batch before an optimizer step needs that."""
     return contextlib.nullcontext() if sync_gradients or WORLD == 1 else model.no_sync()

@@ -12,26 +12,22 @@ from common import RANK, WORLD, progress
 from kit.train import distributed
 from kit.train.dataset import Images
 from kit.train.device import autocast, ignore_ctrl_c, pick_device
-from kit.train.model import build_features
+from kit.train.model import build_model
 
 PREDICT_BATCH = 32  # images a batch for validation and the test set (listing)
 
 
-def d4(model):
-    """Return a model that averages `model`'s logits over the 8 symmetries of a square image (thesis 3.8.1).
-
-    Horizontal flip or not, vertical flip or not, rotation by 90° or not: each symmetry once. ttach's Rotate90 by 180°
-    and 270° would repeat views."""
-    views = ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90(angles=[0, 90])])
-    return ttach.ClassificationTTAWrapper(model, views, merge_mode="mean")
+def averaged(*transforms):
+    """Return a function of a model: the same model with its logits averaged over all views of the transforms."""
+    return lambda model: ttach.ClassificationTTAWrapper(model, ttach.Compose([*transforms]), merge_mode="mean")
 
 
-def flip(model):
-    """Return a model that averages `model`'s logits over the image and its horizontal flip."""
-    return ttach.ClassificationTTAWrapper(model, ttach.Compose([ttach.HorizontalFlip()]), merge_mode="mean")
-
-
-TTAS: dict[str, Callable[[nn.Module], nn.Module]] = {"d4": d4, "flip": flip, "none": lambda model: model}
+TTAS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    # the 8 symmetries of a square, each once (thesis 3.8.1): ttach's rotations by 180° and 270° would repeat views
+    "d4": averaged(ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90(angles=[0, 90])),
+    "flip": averaged(ttach.HorizontalFlip()),
+    "none": lambda model: model,
+}
 
 
 def to_device(images, device):
@@ -43,8 +39,8 @@ def to_device(images, device):
 def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=None):
     """Return the logits of `images[rows]` by a model in eval mode: float32 [len(rows), K], without random transforms.
 
-    images: uint8 [N, S, S, 3]; model: a Classifier, also in one of TTAS; bar: the progress bar's name. Under torchrun
-    each process predicts its share of the rows, and all return all rows."""
+    images: uint8 [N, S, S, 3]; bar: the progress bar's name. Under torchrun each process predicts its share of the
+    rows, and all return all rows."""
     model.eval()
     share = rows[RANK::WORLD]
     loader = DataLoader(
@@ -70,12 +66,13 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
 def embed(name, size, weights, seed, arrays):
     """Return the features of timm's model `name` for images: float32 [N, D], of unit length.
 
-    arrays: uint8 [n, size, size, 3] each, one after the other; weights: as in build_model; seed: decides the weights of
-    "none"."""
+    arrays: uint8 [n, size, size, 3] each; weights: as in build_model; seed: decides the weights of "none"."""
     from sklearn.preprocessing import normalize  # takes a second to import, which predictions needn't wait for
 
     torch.manual_seed(seed)
-    device = pick_device("auto")
-    model = build_features(name, size, weights).to(device)
+    config = dict(model=name, model_kwargs={}, size=size, head="fresh", norm="model")
+    device, model = pick_device("auto"), build_model(config, 1, weights)
+    model.head = nn.Identity()
     options = dict(batch_size=PREDICT_BATCH, device=device, bar="features")
+    model = model.to(device)
     return normalize(np.concatenate([predict(model, array, np.arange(len(array)), **options) for array in arrays]))

@@ -67,10 +67,9 @@ class Classifier(nn.Module):
 def build_model(config, num_classes, weights):
     """Return the Classifier of an experiment (thesis 3.4).
 
-    config: "model" (a timm name), "model_kwargs" (dict), "head" (a key of HEADS), "size" (px), "norm" ("thesis" or
-    "model": the mean and std that the weights were trained with), "grad_checkpointing". weights: "hub", "none", the
-    path of a .safetensors or .pth file, or a backbone's state_dict. Raises UserError for an unknown model, weights that
-    can't be loaded or don't fit, and an image size that the model doesn't take."""
+    config: its settings, of which "norm" is "thesis" or "model": the mean and std that the weights were trained with.
+    weights: "hub", "none", the path of a .safetensors or .pth file, or a backbone's state_dict. Raises UserError for an
+    unknown model, weights that can't be loaded or don't fit, and an image size that the model doesn't take."""
     head = HEADS[config["head"]]
     backbone = build_backbone(config, weights, {} if head.input == "outputs" else dict(num_classes=0))
     if config.get("grad_checkpointing"):
@@ -86,23 +85,9 @@ def build_model(config, num_classes, weights):
             raise UserError(f"{config['model']} is no ViT, and --head tokens needs tokens: give --head fresh")
         backbone.attn_pool = None  # SigLIP's would never get a gradient
         width = backbone.num_features * (1 + (getattr(backbone, "cls_token", None) is not None))
-    mean_and_std = normalisation(backbone, config["norm"])
-    return Classifier(backbone, head.build(width, num_classes), head.input, *mean_and_std)
-
-
-def build_features(name, size, weights):
-    """Return a Classifier without a head: its output is the features of timm's model `name`, [B, D]."""
-    config = dict(model=name, model_kwargs={}, size=size)
-    backbone = build_backbone(config, weights, dict(num_classes=0))
-    return Classifier(backbone, nn.Identity(), "features", *normalisation(backbone, "model"))
-
-
-def normalisation(backbone, norm):
-    """Return (mean, std) of the three channels, for values from 0 to 1. norm: "thesis" or "model"."""
-    if norm == "thesis":
-        return THESIS_MEAN, THESIS_STD
-    data_config = timm.data.resolve_model_data_config(backbone)
-    return data_config["mean"], data_config["std"]
+    data = timm.data.resolve_model_data_config(backbone)
+    mean, std = (THESIS_MEAN, THESIS_STD) if config["norm"] == "thesis" else (data["mean"], data["std"])
+    return Classifier(backbone, head.build(width, num_classes), head.input, mean, std)
 
 
 def build_backbone(config, weights, kwargs):
@@ -139,19 +124,21 @@ def build_backbone(config, weights, kwargs):
 def no_missing_weights():
     """Raise KeyError where the weights that timm loads leave a part of the network random. For a model without classes,
     timm names missing weights only in its log."""
-    missing, logger = [], logging.getLogger("timm.models._builder")
-    handler, level = logging.Handler(), logger.level
-    handler.emit = lambda record: missing.append(record.getMessage())
-    logger.addHandler(handler)
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+
+    def refuse(record):
+        if record.getMessage().startswith("Missing keys"):
+            raise KeyError(record.getMessage())
+        return True
+
+    logger.addFilter(refuse)
     logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logger.removeFilter(refuse)
         logger.setLevel(level)
-    for message in missing:
-        if message.startswith("Missing keys"):
-            raise KeyError(message)
 
 
 def check_name(name):

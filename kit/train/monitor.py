@@ -27,22 +27,15 @@ def scores(run, logits, targets):
 
     logits: float [N, K]; targets: as the loss takes them; both arrays. A metric of sets of labels is computed at the
     best thresholds for these images."""
-    prepared, loss = run.experiment.prepared, loss_of(run, torch.as_tensor(logits), torch.as_tensor(targets))
-    task, metric = prepared.task, prepared.metric
+    task, metric = run.experiment.prepared.task, run.experiment.prepared.metric
+    size = BLOCK if task.splits_loss else len(targets)  # the loss takes several times the logits' memory
+    blocks = zip(torch.as_tensor(logits).split(size), torch.as_tensor(targets).split(size), strict=True)
+    loss = sum(run.criterion(*block).item() * len(block[1]) for block in blocks) / len(targets)
     predictions, targets = task.predictions(logits), task.from_01(targets)
     if METRICS[metric].of_sets:
         predictions = thresholds.best(metric, targets, predictions)
     names = dict.fromkeys([*task.extra_metrics, metric])
     return dict(loss=loss) | {name: float(METRICS[name].score(targets, predictions, None)) for name in names}
-
-
-def loss_of(run, logits, targets):
-    """Return the loss (float) of all images; over blocks where possible, since it takes several times the logits'
-    memory."""
-    if not run.experiment.prepared.task.splits_loss:
-        return run.criterion(logits, targets).item()
-    blocks = zip(logits.split(BLOCK), targets.split(BLOCK), strict=True)
-    return sum(run.criterion(*block).item() * len(block[1]) for block in blocks) / len(targets)
 
 
 def outputs(state, last=0):
@@ -62,8 +55,7 @@ class EpochMonitor:
         self.name = run.epoch_name(state["epoch"])
         self.bar = progress(steps * self.batch, self.name)
         self.bar.update(state["step"] * self.batch)
-        self.settled = None  # (step, time) from which the speed is measured
-        self.forecast_due = state["epoch"] == 1
+        self.settled = None  # (step, time) from which the speed is measured; () once it is printed
 
     def __enter__(self):
         return self
@@ -78,48 +70,44 @@ class EpochMonitor:
         self.losses.append(loss)
         self.bar.update(self.batch)
         self.state["seconds"] = time.perf_counter() - self.began
-        last = step + 1 == self.steps
-        if last or save or time.monotonic() - self.last_read > READ_SECONDS:
+        if step + 1 == self.steps or save or time.monotonic() - self.last_read > READ_SECONDS:
             self.read_losses(step)
-            self.forecast(step)
+            if self.settled:
+                self.forecast(step)
+                self.settled = ()
+            elif self.settled is None and self.state["epoch"] == 1 and step >= SETTLED:
+                self.settled = step, time.perf_counter()
             self.last_read = time.monotonic()
 
     def read_losses(self, step):
         """Read the losses since the last reading, for the tracker and the bar. Raises UserError where too many in a row
         aren't finite, or one is that no GradScaler keeps from the weights."""
-        optimizer, track = self.run.optimizer, self.run.track
-        most = MOST_SKIPPED if self.run.scaler.is_enabled() else 1
+        most, lr = MOST_SKIPPED if self.run.scaler.is_enabled() else 1, current_lr(self.run.optimizer)
         losses, self.losses = torch.stack(self.losses).cpu(), []
         for i, finite in enumerate(torch.isfinite(losses).tolist()):
             self.in_a_row = 0 if finite else self.in_a_row + 1
             self.skipped += not finite
             if self.in_a_row == most:
-                where = f"at step {step + 2 - len(losses) + i} of {self.steps}, lr {current_lr(optimizer):.3g}"
+                where = f"at step {step + 2 - len(losses) + i} of {self.steps}, lr {lr:.3g}"
                 what = f"{self.name}: the loss is {losses[i].item()} {where}"
                 raise UserError(f"{what}: lower --lr, or give --amp bf16 or none")
-        lr, steps_done = current_lr(optimizer), (self.state["epoch"] - 1) * self.steps + step + 1
-        track.note(self.state, "step", dict(loss=losses[torch.isfinite(losses)].mean(), lr=lr), steps_done)
+        steps_done = (self.state["epoch"] - 1) * self.steps + step + 1
+        mean = losses[torch.isfinite(losses)].mean()
+        self.run.track.note(self.state, "step", dict(loss=mean, lr=lr), steps_done)
         if not self.bar.disable:
             window = scores(self.run, *outputs(self.state, last=-(-WINDOW // self.batch)))
             shown = {key: f"{value:.4f}" for key, value in window.items()}
             self.bar.set_postfix(shown | {"lr": f"{lr:.2e}"}, refresh=False)
 
     def forecast(self, step):
-        """Print once, in the first epoch, what the fold will take: minutes, and the GPU's memory."""
-        if not self.forecast_due or step < SETTLED:
-            return
-        if self.settled is None:
-            self.settled = step, time.perf_counter()
-            return
-        self.forecast_due = False
+        """Print what the fold will take: minutes, and the GPU's memory."""
         run, config, device = self.run, self.run.experiment.config, self.run.experiment.device
         pace = (time.perf_counter() - self.settled[1]) / (step - self.settled[0])
         # A forward pass is about a third of a step; the kept epoch's held-out images are predicted in all views too.
         views = len(getattr(TTAS[config["tta"]](run.classifier), "transforms", []))
-        steps = config["epochs"] * self.steps
-        steps += len(run.valid_rows) * (config["epochs"] + views) / (3 * self.batch)
-        seconds = steps * pace
-        duration = f"{seconds / 60:.1f} min" if seconds > 60 else f"{seconds:.0f} s"
+        steps = config["epochs"] * self.steps + len(run.valid_rows) * (config["epochs"] + views) / (3 * self.batch)
+        minutes = steps * pace / 60
+        duration = f"{minutes:.1f} min" if minutes > 1 else f"{60 * minutes:.0f} s"
         line = f"fold {run.fold} takes about {duration} ({pace:.2f} s a step of {self.batch} images)"
         if device.type == "cuda":
             peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(device).total_memory
@@ -133,14 +121,14 @@ def note_epoch(run, name, state, train, valid, seconds):
 
     train, valid: what `scores` returned; seconds: of the validation."""
     folder, batch_size = run.experiment.folder, run.experiment.config["batch_size"]
+    parts = dict(train=train, valid=valid).items()
     row = dict(epoch=state["epoch"])
-    row |= {f"train_{key}": value for key, value in train.items()}
-    row |= {f"valid_{key}": value for key, value in valid.items()}
+    row |= {f"{part}_{key}": value for part, values in parts for key, value in values.items()}
     pace, lr = state["step"] * batch_size / state["seconds"], current_lr(run.optimizer)
     row |= dict(lr=lr, seconds=state["seconds"] + seconds, images_per_second=pace)
     state["rows"].append(row)
-    train, valid = (" ".join(f"{key} {value:.4f}" for key, value in part.items()) for part in (train, valid))
-    say(f"{name}  train {train}  valid {valid}  {row['seconds']:.1f} s")
+    shown = [f"{part} {' '.join(f'{key} {value:.4f}' for key, value in values.items())}" for part, values in parts]
+    say(f"{name}  {'  '.join(shown)}  {row['seconds']:.1f} s")
     if RANK == 0 and not is_finished(folder, run.fold):  # --overwrite keeps the old files until its end
         write_csv(folder / f"fold{run.fold}_epochs.csv", pd.DataFrame(state["rows"]))
     run.track.note(state, "epoch", row, state["epoch"] * state["step"])  # a probe makes no steps

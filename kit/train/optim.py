@@ -1,8 +1,8 @@
 """Optimisers (--optimizer), schedules (--schedule), layer decay, freezing.
 
-An optimiser is a function (classifier, config, steps) → (torch optimiser, learning-rate scheduler or None). `steps` is
-the number of updates of the fold; config holds lr, min_lr, weight_decay, layer_decay, schedule and warmup. A schedule
-is a function (step from 1 on, steps, lr, min_lr, warm_up: a share of the steps or None) → the learning rate.
+An optimiser is a function (classifier, config, steps: updates of the fold) → (torch optimiser, scheduler or None where
+it has its own). A schedule is a function (step from 1 on, steps, lr, min_lr, warm_up: a share of the steps or None) →
+the learning rate.
 """
 
 import math
@@ -29,24 +29,18 @@ def cosine(step, steps, lr, min_lr, warm_up=None):
 SCHEDULES: dict[str, Callable[..., float]] = {"ranger21": learning_rate, "cosine": cosine}
 
 
-def layer_numbers(backbone):
-    """Return {parameter's name: number of its layer}, as timm counts layers, from 0 at the input."""
-    if not hasattr(backbone, "group_matcher"):
-        raise UserError("timm doesn't know the layers of this --model: leave --freeze out")
-    return group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
-
-
 def choose_trained(classifier, tune, freeze):
     """Freeze the backbone where `tune` is "head", or its share `freeze` of layers, input side first. A frozen layer
     below the first trained one needs no backward pass."""
-    classifier.requires_grad_(tune == "all")
-    classifier.head.requires_grad_(True)
+    backbone = classifier.backbone.requires_grad_(tune == "all")
     if freeze:
-        numbers = layer_numbers(classifier.backbone)
-        first = freeze * (1 + max(numbers.values()))
-        for name, p in classifier.backbone.named_parameters():
-            p.requires_grad_(p.requires_grad and numbers.get(name, first) >= first)
-        if not any(p.requires_grad for p in classifier.backbone.parameters()):
+        if not hasattr(backbone, "group_matcher"):
+            raise UserError("timm doesn't know the layers of this --model: leave --freeze out")
+        layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # name → number, from 0
+        first = freeze * (1 + max(layers.values()))
+        for name, p in backbone.named_parameters():
+            p.requires_grad_(p.requires_grad and layers.get(name, first) >= first)
+        if not any(p.requires_grad for p in backbone.parameters()):
             raise UserError(f"--freeze {freeze:g} freezes every layer below the head: lower it, or give --tune head")
 
 
@@ -63,8 +57,8 @@ def train_mode(classifier, init):
 
 def layer_groups(classifier, config):
     """Return parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): lr for the head, and
-    for each layer below `layer_decay` times the rate of the one above. Biases and norms don't decay (with Ranger21,
-    the last parameter of the group before does)."""
+    for each layer `layer_decay` times the rate of the one above. Biases and norms don't decay (with Ranger21, the last
+    parameter of the group before does)."""
     backbone, decay = classifier.backbone, config["weight_decay"]
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     groups = timm.optim.param_groups_layer_decay(backbone, decay, exempt, layer_decay=config["layer_decay"])

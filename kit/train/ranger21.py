@@ -1,10 +1,8 @@
 """Ranger21 optimizer (Wright and Demeure 2021, arXiv 2106.13731; thesis 3.5.1), in few, large operations.
 
-Its arithmetic is that of the package ranger21 0.1.0 at its default settings, the code that the thesis ran: adaptive
-gradient clipping, gradient centralisation and normalisation, positive-negative momentum, softplus on the denominator,
-stable weight decay, norm loss, lookahead, linear warm-up and warm-down. The package runs 35 small operations for each
-tensor and waits for the device twice in each step. Here parameters of one shape are updated as one stack, nothing
-waits, and state_dict() is complete.
+Its arithmetic is that of the package ranger21 0.1.0 at its default settings, which the thesis ran. The package runs 35
+small operations for each tensor and waits for the device twice in each step. Here parameters of one shape are updated
+as one stack, nothing waits, and state_dict() is complete.
 """
 
 import math
@@ -35,12 +33,10 @@ def learning_rate(step, steps, lr, min_lr, warm_up=None):
 
 
 class Ranger21Fast(torch.optim.Optimizer):
-    """The Ranger21 optimizer of a training of `steps` steps.
+    """The Ranger21 optimizer of a training of `steps` steps. A step sets p.grad to None.
 
-    schedule: a function with the signature of `learning_rate`. A group with an `lr` of its own needs its own `min_lr`.
-    Weight decay and norm loss change only the last parameter of each group, as in the package, where a loop variable is
-    left over. A step sets p.grad to None.
-    """
+    schedule: a function as `learning_rate`. A group with an `lr` of its own needs its own `min_lr`. Weight decay and
+    norm loss change only the last parameter of each group, as in the package, where a loop variable is left over."""
 
     def __init__(self, params, lr, steps, min_lr=3e-5, weight_decay=1e-4, schedule=learning_rate):
         defaults = dict(lr=lr, min_lr=min_lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, current_lr=lr)
@@ -63,7 +59,7 @@ class Ranger21Fast(torch.optim.Optimizer):
         if not params:
             return
         if self.stacked != [id(p) for p in params]:
-            self._stack()
+            self.stacks, self.stacked = self._stack(), [id(p) for p in params]
         variances = [self._move(stack) for stack in self.stacks]
         deviation = (torch.stack(variances).sum() / sum(p.numel() for p in params)).sqrt()  # stays on the device
         step = self.state[params[-1]]["step"]
@@ -71,34 +67,37 @@ class Ranger21Fast(torch.optim.Optimizer):
         for group in self.param_groups:
             group["current_lr"] = self.schedule(step, self.steps, group["lr"], group["min_lr"])
             self._decay(decayed, group, deviation)
-            for stack in self.stacks:
-                if stack["group"] is group:
-                    self._update(stack)
+            beta1, beta2 = group["betas"]
+            noise = math.sqrt((1 + beta2) ** 2 + beta2**2)
+            for stack in [stack for stack in self.stacks if stack["group"] is group]:
+                rate = group["current_lr"] * 2 / noise / (1 - beta1 ** stack["step"])
+                torch._foreach_add_(stack["params"], stack.pop("update").unbind(), alpha=-rate)
             decayed = group["params"][-1]  # what the package's loop variable holds when the next group begins
         for stack in self.stacks:
-            self._look_ahead(stack)
+            if stack["step"] % LOOKAHEAD_STEPS == 0:  # halfway back (Zhang et al. 2019)
+                slow = stack["lookahead_params"].unbind()
+                torch._foreach_lerp_(stack["params"], slow, 1 - LOOKAHEAD_ALPHA)
+                torch._foreach_copy_(slow, stack["params"])
 
     def _stack(self):
-        """Stack the states of parameters of one group, shape, dtype, device and step count; each has a view of its
-        stack."""
-        stackable = {}
+        """Return stacks of the states of parameters of one group, shape, dtype, device and step count. Each state
+        becomes a view of its stack."""
+        stackable, stacks = {}, []
         for number, group in enumerate(self.param_groups):
-            for p in group["params"]:
-                if p.grad is not None:
-                    state = self.state[p]
-                    if not state:
-                        zeros = (torch.zeros_like(p) for _ in STATE[:-1])
-                        state.update(dict(zip(STATE, (*zeros, p.detach().clone()), strict=True)), step=0)
-                    stackable.setdefault((number, p.shape, p.dtype, p.device, state["step"]), []).append(p)
-        self.stacks = []
+            for p in [p for p in group["params"] if p.grad is not None]:
+                state = self.state[p]
+                if not state:
+                    zeros = (torch.zeros_like(p) for _ in STATE[:-1])
+                    state.update(dict(zip(STATE, (*zeros, p.detach().clone()), strict=True)), step=0)
+                stackable.setdefault((number, p.shape, p.dtype, p.device, state["step"]), []).append(p)
         for (number, shape, *_), params in stackable.items():
             size = max(1, BLOCK // max(1, shape.numel()))
             for part in (params[i : i + size] for i in range(0, len(params), size)):
                 stack = {name: torch.stack([self.state[p][name] for p in part]) for name in STATE}
                 for i, p in enumerate(part):
                     self.state[p].update({name: stack[name][i] for name in STATE})
-                self.stacks.append(stack | dict(params=part, group=self.param_groups[number]))
-        self.stacked = [id(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+                stacks.append(stack | dict(params=part, group=self.param_groups[number]))
+        return stacks
 
     def _move(self, stack):
         """Update the momenta and the variance of a stack, store its parameters' update before the learning rate, and
@@ -125,33 +124,26 @@ class Ranger21Fast(torch.optim.Optimizer):
         correction = 2 * NORM_LOSS * (1 - 1 / (unitwise_norm(p[None])[0] + group["eps"]))
         p.mul_(1 - group["current_lr"] * correction.view(correction.shape if p.dim() > 1 else ()))
 
-    def _update(self, stack):
-        """Subtract the update of a stack, times the learning rate, from its parameters."""
-        beta1, beta2 = stack["group"]["betas"]
-        noise = math.sqrt((1 + beta2) ** 2 + beta2**2)
-        rate = stack["group"]["current_lr"] * 2 / noise / (1 - beta1 ** stack["step"])
-        torch._foreach_add_(stack["params"], stack.pop("update").unbind(), alpha=-rate)
-
-    def _look_ahead(self, stack):
-        """Move the parameters, every fifth step, halfway back to their values of five steps ago (Zhang et al. 2019)."""
-        if stack["step"] % LOOKAHEAD_STEPS == 0:
-            slow = stack["lookahead_params"].unbind()
-            torch._foreach_lerp_(stack["params"], slow, 1 - LOOKAHEAD_ALPHA)
-            torch._foreach_copy_(slow, stack["params"])
-
 
 def move_variance(grads, weights, variance, beta2):
-    """Clip, centralise and normalise a stack of gradients, and update its variance, both in place.
+    """Clip, centralise and normalise a stack of gradients [k, …], and update its variance, both in place.
 
-    → (the factor by which a second normalisation would multiply the gradients, the sum of the variance)."""
+    → (the factor by which a second normalisation, which the package runs before the momentum, would multiply the
+    gradients; the sum of the variance)."""
     # adaptive gradient clipping (Brock et al. 2021), unit by unit
     max_norm = unitwise_norm(weights).clamp_min(AGC_EPS) * AGC
     grads.mul_((max_norm / unitwise_norm(grads).clamp_min(1e-6)).clamp_max(1))
-    if grads.dim() > 2:  # gradient centralisation (Yong et al. 2020)
+    if centred := grads.dim() > 2:  # gradient centralisation (Yong et al. 2020)
         grads.sub_(grads.mean(dim=tuple(range(2, grads.dim())), keepdim=True))
-    scale = normalise(grads)
+    again = grads.new_ones(())
+    if (count := grads[0].numel()) > 2:  # by the standard deviation
+        flat = grads.flatten(1)
+        deviation = torch.linalg.vector_norm(flat, dim=1) / math.sqrt(count - 1) if centred else flat.std(dim=1)
+        deviation = deviation.view(-1, *[1] * (grads.dim() - 1))
+        grads.div_(deviation + 1e-8)
+        again = 1 / (deviation / (deviation + 1e-8) + 1e-8)
     variance.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-    return scale, variance.sum()
+    return again, variance.sum()
 
 
 def move_momentum(positive, negative, variance, grads, scale, root_debias, beta1, eps):
@@ -168,18 +160,3 @@ def unitwise_norm(stack):
     if stack.dim() <= 2:
         return torch.linalg.vector_norm(stack.flatten(1), dim=1).view(-1, *[1] * (stack.dim() - 1))
     return torch.linalg.vector_norm(stack, dim=2 if stack.dim() <= 4 else tuple(range(2, stack.dim())), keepdim=True)
-
-
-def normalise(grads):
-    """Divide each gradient of a stack [k, …], in place, by its standard deviation, if it has more than two elements.
-
-    → the factor by which a second normalisation would multiply it: the package runs one before the momentum."""
-    count = grads[0].numel()
-    shape = (-1, *[1] * (grads.dim() - 1))
-    if count <= 2:
-        return torch.ones((len(grads), *shape[1:]), dtype=grads.dtype, device=grads.device)
-    flat = grads.flatten(1)
-    centred = grads.dim() > 2  # their mean is 0
-    scale = torch.linalg.vector_norm(flat, dim=1) / math.sqrt(count - 1) if centred else flat.std(dim=1)
-    grads.div_((scale + 1e-8).view(shape))
-    return (1 / (scale / (scale + 1e-8) + 1e-8)).view(shape)

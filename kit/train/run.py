@@ -16,7 +16,7 @@ from kit.data.prepared import Prepared, read_prepared
 from kit.experiment import check_config, is_finished, lock_config, lock_fold, read_record, warn_of_mixed_provenance
 from kit.train import distributed
 from kit.train.checkpoint import ResumeFile, earlier_weights, provenance
-from kit.train.device import compile_backbone
+from kit.train.device import compile_backbone, pick_workers
 from kit.train.losses import LOSSES
 from kit.train.model import Classifier, build_model
 from kit.train.optim import OPTIMIZERS, choose_trained
@@ -30,7 +30,6 @@ class Experiment:
 
     folder: Path  # OUTPUT/EXP
     config: dict  # its settings, as config.json holds them
-    defaults: dict  # the settings of a run without flags
     provenance: dict  # hashes of the code and the weights
     chosen: list[int]  # the folds to train
     replaced: set[int]  # those of them that are trained again although they are finished
@@ -79,25 +78,26 @@ class FoldRun:
         return f"fold {self.fold} epoch {epoch:{len(last)}}/{last}"
 
 
-def gather(folder, config, defaults, fold_words, overwrite, **machine):
+def gather(folder, config, defaults, fold, overwrite, device, workers, **machine):
     """Return the Experiment in `folder`. Raises UserError where its finished folds have other settings.
 
-    config: its settings, and defaults: those of a run without flags; fold_words: --fold; machine: the Experiment's
-    fields of that name."""
+    config: its settings, and defaults: those of a run without flags; fold, overwrite, workers: the flags; machine: the
+    Experiment's fields of that name."""
     prepared, folds = read_prepared(folder.parent)
     config = for_task(config, prepared.task)
     config["changed"] = changed(config, defaults)
-    chosen = fold_numbers(fold_words, prepared.folds)
+    config |= dict(folds_hash=prepared.folds_hash, metric=prepared.metric)  # decided by 00, the same for all folds
+    chosen = fold_numbers(fold, prepared.folds)
     if config["batch_size"] > (count := len(folds) - folds.fold.value_counts().max()):
         raise UserError(f"--batch-size {config['batch_size']} is more than the {count} training images: lower it")
-    config |= dict(folds_hash=prepared.folds_hash, metric=prepared.metric)  # decided by 00, the same for all folds
     replaced = set(chosen) if overwrite else set()
-    check_config(folder, config, defaults, replaced)
+    check_config(folder, config, replaced)
     return Experiment(
-        folder=folder, config=config, defaults=defaults, chosen=chosen, replaced=replaced, prepared=prepared,
-        provenance=provenance(machine["weights"], init_provenance(config["init"], folder, chosen)), folds=folds,
+        folder=folder, config=config, chosen=chosen, replaced=replaced, prepared=prepared, folds=folds,
+        provenance=provenance(machine["weights"], init_provenance(config["init"], folder, chosen)),
         images=prepared.open_images("train", config["size"], len(folds)),
-        targets=prepared.task.to_01(prepared.task.read_targets(folds.target)), **machine,
+        targets=prepared.task.to_01(prepared.task.read_targets(folds.target)), device=device,
+        workers=pick_workers(workers, device), **machine,
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def set_up(experiment, fold):
         experiment=experiment, fold=fold, train_rows=train_rows, valid_rows=valid_rows, classifier=classifier,
         model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]], optimizer=optimizer,
         scheduler=scheduler, ema=ema, scaler=torch.amp.GradScaler(device.type, enabled=experiment.amp == "fp16"),
-        resume=ResumeFile(path, config, experiment.defaults, experiment.save_minutes, experiment.stop_after),
+        resume=ResumeFile(path, config, experiment.save_minutes, experiment.stop_after),
         track=Track(experiment.track, experiment.folder, fold, config),
     )  # fmt: skip
 
@@ -155,8 +155,7 @@ def start_fold(experiment, fold):
         run = set_up(experiment, fold)
         held.enter_context(run.track)
         if RANK == 0:
-            held.enter_context(lock_config(folder, experiment.config, experiment.defaults, {fold, *replaced}))
-            finished = [k for k in range(experiment.prepared.folds) if is_finished(folder, k)]
-            records = {k: read_record(folder, k) for k in finished}
+            held.enter_context(lock_config(folder, experiment.config, {fold, *replaced}))
+            records = {k: read_record(folder, k) for k in range(experiment.prepared.folds) if is_finished(folder, k)}
             warn_of_mixed_provenance(folder.name, records | {fold: experiment.provenance})
         yield run

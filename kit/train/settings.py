@@ -13,7 +13,6 @@ from kit.train.trackers import check_library
 # flags that don't decide what is learnt: they may differ between the folds of an experiment
 NOT_SETTINGS = "input output fold exp overwrite print_config save_minutes stop_after track".split()
 NOT_SETTINGS += "device amp compile workers deterministic".split()
-SHARES = ("freeze", "ema", "warmup")  # must be below 1
 STEP_FLAGS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
 
 
@@ -34,17 +33,17 @@ def experiment_names(exp, seeds):
 def for_task(config, task):
     """Return the settings with the loss and the sampler of the task, where those given are for classes; prints which.
     Raises UserError for another loss that doesn't suit the task."""
-    suited, loss = dict(config), config["loss"]
-    tasks = LOSS_TASKS.get(loss, ("classes",))
+    suited, loss, tasks = {}, config["loss"], LOSS_TASKS.get(config["loss"], ("classes",))
     if task.key not in tasks and loss in LOSS_TASKS:
         raise UserError(f"--loss {loss} is for {' and '.join(tasks)}, and the task is {task.key}: leave it out")
     if task.key not in tasks:
         suited["loss"] = task.loss
-    suited["sampler"] = task.sampler or config["sampler"]
-    if suited != config:
-        words = " ".join(f"--{key} {suited[key]}" for key in ("loss", "sampler") if suited[key] != config[key])
+    if task.sampler not in (None, config["sampler"]):
+        suited["sampler"] = task.sampler
+    if suited:
+        words = " ".join(f"--{key} {value}" for key, value in suited.items())
         say(f"the task is {task.key}: {words} in place of those for classes")
-    return suited
+    return config | suited
 
 
 def changed(config, defaults):
@@ -53,9 +52,8 @@ def changed(config, defaults):
 
 
 def init_provenance(init, folder, folds):
-    """Return the hash of what trained `folds` of the experiment --init, or None where it names none.
-
-    Raises UserError where that has not finished these folds, or is the one to be trained, `folder`."""
+    """Return the hash of what trained `folds` of the experiment --init, or None where it names none. Raises UserError
+    where that has not finished these folds, or is the one to be trained, `folder`."""
     if init in ("weights", "probe"):
         return None
     earlier = experiment_folder(folder.parent, init)
@@ -67,9 +65,9 @@ def init_provenance(init, folder, folds):
 
 
 def check_flags(flags):
-    """Raise UserError for flags that contradict each other, and for a --track without its library. flags: the parsed
-    ones of 01_train_fold.py."""
-    check_library(flags.track)
+    """Raise UserError for flags of 01 that contradict each other, and for a --track without its library."""
+    if flags.track:
+        check_library(flags.track)
     if flags.stop_after and not flags.save_minutes:
         raise UserError("--stop-after needs resume files, and --save-minutes 0 writes none: leave one of them out")
     if flags.batch_size < WORLD:
@@ -80,18 +78,18 @@ def check_flags(flags):
         raise UserError(f"--weights {flags.weights} is no file: give a .safetensors or .pth file, hub or none")
     if len(set(flags.seed)) < len(flags.seed):
         raise UserError("--seed names a seed twice, and both would be trained in one folder: name each once")
-    for flag in SHARES:
+    for flag in ("freeze", "ema", "warmup"):
         if (value := getattr(flags, flag) or 0) >= 1:
-            raise UserError(f"--{flag.replace('_', '-')} {value:g} must be below 1")
+            raise UserError(f"--{flag} {value:g} must be below 1")
     if flags.layer_decay and flags.layer_decay > 1:
         raise UserError(f"--layer-decay {flags.layer_decay:g} would make low layers learn faster: give 1 or less")
     if flags.weights == "none" and "probe" in (flags.tune, flags.init):
         raise UserError("a probe of --weights none would fit noise: give pretrained weights")
     if flags.tune == "probe" and flags.init not in ("weights", "probe"):
         raise UserError(f"--tune probe takes the features of --weights: leave --init {flags.init} out")
-    if flags.tune == "probe" and (given := [flag for flag in STEP_FLAGS if getattr(flags, flag)]):
-        named = " ".join(f"--{flag.replace('_', '-')}" for flag in given)
-        raise UserError(f"--tune probe makes no training steps: leave {named} out")
+    given = [f"--{flag.replace('_', '-')}" for flag in STEP_FLAGS if getattr(flags, flag)]
+    if flags.tune == "probe" and given:
+        raise UserError(f"--tune probe makes no training steps: leave {' '.join(given)} out")
     if flags.tune == "head" and flags.freeze:
         raise UserError("--tune head freezes every layer below the head: leave --freeze out")
     if flags.schedule == "ranger21" and (flags.warmup or 0) > 0.72:

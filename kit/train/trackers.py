@@ -2,11 +2,9 @@
 
 Fold K of an experiment is the tracker's run EXP/foldK. It holds the settings; step/loss (the mean since the last
 logging) and step/lr, about twice a second; each row of foldK_epochs.csv as epoch/…. Its steps are the batches since the
-start of the fold. A fold that resumes after a stop continues its run. The libraries are optional, and only --track
-imports them.
+start of the fold. A fold that resumes after a stop continues its run. Only --track imports the libraries.
 """
 
-import contextlib
 import importlib
 import os
 import random
@@ -17,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 
 from common import RANK, UserError, warn
-
-FLUSH_SECONDS = 10  # TensorBoard shows values after this time at the latest
 
 
 class Fold(NamedTuple):
@@ -40,9 +36,9 @@ class Opened(NamedTuple):
 
 
 class Tracker(NamedTuple):
-    """An entry of TRACKERS."""
+    """An entry of TRACKERS. Its key is the library's name for pip."""
 
-    library: str  # the module to import, and its name for pip
+    module: str  # of the library, to be imported
     start: Callable[[Fold], Opened]
 
 
@@ -51,13 +47,12 @@ def to_tensorboard(fold: Fold) -> Opened:
     from torch.utils.tensorboard import SummaryWriter
 
     folder = fold.output / "tensorboard" / fold.name
-    if not fold.run_id:
+    if fold.run_id:  # from this step on, TensorBoard drops what was logged between the last resume file and the stop
+        writer = SummaryWriter(folder, purge_step=fold.step, flush_secs=10)
+    else:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
-    # From this step on, TensorBoard drops what was logged between the last resume file and the stop.
-    purge_step = fold.step if fold.run_id else None
-    writer = SummaryWriter(folder, purge_step=purge_step, flush_secs=FLUSH_SECONDS)
-    if not fold.run_id:
+        writer = SummaryWriter(folder, flush_secs=10)
         rows = [f"| {key} | {value} |" for key, value in fold.settings.items()]
         writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
 
@@ -79,32 +74,22 @@ def to_wandb(fold: Fold) -> Opened:
         dir=os.environ.get("WANDB_DIR", str(fold.output)),
     )  # fmt: skip
     run.define_metric("*", step_metric="step")  # wandb's own counter can't go back to the last resume file
-
-    def log(values, step):
-        run.log(values | dict(step=step))
-
+    log = lambda values, step: run.log(values | dict(step=step))  # noqa: E731
     return Opened(run.id, log, lambda finished: run.finish(exit_code=0 if finished else 1))
 
 
 TRACKERS: dict[str, Tracker] = {
-    "tensorboard": Tracker("tensorboard", to_tensorboard),
+    "tensorboard": Tracker("torch.utils.tensorboard", to_tensorboard),
     "wandb": Tracker("wandb", to_wandb),
 }
 
 
 def check_library(name):
-    """Import the library of TRACKERS[name]; for None, do nothing. Raises UserError where the import fails."""
-    if name is None:
-        return
+    """Import the library of TRACKERS[name]. Raises UserError where that fails."""
     try:
-        importlib.import_module(TRACKERS[name].library)
+        importlib.import_module(TRACKERS[name].module)
     except Exception as error:  # a broken installation may raise anything
-        raise missing(name, error) from None
-
-
-def missing(name, error):
-    """Return the UserError for a library that is missing."""
-    return UserError(f"--track {name} can't be used here ({error}): pip install {TRACKERS[name].library}")
+        raise UserError(f"--track {name} can't be used here ({error}): pip install {name}") from None
 
 
 class Track:
@@ -121,38 +106,31 @@ class Track:
         return self
 
     def __exit__(self, kind, error, trace):
-        if self.opened and not self.off:
-            with self._failure_as_warning():
-                self.opened.close(kind is None)
+        if self.opened:
+            self._call(lambda: self.opened.close(kind is None))
 
     def note(self, state, part, values, step):
         """Log `values` (a dict of numbers) as PART/key at the step. The run's id goes into the fold's state, and so
         into its resume file."""
-        if self.off:
-            return
-        with self._failure_as_warning():
+
+        def log():
             if self.opened is None:
-                self.opened = self._open(state.setdefault("track", {}), step)
+                ids = state.setdefault("track", {})
+                fold = self.fold._replace(run_id=ids.get(self.name), step=step)
+                self.opened = TRACKERS[self.name].start(fold)
+                ids[self.name] = self.opened.id
             self.opened.log({f"{part}/{key}": float(value) for key, value in values.items()}, step)
 
-    def _open(self, ids, step):
-        fold = self.fold._replace(run_id=ids.get(self.name), step=step)
-        try:
-            opened = TRACKERS[self.name].start(fold)
-        except ImportError as error:  # a part of the library is missing
-            raise missing(self.name, error) from None
-        ids[self.name] = opened.id
-        return opened
+        self._call(log)
 
-    @contextlib.contextmanager
-    def _failure_as_warning(self):
-        """Turn any error of the block but a UserError into one warning, and stop tracking. The random streams of the
+    def _call(self, function):
+        """Call a function unless tracking is off. An error switches it off and is a warning. The random streams of the
         training stay as they are."""
+        if self.off:
+            return
         states = random.getstate(), np.random.get_state()
         try:
-            yield
-        except UserError:
-            raise
+            function()
         except Exception as error:  # of the library, its server or its disk: none is worth ending a training for
             self.off = True
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,6 @@ Results in --folder are used again: after a change of the kit or the photos, nam
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -38,12 +38,13 @@ sys.path.insert(0, str(ROOT))
 
 from common import replacing, softmax  # noqa: E402
 from kit.data.decode import decode, resize  # noqa: E402
-from kit.folds.split import deal  # noqa: E402
+from kit.data.prepared import read_prepared  # noqa: E402
+from kit.folds.split import assign_folds  # noqa: E402
 from kit.score.intervals import bootstrap_weights, leaderboard, scored  # noqa: E402
 from kit.score.metrics import METRICS  # noqa: E402
 from kit.train.device import pick_device  # noqa: E402
 from kit.train.inference import predict  # noqa: E402
-from kit.train.model import build_features  # noqa: E402
+from kit.train.model import build_model  # noqa: E402
 
 FOOD = "Oatghurt", "Sour-Cream", "Sour-Milk", "Soyghurt", "Yoghurt"
 NETWORK, SIZE = "tf_efficientnet_lite0", 160
@@ -51,7 +52,7 @@ MIXES, TUNED = (0, 0.2, 0.5), (0, 1, 2, 3)  # TUNED: seeds on which the kit's ch
 TRAINED = ("drink", 5, 0.5), ("drink", 6, 0.5), ("drink", 7, 0.5)
 RECIPE = f"--exp finetuned --model {NETWORK} --size {SIZE} --epochs 2 --lr 1e-3 --min-lr 3e-4 --tta none".split()
 ALPHA, STEEPNESS, DRAWS = 300, 5, 1000  # STEEPNESS of the softmax: AUC and accuracy don't depend on it
-FORECAST = "leaderboard, as far as can be told: "
+FORECAST = "8 in 10: the whole test set scores "
 
 
 def photos(folder, kind):
@@ -117,23 +118,23 @@ def run(script, competition, output, *flags):
 
 
 def prepare(folder, kind, *flags):
-    """Run 00_prepare.py, once. → (folds.csv, prepared.json, the seconds that it took)."""
+    """Run 00_prepare.py, once. → (Prepared, folds.csv, the seconds that it took)."""
     output = folder / kind
     record = output / "seconds.txt"
     if not record.exists():
         began = time.perf_counter()
         run("00_prepare.py", folder / "input", output, "--size", SIZE, "--overwrite", *flags)  # of a stopped run
         record.write_text(f"{time.perf_counter() - began:.1f}")
-    prepared = json.loads((output / "prepared" / "prepared.json").read_text())
-    folds = pd.read_csv(output / "prepared" / "folds.csv", dtype=dict(image_name=str, label=str))
-    return folds, prepared, float(record.read_text())
+    return *read_prepared(output), float(record.read_text())
 
 
 def features(path, files, weights):
     """Return the network's features of the photos, float32 [N, D]; computed once and kept in `path`."""
     if not path.exists():
         images = np.stack([resize(decode(file.read_bytes()), SIZE) for file in files])
-        network, device = build_features(NETWORK, SIZE, weights), pick_device("auto")
+        config = dict(model=NETWORK, model_kwargs={}, size=SIZE, head="fresh", norm="model")
+        network, device = build_model(config, 1, weights), pick_device("auto")
+        network.head = torch.nn.Identity()
         vectors = predict(network.to(device), images, np.arange(len(images)), 32, device, bar=path.stem)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, vectors)
@@ -163,39 +164,39 @@ def duplicate_groups(path, names):
 
 def score(folder, table, vectors):
     """Return the row of one competition: its CVs by each kind of folds, the forecast, the test score."""
-    folds, prepared, seconds = prepare(folder, "matched")
-    metric, count, seed = METRICS[prepared["metric"]], prepared["folds"], prepared["seed"]
+    prepared, folds, seconds = prepare(folder, "matched")
+    metric, count, seed = METRICS[prepared.metric], prepared.folds, prepared.seed
     targets, solution = folds.target.to_numpy(), table[table.test]
-    one_hot = np.eye(len(prepared["classes"]))[targets]
+    one_hot = np.eye(len(prepared.task))[targets]
     train = vectors[table.set_index("image_name").row[folds.image_name]]
     groups = duplicate_groups(folder / "matched" / "prepared" / "duplicates.csv", folds.image_name)
     folds_of = dict(
-        plain=deal(np.arange(len(folds)), targets, count, seed),
-        duplicates=deal(groups, targets, count, seed),
+        plain=assign_folds(np.arange(len(folds)), targets, count, seed),
+        duplicates=assign_folds(groups, targets, count, seed),
         matched=folds.fold.to_numpy(),
     )
     row = dict(products=np.nan)
     if not set(solution["product"]) & set(table["product"][~table.test]):
         product = pd.factorize(table.set_index("image_name")["product"][folds.image_name])[0]
-        folds_of = dict(products=deal(product, targets, count, seed)) | folds_of
+        folds_of = dict(products=assign_folds(product, targets, count, seed)) | folds_of
     for kind, fold in folds_of.items():
         probabilities = out_of_fold(train, one_hot, fold)
         row[kind] = metric.score(targets, probabilities)
     perfect = metric.score(targets, one_hot)
     row |= forecast(prepared, folds, probabilities, perfect, len(solution))  # the last ones, of the matched folds
-    labels = solution.label.map(prepared["classes"].index).to_numpy()
+    labels = solution.label.map(prepared.task.names.index).to_numpy()
     row["test"] = metric.score(labels, ridge(train, one_hot, vectors[solution.row]))
     return row | dict(inside="yes" if row["low"] <= row["test"] <= row["high"] else "no", seconds=seconds)
 
 
 def forecast(prepared, folds, probabilities, perfect, tests):
     """Return the chosen folds' name and the forecast, as 02_oof.py computes it: dict(candidate, low, high)."""
-    if not (ladder := prepared["ladder"]):
+    if not (candidates := prepared.candidates):
         return dict(candidate="none", low=np.nan, high=np.nan)
     weights = bootstrap_weights(folds.group, DRAWS)
-    cv, draws = scored(prepared["metric"], folds.target.to_numpy(), probabilities, weights)
-    interval = leaderboard(cv, draws, perfect, ladder, len(folds), tests)
-    name = next(rung["name"] for rung in ladder if rung["chosen"])
+    cv, draws = scored(prepared.metric, folds.target.to_numpy(), probabilities, weights)
+    interval = leaderboard(cv, draws, perfect, candidates, len(folds), tests)
+    name = next(candidate["name"] for candidate in candidates if candidate["chosen"])
     return dict(candidate=name, low=interval["low"], high=interval["high"])
 
 
@@ -203,7 +204,7 @@ def train(folder, weights):
     """Fine-tune five folds, plain and matched. → dict(competition, the CVs, the test scores, 02's forecast)."""
     row = dict(competition=folder.name)
     for kind, flags in dict(plain=["--groups", "none"], matched=[]).items():
-        _, prepared, _ = prepare(folder, kind, *flags)
+        prepared, *_ = prepare(folder, kind, *flags)
         at = folder / "input", folder / kind
         run("01_train_fold.py", *at, "--fold", "all", "--weights", weights, *RECIPE)
         printed = run("02_oof.py", *at, "finetuned").splitlines()
@@ -218,10 +219,10 @@ def submission_score(folder, kind, prepared):
     """Return the score of the submission by solution.csv."""
     (path,) = (folder / kind / "finetuned").glob("submission_*.csv")
     solution = pd.read_csv(folder / "input" / "solution.csv", dtype=str, index_col="image_name")
-    header, classes = 0 if prepared["submission"]["header"] else None, prepared["classes"]
+    header, classes = 0 if prepared.submission["header"] else None, prepared.task.names
     submitted = pd.read_csv(path, header=header, index_col=0).loc[solution.index]
     values = submitted[classes].to_numpy() if header == 0 else np.hstack([1 - submitted, submitted])
-    return METRICS[prepared["metric"]].score(solution.label.map(classes.index).to_numpy(), values)
+    return METRICS[prepared.metric].score(solution.label.map(classes.index).to_numpy(), values)
 
 
 def summary(table):

@@ -138,7 +138,7 @@ def false_pairs(name, images, sheets=None):
     records = np.stack([duplicates.image_record(image) for image in images])
     pairs, evidence = duplicates.verified_pairs(records, candidates(records))
     if sheets and len(pairs):
-        thumbs = [record["thumb"][*map(slice, record["shape"])] for record in records]
+        thumbs = [duplicates.thumbnail(record) for record in records]
         captioned = [cell for pair, row in zip(pairs, evidence, strict=True) for cell in captions(pair, row)]
         cells = [(thumbs[i], text) for i, text in captioned]
         sheets.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,6 @@ import zipfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -33,7 +32,9 @@ from common import UserError
 from kit.data import labels, tables
 from kit.data.decode import decode
 from kit.data.image_source import ImageSource
-from kit.submit import sample_submission
+from kit.data.prepared import Flags
+from kit.score.tasks import Classes
+from kit.submit.sample_submission import read_sample
 
 
 def image_files():
@@ -124,30 +125,23 @@ def fuzz_tables(seconds, outcomes):
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
-        options = SimpleNamespace(image_column=None, label_column=None, label_form="auto", separator=" ",
-            target_column=None, drop_unlabelled=False, submit_header="auto", submit_value="auto", positive=None,
-            metric="auto", label_pattern=None)  # fmt: skip
-        source = SimpleNamespace(find={"a.png": "a.png", "b.png": "b.png"}.get)
+        for name in ("a.png", "b.png"):
+            Path(folder, name).write_bytes(image_files()[0])
+        source = ImageSource(folder)
 
-        def read_train():
-            header = tables.read_rows(path, "")[0]
-            return labels.read_labels(options, tables.read_table(path, ""), source, header)
+        def read_as_labels():
+            header = tables.read_rows(path, "")[0][0]
+            labels.read_labels(tables.read_table(path, ""), source, header, Flags())
 
-        def read_sample(classes):
-            truth = labels.of_classes(path, ["a.png", "b.png"], classes, "")
-            sample = sample_submission.read_sample(options, path, source, truth, None)
-            sample_submission.positive_class(options, path, truth, sample.form)
+        def read_as_sample(classes):
+            read_sample(path, source, Classes(classes), None, Flags())
 
         @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.one_of(text, st.binary(max_size=60)))
         def read(data):
             path.write_bytes(data)
-            readers = (
-                read_train,
-                partial(read_sample, classes=["0", "1"]),
-                partial(read_sample, classes=["a", "b"]),
-            )
-            for reader in readers:
+            samples = [partial(read_as_sample, classes) for classes in (["0", "1"], ["a", "b"])]
+            for reader in (read_as_labels, *samples):
                 with in_time(data), contextlib.redirect_stdout(io.StringIO()):
                     try:
                         reader()

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from kit.data.prepared import Prepared
+from kit.score.tasks import Classes
 from kit.train.checkpoint import epoch_start
 from kit.train.device import pick_amp, pick_device, pick_workers
 from kit.train.inference import TTAS, predict
+from kit.train.run import Experiment, set_up
 from kit.train.settings import settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +50,7 @@ class Bench:
     def __init__(self, tiny):
         self.device = pick_device("auto")
         self.name = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
-        self.flags = f"--fold 0 --weights none --save-minutes 0 {TINY if tiny else ''}"
+        self.flags = f"--fold 0 --weights none {TINY if tiny else ''}"
         self.steps = 3 if tiny else 40
         args = self.args()
         self.size, self.batch = args.size, args.batch_size
@@ -90,16 +92,20 @@ class Bench:
     # ------------------------------------------------------------ parts
 
     def fold(self, flags="", images=None):
-        """Return what 01 sets up for a fold that trains on all of `images`."""
-        args = self.args(flags)
+        """Return the FoldRun of a fold that trains on all of `images`."""
+        args, task = self.args(flags), Classes(["0", "1"])
         count = 2 * args.batch_size if images is None else len(images)
         folds = pd.DataFrame(dict(fold=1, target=np.arange(count) % 2), index=range(count))
-        shared = SimpleNamespace(
-            args=args, config=settings(args, *args.seed), defaults={}, folder=Path(), metric="auc",
-            prepared=dict(classes=["0", "1"]), folds=folds, images=images, targets=folds.target.to_numpy(),
-            device=self.device, amp=pick_amp(args.amp, self.device), workers=pick_workers(None, self.device),
+        prepared = Prepared(
+            folder=Path(), made_from={}, task=task, metric="auc", folds=2, seed=0, groups="none", submission={}
+        )
+        experiment = Experiment(
+            folder=Path(), config=settings(args, *args.seed), provenance={}, chosen=[0], replaced=set(),
+            prepared=prepared, folds=folds, images=images, targets=folds.target.to_numpy(), weights=args.weights,
+            device=self.device, amp=pick_amp(args.amp, self.device), compile=args.compile,
+            workers=pick_workers(args.workers, self.device), track=None, save_minutes=0, stop_after=None,
         )  # fmt: skip
-        return train.set_up(shared, 0)
+        return set_up(experiment, 0)
 
     def bare(self, flags):
         """Return images/s of the model alone: forward, backward and step on one batch in the device's memory."""
@@ -135,14 +141,13 @@ class Bench:
         """Return images/s of 01's own epoch, with memory map, augmentation, workers and scores, and the model."""
         self.fresh()
         run, rates = self.fold(flags, images), []
-        run.resume.parts = dict(optimizer=run.optimizer)
         for epoch in (1, 2):  # the first warms up
-            run.name, state = f"epoch {epoch}", dict(epoch=epoch, rows=[], kept={}) | epoch_start()
+            state = dict(epoch=epoch) | epoch_start()
             self.wait()
             began = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 train.train_epoch(run, state)
-            rates.append(state["step"] * run.config["batch_size"] / (time.perf_counter() - began))
+            rates.append(state["step"] * run.experiment.config["batch_size"] / (time.perf_counter() - began))
         return rates[-1], run.classifier
 
     def optimizers(self):
