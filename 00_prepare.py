@@ -11,18 +11,17 @@ prepared.json, folds.csv, test.csv, sample.csv, train_448.npy, test_448.npy, sam
 stay in one fold); matched.png (whether held-out images are as far from the training images as test images are).
 """
 
-import common  # first: it makes the other imports faster
-
-# isort: split
 import contextlib
 from collections import Counter
 from dataclasses import fields, replace
+
+import common
+from common import UserError, conclude, listing, number, say, wrapped
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from common import UserError, conclude, listing, number, say, wrapped
 from kit.competition import read_competition, summary_line
 from kit.data.image_cache import array_in_file, staged, write_cache
 from kit.data.labels import LABEL_FORMS
@@ -208,30 +207,38 @@ def report(competition, prepared, folds, size):
     conclude(f"prepared {size} px → {prepared.folder}: look at {pictures}")
 
 
+def prepare(competition, earlier, folder, size, flags, may_be_grey):
+    """Make all files in `folder`; after an `earlier` run only the images' cache and samples.png. → (Prepared, folds.csv
+    as a table)."""
+    prepared, folds = earlier or (competition.prepared, None)
+    searched, count = flags.searched and not earlier, len(competition.groups)
+    with array_in_file(folder, duplicates.RECORD, count) if searched else contextlib.nullcontext() as records:
+        arrays, statistics = cache_images(competition, prepared, folder, size, records, may_be_grey)
+        if not earlier:
+            sources, points = competition.groups, None
+            if searched:
+                sources, points = find_duplicates(competition, folder, arrays, records, flags)
+            folds = choose_folds(competition, folder, arrays, statistics, sources, points)
+    draw_classes(folder / "samples.png", arrays["train"], folds, prepared.task, prepared.seed)
+    return prepared, folds
+
+
 def main(args):
     flags = Flags(**{field.name: getattr(args, field.name) for field in fields(Flags)})
     refuse("--embed", flags.embed and not flags.searched, "is for --groups auto and copies: leave out one of them")
     refuse("--weights", flags.weights and not flags.embed, "belongs to --embed: give that too")
-    competition = read_competition(flags)
+    competition, size = read_competition(flags), args.size
+    folder, count = competition.prepared.folder, len(competition.groups)
     say(summary_line(competition))
-    prepared, size, count = competition.prepared, args.size, len(competition.groups)
-    with locked(args.output / ".prepare.lock", prepared.folder):
-        if earlier := None if args.overwrite else earlier_run(competition, size):
-            prepared, folds = earlier
-            if size in prepared.sizes:
-                return conclude(f"{prepared.folder} is up to date: sizes {listing(prepared.sizes)} px. Nothing to do.")
+    with locked(args.output / ".prepare.lock", folder):
+        earlier = None if args.overwrite else earlier_run(competition, size)
+        if earlier and size in earlier[0].sizes:
+            return conclude(f"{folder} is up to date: sizes {listing(earlier[0].sizes)} px. Nothing to do.")
         needed = count * (size**2 * 3 + duplicates.RECORD.itemsize + 4 * duplicates.VECTOR)  # bytes
-        searched = flags.searched and not earlier
-        with staged(prepared.folder, needed, clear=not earlier) as new:
-            with array_in_file(new, duplicates.RECORD, count) if searched else contextlib.nullcontext() as records:
-                images = cache_images(competition, prepared, new, size, records, args.unreadable == "grey")
-                if not earlier:
-                    sources, points = competition.groups, None
-                    if searched:
-                        sources, points = find_duplicates(competition, new, images[0], records, flags)
-                    folds = choose_folds(competition, new, *images, sources, points)
-                    prepared.flags = changed_flags(vars(args))
-            draw_classes(new / "samples.png", images[0]["train"], folds, prepared.task, prepared.seed)
+        with staged(folder, needed, clear=not earlier) as new:
+            prepared, folds = prepare(competition, earlier, new, size, flags, args.unreadable == "grey")
+            if not earlier:
+                prepared.flags = changed_flags(vars(args))
             replace(prepared, folder=new).write()
     report(competition, prepared, folds, size)
 

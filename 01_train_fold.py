@@ -9,22 +9,21 @@ the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped r
 a CPU, ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
 """
 
-import common  # first: it makes the other imports faster
-
-# isort: split
 import json
 import time
+
+import common
+from common import RANK, WORLD, Parser, UserError, duration, key_value, number
 
 import numpy as np
 import torch
 
-from common import RANK, WORLD, Parser, UserError, duration, experiment_folder, key_value, number
 from kit.report.pictures import draw_classes
 from kit.score.metrics import is_better
 from kit.train import distributed
 from kit.train.augment import AUGMENTATIONS, Augmentation
 from kit.train.checkpoint import OUTPUTS, epoch_start, save_fold
-from kit.train.dataset import SAMPLERS, training_batches
+from kit.train.dataset import SAMPLERS, training_loader
 from kit.train.device import add_machine_flags, autocast, enough_memory, keep_memory, pick_amp, pick_device
 from kit.train.inference import PREDICT_BATCH, TTAS, predict, to_device
 from kit.train.linear_probe import probe, start_head
@@ -32,8 +31,8 @@ from kit.train.losses import LOSSES
 from kit.train.model import HEADS
 from kit.train.monitor import EpochMonitor, note_epoch, outputs, scores, warn_if_slow
 from kit.train.optim import OPTIMIZERS, SCHEDULES, train_mode
-from kit.train.run import gather, start_fold
-from kit.train.settings import changed, check_flags, experiment_names, settings
+from kit.train.run import open_experiment, start_fold
+from kit.train.settings import changed, check_flags, experiment_folders, settings
 from kit.train.trackers import TRACKERS
 
 
@@ -134,7 +133,7 @@ def train_epoch(run, state):
     `state` is kept up to date, and saved when due. A step here is a batch; `accumulate` of them make an update."""
     config, device = run.experiment.config, run.experiment.device
     train_mode(run.classifier, config["init"])
-    loader = training_batches(run, state["epoch"], state["step"])
+    loader = training_loader(run, state["epoch"], state["step"])
     steps, accumulate = state["step"] + len(loader), config["accumulate"]
     with EpochMonitor(run, state, steps) as monitor:
         for step, (images, targets) in enumerate(loader, state["step"]):
@@ -147,18 +146,16 @@ def train_epoch(run, state):
             logits, loss = train_step(run, images, targets, share, is_last)
             state["logits"].append(logits)
             state["targets"].append(targets)
-            save = stop = False
+            save = False
             if is_last:
                 update(run, (state["epoch"] - 1) * -(-steps // accumulate) + first // accumulate + 1)
                 state["step"] = step + 1
-                if step + 1 < steps:
-                    stop, save = distributed.from_first(run.resume.time_is_up(), run.resume.due())  # a stop saves
+                save = step + 1 < steps and distributed.broadcast(run.resume.due())
             monitor.after(step, loss, save)
             if save:
                 run.resume.save(state)
-            if stop:
-                run.resume.stop(run.epoch_name(state["epoch"]), f"{step + 1} of {steps} steps")
-    parts = [*zip(*distributed.gather(outputs(state)), strict=True)]
+                run.resume.stop_if_late(run.epoch_name(state["epoch"]), f"{step + 1} of {steps} steps")
+    parts = [*zip(*distributed.all_gather(outputs(state)), strict=True)]
     state.update({key: [] for key in OUTPUTS})  # large for many classes, and needless while the fold validates
     return scores(run, *(np.concatenate(part) if WORLD > 1 else part[0] for part in parts))
 
@@ -200,8 +197,7 @@ def train_fold(run):
         state.update(epoch=epoch + 1, **epoch_start())
         if epoch < config["epochs"] or tta != "none":
             run.resume.save(state)
-            if distributed.from_first(run.resume.time_is_up())[0]:
-                run.resume.stop(name, f"{epoch} of {config['epochs']} epochs")
+            run.resume.stop_if_late(name, f"{epoch} of {config['epochs']} epochs")
     run.classifier.load_state_dict(kept[keep]["weights"])
     logits = kept[keep]["logits"].numpy()
     if tta != "none":
@@ -228,18 +224,17 @@ def main(args):
     check_flags(args)
     device = pick_device(args.device, args.deterministic)
     keep_memory()
-    exps, amp = experiment_names(args.exp, args.seed), pick_amp(args.amp, device)
-    folders = [experiment_folder(args.output, exp) for exp in exps]
+    folders, amp = experiment_folders(args.output, args.exp, args.seed), pick_amp(args.amp, device)
     if args.print_config:
-        config = settings(args, args.seed[0])
+        config, exps = settings(args, args.seed[0]), [folder.name for folder in folders]
         how = dict(fold=args.fold, exps=exps, device=str(device), amp=amp, changed=changed(config, defaults()))
         print(json.dumps(config | how, indent=1))
         return
     flags = "fold overwrite weights compile workers track save_minutes stop_after".split()
     machine = {flag: getattr(args, flag) for flag in flags} | dict(device=device, amp=amp)
     seeds = zip(folders, args.seed, strict=True)
-    experiments = [gather(folder, settings(args, seed), defaults(), **machine) for folder, seed in seeds]
-    with distributed.together(device), enough_memory("give --batch-size 1 --accumulate 17 --grad-checkpointing"):
+    experiments = [open_experiment(folder, settings(args, seed), defaults(), **machine) for folder, seed in seeds]
+    with distributed.process_group(device), enough_memory("give --batch-size 1 --accumulate 17 --grad-checkpointing"):
         for experiment in experiments:
             for fold in experiment.chosen:
                 train_and_save(experiment, fold)

@@ -13,18 +13,17 @@ report.html, three pictures, and a row of OUTPUT/experiments.csv. For several ex
 blend, and leaves OUTPUT/blend_A+B.json where they beat equal weights; the reports show the images on which they differ.
 """
 
-import common  # first: it makes the other imports faster
-
-# isort: split
 from collections import Counter
 from datetime import datetime
 from shlex import quote
+
+import common
+from common import Parser, UserError, conclude, number, read_table, say, wrapped, write_csv
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix
 
-from common import Parser, UserError, conclude, number, read_table, say, wrapped, write_csv
 from kit.experiment import MOST_COLUMNS, note_in_ledger, read_oof, train_again
 from kit.report import page
 from kit.score import intervals, thresholds
@@ -75,8 +74,7 @@ def read_epochs(oof):
 
 
 def epoch_table(epochs, metric):
-    """Return the thesis' table 4.2 as text: the metric in training and validation by fold and epoch, for at most
-    MOST_EPOCHS epochs."""
+    """Return the thesis' table 4.2, the metric by fold and epoch in training and validation, as text."""
     shown = epochs.epoch.isin(np.linspace(1, epochs.epoch.max(), MOST_EPOCHS).round())
     columns = [f"train_{metric}", f"valid_{metric}"]
     table = epochs[shown].pivot(index="fold", columns="epoch", values=columns).astype(float)
@@ -86,8 +84,7 @@ def epoch_table(epochs, metric):
 
 
 def by_class(oof):
-    """Return as text how well each label or number is predicted; for classes, the confusion matrix (thesis figure 4.1),
-    or for many the commonest confusions."""
+    """Return the confusion matrix (thesis figure 4.1) or a row for each label or number, as text."""
     table = oof.task.table_of_each(oof.targets, oof.predictions)
     if table is not None:
         return table.to_string(float_format="{:.4f}".format)
@@ -116,10 +113,8 @@ def write_predictions(oof):
 
 
 def score_predictions(oof, submitted, other_metric, draws):
-    """Score the best epoch, the last one and what is submitted side by side, so that the optimism of choosing is
-    visible; and what is submitted by `other_metric`.
-
-    → ({row: (pooled, mean of the folds)}, each (score, bootstrap values); the same as a table)."""
+    """Score the best epoch, the last one and what is submitted, so that the optimism of choosing is visible; the latter
+    by `other_metric` too. → ({row: (pooled, mean of the folds)}, each (score, bootstrap values); a table of them)."""
     metric, scores, table = oof.prepared.metric, {}, pd.DataFrame(columns=["pooled", "mean of the folds"])
     note = " (optimistic: chosen by this score)" if oof.config["keep"] == "best" else ""
     rows = {"best epoch": (metric, "best", note), "last epoch": (metric, "last", "")}
@@ -140,12 +135,11 @@ def score_folds(oof, epochs, other_metric):
     rows, folds = {}, oof.folds.fold.to_numpy()
     metrics = filter(None, (oof.prepared.metric, *oof.task.extra_metrics, other_metric))
     predictions = {key: thresholds.held_out(key, oof.targets, oof.predictions, folds) for key in metrics}
-    for fold, epochs_of_fold in epochs.groupby("fold"):
-        held_out = folds == fold
-        row = rows[fold] = {"images": held_out.sum(), "kept epoch": oof.records[fold]["epoch"]}
-        for key, p in predictions.items():
-            row[METRICS[key].name] = METRICS[key].score(oof.targets[held_out], p[held_out])
-        row["minutes"] = f"{epochs_of_fold.seconds.sum() / 60:.1f}"
+    for fold, seconds in epochs.groupby("fold").seconds.sum().items():
+        part = folds == fold
+        scores = {METRICS[key].name: METRICS[key].score(oof.targets[part], p[part]) for key, p in predictions.items()}
+        rows[fold] = {"images": part.sum(), "kept epoch": oof.records[fold]["epoch"], **scores}
+        rows[fold]["minutes"] = f"{seconds / 60:.1f}"
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("fold")
 
 
@@ -168,14 +162,17 @@ def evaluate(oof, other_metric, draws):
     scores, score_table = score_predictions(oof, submitted, other_metric, draws)
     pooled, (mean, _) = scores[submitted]
     cv = cv_cells(*pooled) | dict(mean_of_folds=mean, last_epoch=scores["last epoch"][0][0])
+    basis = f"by a bootstrap over {oof.folds.group.nunique()} groups ({len(oof.folds)} images)"
     fold_table, forecast = score_folds(oof, epochs, other_metric), forecast_lines(oof, *pooled)
-    return page.Evaluation(oof, epochs, submitted, score_table, fold_table, cv, forecast)
+    return page.Evaluation(oof, epochs, submitted, score_table, fold_table, cv, basis, forecast)
 
 
-def print_scores(evaluation, alone):
-    """Print an evaluation; the CV last, in bold where the experiment is alone."""
-    oof, name = evaluation.oof, METRICS[evaluation.oof.prepared.metric].name
+def print_scores(evaluation, oofs):
+    """Print the evaluation of one of `oofs`; the CV last, in bold where it is the only one."""
+    oof, name, alone = evaluation.oof, METRICS[evaluation.oof.prepared.metric].name, len(oofs) == 1
     finished = f", {oof.folds_said}" if oof.folds_said else ""
+    if oof is not oofs[0]:
+        say()
     if alone:  # the reports of several have these
         epochs = epoch_table(evaluation.epochs, oof.prepared.metric)
         say(f"{oof.exp}: {name} by epoch{finished}\n{epochs}\n\n{by_class(oof)}\n")
@@ -185,17 +182,6 @@ def print_scores(evaluation, alone):
     for line in few + evaluation.forecast:
         say(line)
     (conclude if alone else say)(CV.format(what=f"{name}, pooled, {evaluation.submitted}{finished}", **evaluation.cv))
-
-
-def score(oofs, other_metric, draws):
-    """Score experiments and print that. → [Evaluation]."""
-    evaluations = []
-    for oof in oofs:
-        if evaluations:
-            say()
-        evaluations.append(evaluate(oof, other_metric, draws))
-        print_scores(evaluations[-1], alone=len(oofs) == 1)
-    return evaluations
 
 
 # ---------------------------------------------------------------- several experiments
@@ -223,10 +209,8 @@ def compare(oofs, other_metric, draws, input_folder):
     parts, verdicts, count = blends_of(oofs, rows, folds), [], f"{len(shared)} of {oof.prepared.folds}"
     for key in dict.fromkeys([other_metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
-        scores = {
-            part: intervals.scored(key, targets, thresholds.held_out(key, targets, predictions, folds), weights)
-            for part, predictions in parts.items()
-        }
+        scored = {part: thresholds.held_out(key, targets, predictions, folds) for part, predictions in parts.items()}
+        scores = {part: intervals.scored(key, targets, predictions, weights) for part, predictions in scored.items()}
         (base, score), *others = scores.items()
         table = pd.Series({part: INTERVAL.format(**cv_cells(*score)) for part, score in scores.items()}).to_string()
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {count} folds\n{table}")
@@ -286,10 +270,8 @@ def ledger_cells(evaluation, leaderboard):
 def write_ledger(output, evaluations, blend_cells, leaderboard):
     """Write a row of OUTPUT/experiments.csv for each experiment, and return the table. The leaderboard's scores for
     several experiments are in a row of their mean blend, with `blend_cells`."""
-    if blend_cells:
-        exps = "+".join(evaluation.oof.exp for evaluation in evaluations)
-        if {*leaderboard.values()} != {None}:
-            note_in_ledger(output, exps, blend_cells | leaderboard)
+    if blend_cells and {*leaderboard.values()} != {None}:
+        note_in_ledger(output, "+".join(evaluation.oof.exp for evaluation in evaluations), blend_cells | leaderboard)
         leaderboard = dict.fromkeys(leaderboard)
     for evaluation in evaluations:
         ledger = note_in_ledger(output, evaluation.oof.exp, ledger_cells(evaluation, leaderboard))
@@ -303,7 +285,10 @@ def main(args):
         raise UserError(f"--metric {args.metric}: {reason}")
     if args.overlays:
         from kit.report import gradcam  # loads torch, without which this script starts in a second
-    evaluations = score(oofs, args.metric, args.draws)
+    evaluations = []
+    for oof in oofs:
+        evaluations.append(evaluate(oof, args.metric, args.draws))
+        print_scores(evaluations[-1], oofs)
     verdicts, blend_cells = compare(oofs, args.metric, args.draws, args.input) if len(oofs) > 1 else ([], None)
     leaderboard = dict(public=args.lb_public, private=args.lb_private)
     ledger = write_ledger(args.output, evaluations, blend_cells, leaderboard)

@@ -10,9 +10,6 @@ predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submis
 competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and noted.
 """
 
-import common  # first: it makes the other imports faster
-
-# isort: split
 import contextlib
 import functools
 import re
@@ -20,11 +17,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import common
+from common import RANK, Parser, UserError, conclude, duration, file_hash, listing, number, replacing, say
+
 import numpy as np
 import pandas as pd
 import torch
 
-from common import RANK, Parser, UserError, conclude, duration, file_hash, listing, number, replacing, say
 from kit.experiment import note_in_ledger, read_oof
 from kit.score import thresholds
 from kit.score.blend import BLENDS, blend, read_weights, shared_folds
@@ -180,7 +179,7 @@ def fold_logits(oof, fold, test, tta, machine):
     made_with = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test.content_hash, tta=tta, amp=amp)
     name = f"{oof.exp} fold {fold}, {'one view' if tta == 'none' else f'{tta} views'}"
     about = path.with_suffix(".json")
-    if distributed.from_first(about.exists() and common.read_json(about, "run this again") == made_with)[0]:
+    if distributed.broadcast(about.exists() and common.read_json(about, "run this again") == made_with):
         with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted again
             logits = np.load(path)
             say(f"{name}: {len(logits)} images, predicted earlier")
@@ -267,7 +266,7 @@ def main(args):
     mix, fitted_cv = pick_blend(args.blend, args.weights, oofs, args.tta)
     cv, cut = cross_validate(oofs, args.tta, mix, fitted_cv)
     test = read_test_set(oofs, args.input)  # its mistakes must not wait for the predictions
-    with distributed.together(device), enough_memory("lower --batch-size"):
+    with distributed.process_group(device), enough_memory("lower --batch-size"):
         parts = [predict_test(oof, test, args.tta, machine) for oof in oofs]
     if RANK == 0:
         predictions = mix(parts) if cut is None else thresholds.apply(mix(parts), cut)

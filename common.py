@@ -22,8 +22,10 @@ from scipy import special
 from tqdm import tqdm
 
 __version__ = "0.1.0"
-GARBAGE = gc.get_threshold()  # how often Python looks for it
-gc.set_threshold(10**6)  # until `run` seldom: else a fifth of the imports' time went into looking through new modules
+# Python looks for garbage among the million objects of new modules: a fifth of a start. So this module raises the
+# threshold until `run`; the section order in pyproject.toml has it imported before what takes long.
+GARBAGE = gc.get_threshold()
+gc.set_threshold(10**6)
 ROOT = Path(__file__).resolve().parent  # of the kit
 STARTED = time.monotonic()  # --stop-after counts from here
 # Set by torchrun; a process that it didn't start is the only one
@@ -61,7 +63,7 @@ def run(main, parser=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     finally:
-        gc.disable()  # or Python would look for garbage at its end, which takes half a second
+        gc.disable()  # a last look for garbage would take half a second
 
 
 def _stop(number, frame):

@@ -3,10 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
+from common import UserError, listing, prepared_folder, say
+
 import numpy as np
 import pandas as pd
 
-from common import UserError, listing, prepared_folder, say
 from kit.data import labels, tables
 from kit.data.image_source import ImageSource, PixelSource, check_images, find_images
 from kit.data.prepared import FLAGS_FOR_TEST, Flags, Prepared

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import common
+from common import UserError, file_hash, listing, read_json, read_table, replacing, warn, write_csv, write_json
+
 import numpy as np
 import pandas as pd
 
-import common
-from common import UserError, file_hash, listing, read_json, read_table, replacing, warn, write_csv, write_json
 from kit.data.prepared import Prepared, read_prepared
 from kit.locks import lock, locked, opened, remove_leftovers
 
@@ -68,9 +69,8 @@ def lock_fold(folder, fold):
 
 @contextlib.contextmanager
 def lock_config(folder, config, replaced):
-    """Write `config` to config.json, and keep it so for the block. replaced: the folds that are trained again.
-
-    Raises UserError where finished folds, or folds that another process trains at this moment, have other settings."""
+    """Write `config` to config.json, and keep it so for the block. Raises UserError where other settings have those of
+    the finished folds that aren't `replaced`, or of the folds that another process trains at this moment."""
     path = folder / "config.json"
     with opened(folder / ".lock") as file:
         alone = lock(file, wait=False)
@@ -88,8 +88,7 @@ def lock_config(folder, config, replaced):
 
 
 def logit_columns(count):
-    """Return the columns of foldK.csv with the logits of all KINDS; for many classes their hash, since
-    foldK_logits.npy holds them."""
+    """Return the columns of foldK.csv with the logits; for many classes, foldK_logits.npy holds them and it a hash."""
     return [f"{kind}_{k}" for kind in KINDS for k in range(count)] if count <= MOST_COLUMNS else ["logits"]
 
 
@@ -144,8 +143,7 @@ class Oof:
 
 
 def read_oof(output, exp):
-    """Read the out-of-fold predictions of an experiment. → Oof. Raises UserError where no fold is finished, or a fold's
-    files, settings or folds don't fit."""
+    """Return the Oof of an experiment. Raises UserError where no fold is finished, or one doesn't fit the others."""
     folder = common.experiment_folder(output, exp)
     prepared, folds = read_prepared(output)
     present = [k for k in range(prepared.folds) if is_finished(folder, k)]
@@ -206,9 +204,8 @@ def warn_of_mixed_provenance(exp, records):
 
 
 def note_in_ledger(output, experiment, cells):
-    """Write `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv.
-
-    None leaves a cell as it is. Other rows and columns, the user's own included, stay. → the table, all strings."""
+    """Write `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv. None leaves a cell
+    as it is, and so stay other rows and columns, the user's own included. → the table, all strings."""
     path, remedy = output / "experiments.csv", "run python 02_oof.py for each experiment"
     with locked(output / ".experiments.lock", path, wait=True):
         table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])

@@ -10,13 +10,14 @@ import shlex
 import subprocess
 import sys
 
+import common
+from common import ROOT, UserError
+
 import torch
 
-import common
-from common import ROOT, UserError, experiment_folder
 from kit.data.prepared import read_prepared
 from kit.train.device import pick_device
-from kit.train.settings import check_flags, experiment_names
+from kit.train.settings import check_flags, experiment_folders
 
 
 def parse(script, words):
@@ -77,9 +78,8 @@ def main(flags):
     if args.print_config:
         return run(train, args)
     check_flags(args)  # here and below: errors that can be found before any work
-    exps, folders = experiment_names(args.exp, args.seed), ["--input", args.input, "--output", args.output]
-    for exp in exps:
-        experiment_folder(args.output, exp)
+    exps = [folder.name for folder in experiment_folders(args.output, args.exp, args.seed)]
+    folders = ["--input", args.input, "--output", args.output]
     if not parallel:  # there the process of each GPU does it; here it would take some of a GPU's memory
         pick_device(args.device, args.deterministic)
     given = {name: words_of(name, os.environ.get(name, "")) for name in ("PREPARE", "INFER")}

@@ -113,7 +113,7 @@ def started(flags, *more, fold=0):
     flags = "fold overwrite weights compile workers track save_minutes stop_after".split()
     machine = {flag: getattr(args, flag) for flag in flags} | dict(device=torch.device("cpu"), amp="none")
     config = train.settings(args, args.seed[0])
-    return set_up(train.gather(args.output / args.exp, config, train.defaults(), **machine), fold)
+    return set_up(train.open_experiment(args.output / args.exp, config, train.defaults(), **machine), fold)
 
 
 def features_path(flags, model="test_resnet"):

@@ -5,13 +5,14 @@ import re
 import shlex
 import shutil
 
+from common import UserError, softmax, write_csv, write_json
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, done, refused
 from test_oof import experiment, noisy, printed
 
-from common import UserError, softmax, write_csv, write_json
 from kit.score.blend import blend, fit_weights
 from kit.score.metrics import METRICS
 from kit.score.tasks import Classes, Labels, Numbers

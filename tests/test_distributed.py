@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from common import UserError
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, TINY, done, prepare
 
-from common import UserError
 from kit.train import dataset, distributed
 
 BATCH = 9  # odd: two processes get unequal shares
@@ -150,7 +151,7 @@ def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
     def batches_of(rank, world):
         monkeypatch.setattr(dataset, "RANK", rank)
         monkeypatch.setattr(dataset, "WORLD", world)
-        return list(dataset.training_batches(run, 1).batch_sampler)
+        return list(dataset.training_loader(run, 1).batch_sampler)
 
     batches, shares = batches_of(0, 1), [batches_of(rank, 4) for rank in range(4)]
     assert [len(batch) for batch in batches] == [BATCH] * 5
@@ -162,9 +163,11 @@ def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
 def test_rows_are_gathered_in_order_and_without_padding(monkeypatch):
     rows = np.arange(22.0).reshape(11, 2)
     monkeypatch.setattr(distributed, "WORLD", 4)
-    monkeypatch.setattr(distributed, "gather", lambda mine: [rows[rank::4] for rank in range(4)])
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [rows[rank::4] for rank in range(4)])
     assert np.array_equal(distributed.gather_rows(rows[1::4]), rows)
-    monkeypatch.setattr(distributed, "gather", lambda mine: [rows[:1], *[np.zeros(0)] * 3])  # fewer rows than processes
+    monkeypatch.setattr(
+        distributed, "all_gather", lambda mine: [rows[:1], *[np.zeros(0)] * 3]
+    )  # fewer rows than processes
     assert np.array_equal(distributed.gather_rows(np.zeros(0)), rows[:1])
 
 

@@ -8,6 +8,9 @@ import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+
+import common
 
 import numpy as np
 import pandas as pd
@@ -16,12 +19,11 @@ import timm
 import torch
 from conftest import ROOT, TINY, done, kit, load, prepare, refused
 
-import common
 from kit.experiment import lock_config, note_in_ledger
 from kit.locks import locked, remove_leftovers
 from kit.train import device, monitor
 from kit.train.checkpoint import ResumeFile
-from kit.train.dataset import Images
+from kit.train.dataset import ImageDataset
 
 TRAIN = "01_train_fold.py"
 QUICK = [*TINY, "--epochs", 1, "--augment", "none"]
@@ -303,7 +305,7 @@ def test_precision_follows_the_device(monkeypatch):
 
 def test_a_spawned_worker_opens_the_memory_map_itself(tmp_path):
     np.save(tmp_path / "train_32.npy", np.arange(200 * 32 * 32 * 3, dtype=np.uint8).reshape(200, 32, 32, 3))
-    images = Images(np.load(tmp_path / "train_32.npy", mmap_mode="r"), np.arange(200))
+    images = ImageDataset(np.load(tmp_path / "train_32.npy", mmap_mode="r"), np.arange(200))
     pickled = pickle.dumps(images)
     assert len(pickled) < 10_000, "the images themselves must not be pickled"
     again = pickle.loads(pickled)
@@ -327,5 +329,5 @@ def test_validation_has_its_own_batch_size(flags, monkeypatch):
 
 
 def test_no_resume_file_is_due_with_save_minutes_0(tmp_path):
-    assert not ResumeFile(tmp_path / "x.pt", {}, 0).due()
+    assert not ResumeFile(SimpleNamespace(folder=tmp_path, config={}, save_minutes=0, stop_after=None), 0).due()
     assert os.listdir(tmp_path) == []

@@ -9,12 +9,13 @@ import shlex
 from collections import Counter
 from typing import NamedTuple
 
+from common import read_table
+
 import numpy as np
 import pytest
 from competitions import draw
 from conftest import TINY, done, write_csv
 
-from common import read_table
 from kit.score.tasks import task_from_json
 from kit.submit.submission import per_id, read_tests, write_submission
 

@@ -10,6 +10,8 @@ import sys
 import time
 from types import SimpleNamespace
 
+from common import UserError, softmax, write_csv
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,6 @@ from PIL import Image
 from test_oof import QUICK, experiment, noisy, write_experiment
 from test_report import Browser, section
 
-from common import UserError, softmax, write_csv
 from kit.report import gallery, gradcam
 from kit.score import label_errors
 from kit.score.tasks import Classes, Labels, Numbers

@@ -3,6 +3,8 @@
 import json
 from types import SimpleNamespace
 
+from common import UserError
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,9 @@ from bench.duplicates import drawn, with_copies
 from conftest import done, png, refused, toy_image, write_csv, write_zip
 from PIL import Image
 
+from kit.data.prepared import Flags
 from kit.folds import duplicates
+from kit.folds.split import given_groups
 
 TRAIN, TEST, SHARED = 75, 15, 6  # images; of the test images, those whose source may be in train
 
@@ -105,6 +109,22 @@ def test_groups_that_cannot_be_used_are_refused(grouped, tmp_path):
     assert "no group for 0001.png" in refused("00_prepare.py", *flags, path)
     write_csv(path, [("image_name", "group"), *((f"{k:04}.png", k % 2) for k in range(TRAIN))])
     assert "only 2 groups of images" in refused("00_prepare.py", *flags, path)
+
+
+def test_group_pattern_joins_the_names_in_which_it_finds_the_same_text():
+    def groups(pattern):
+        return given_groups(Flags(group_pattern=pattern), ["a1.png", "a2.png", "b1.png"], None, None).tolist()
+
+    assert groups("^[a-z]") == [0, 0, 1]
+    assert groups(r"([0-9])\.png") == [0, 1, 0]
+    refusals = {
+        "(": "is no regular expression",
+        "^a": "finds nothing in b1.png",
+        "(a)?[.12]": "finds nothing in b1.png",
+    }
+    for pattern, words in refusals.items():
+        with pytest.raises(UserError, match=words):
+            groups(pattern)
 
 
 def test_images_that_are_all_copies_of_one_source_are_refused(toy):

@@ -11,12 +11,13 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import common
+from common import file_hash
+
 import pandas as pd
 import pytest
 from conftest import TINY, done, kit, load, prepare
 
-import common
-from common import file_hash
 from kit.submit import handover
 from kit.train.settings import changed, settings
 

@@ -9,6 +9,8 @@ import weakref
 import zipfile
 from types import SimpleNamespace
 
+from common import softmax
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,6 @@ import torch
 from conftest import TINY, done, kit, png, refused, write_csv, write_zip
 from test_tasks import METRIC, PREPARE, TRAIN, draw, flags_of, noisy, submitted
 
-from common import softmax
 from kit.submit import hidden_test
 from kit.train import checkpoint, device, inference
 

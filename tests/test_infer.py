@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 
+from common import softmax
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,6 @@ import torch
 from conftest import TINY, done, kit, refused
 from sklearn.metrics import roc_auc_score
 
-from common import softmax
 from kit.score.blend import blend
 from kit.score.tasks import Classes
 from kit.train import checkpoint, device, inference, model

@@ -1,10 +1,11 @@
 """Metrics of classes against scikit-learn; bootstrap values, intervals and paired comparisons."""
 
+from common import softmax
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from common import softmax
 from kit.score import intervals, metrics
 from kit.score.intervals import bootstrap_weights, interval, scored, verdict
 from kit.score.metrics import METRICS, is_better

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+from common import file_hash, softmax, write_csv, write_json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +17,6 @@ from PIL import Image
 from scipy.stats import rankdata
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-from common import file_hash, softmax, write_csv, write_json
 from kit.data.prepared import Prepared
 from kit.score.tasks import Classes
 from kit.train.checkpoint import load_fold

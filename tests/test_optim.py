@@ -3,13 +3,14 @@
 import math
 from types import SimpleNamespace
 
+from common import UserError
+
 import pandas as pd
 import pytest
 import torch
 from conftest import done, kit, load
 from small_models import STEP, TRAIN, files, kept_weights, started
 
-from common import UserError
 from kit.train import inference
 from kit.train import model as networks
 from kit.train.optim import SCHEDULES, choose_trained

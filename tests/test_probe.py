@@ -6,6 +6,8 @@ import os
 import re
 import signal
 
+from common import softmax
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,6 @@ from sklearn.preprocessing import StandardScaler
 from small_models import PREPARE, PROBE, STEP, TESTS, TRAIN, features_path, kept_weights, started
 from timm.layers import resample_abs_pos_embed
 
-from common import softmax
 from kit.train import checkpoint, inference, linear_probe
 from kit.train import model as networks
 

@@ -3,6 +3,8 @@ tracker, label form or submission form."""
 
 import json
 
+from common import softmax
+
 import albumentations as A
 import numpy as np
 import pandas as pd
@@ -12,7 +14,6 @@ import ttach
 from conftest import TINY, done, load, prepare
 from torch import nn
 
-from common import softmax
 from kit.data.labels import LABEL_FORMS, class_labels
 from kit.score.metrics import METRICS, Metric
 from kit.submit.submission import SUBMISSIONS, Form
@@ -23,7 +24,7 @@ from kit.train.inference import TTAS
 from kit.train.losses import LOSSES
 from kit.train.model import HEADS, Head
 from kit.train.optim import OPTIMIZERS, SCHEDULES
-from kit.train.trackers import TRACKERS, Opened, Tracker
+from kit.train.trackers import TRACKERS, Tracker, TrackerRun
 
 
 def focal(logits, targets):
@@ -55,7 +56,9 @@ def test_one_function_and_one_entry_each(toy, monkeypatch):
     logged = {}
 
     def memory(fold):
-        return Opened("1", lambda values, step: logged.setdefault(fold.name, {}).update(values), lambda finished: None)
+        return TrackerRun(
+            "1", lambda values, step: logged.setdefault(fold.name, {}).update(values), lambda finished: None
+        )
 
     new = {
         "focal": (LOSSES, focal),

@@ -7,10 +7,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from common import UserError
+
 import pytest
 from conftest import TINY, run_sh
 
-from common import UserError
 from kit import pipeline
 
 PLAIN = dict(PREPARE="--folds 2 --groups none")

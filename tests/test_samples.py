@@ -3,11 +3,12 @@
 import json
 from types import SimpleNamespace
 
+from common import UserError
+
 import numpy as np
 import pytest
 from conftest import done, png, write_csv
 
-from common import UserError
 from kit.data import tables
 from kit.data.labels import read_labels
 from kit.data.prepared import Flags
@@ -212,6 +213,12 @@ def test_tables_are_joined_by_all_columns_that_both_have(tmp_path):
 def test_a_column_for_each_label_holds_zeros_and_ones(tmp_path, form, cell):
     with pytest.raises(UserError, match="has other cells than 0 and 1 in x, y"):
         training_of(tmp_path, ["id", "x", "y"], [["0", "1"], ["1", cell]], label_column=["x", "y"], label_form=form)
+
+
+@pytest.mark.parametrize("row", [["0", "0"], ["1", "1"]])
+def test_a_column_for_each_class_has_a_single_1_in_a_row(tmp_path, row):
+    with pytest.raises(UserError, match="has no single 1 for a1: see --label-form binary"):
+        training_of(tmp_path, ["id", "x", "y"], [["0", "1"], row], label_column=["x", "y"], label_form="onehot")
 
 
 def test_a_long_table_with_two_values_of_one_target_is_refused(tmp_path):

@@ -9,13 +9,14 @@ import tarfile
 import tracemalloc
 import zlib
 
+from common import UserError
+
 import cv2
 import numpy as np
 import pytest
 from conftest import png, write_zip
 from PIL import Image
 
-from common import UserError
 from kit.data import archives
 from kit.data.decode import decode
 from kit.data.image_source import ImageSource
@@ -246,6 +247,16 @@ def test_what_does_not_fit_is_not_unpacked(tmp_path, kind, monkeypatch):
     assert [*ImageSource(path, unpacked=tmp_path / "u").files] == ["a.png"]
 
 
+def test_a_disk_that_fills_up_while_unpacking_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    path = write_tar(tmp_path / "a.tgz", FILES, "w:gz")
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    with pytest.raises(UserError, match=r"a\.tgz can't be unpacked into .*u \(No space left on device\)"):
+        ImageSource(path, unpacked=tmp_path / "u")
+
+
 def test_encrypted_7z_and_missing_py7zr_are_named(tmp_path, monkeypatch):
     for i, options in enumerate(({}, {"header_encryption": True})):
         path = write_7z(tmp_path / f"{i}.7z", FILES, password="secret", **options)
@@ -301,8 +312,8 @@ def test_three_files_are_the_channels_of_one_image(tmp_path):
     files = {f"t/1.5_{name}.png": saved(Image.fromarray(grey), "PNG") for name, grey in greys.items()}
     blue = np.zeros((5, 4, 3), np.uint8)
     blue[..., 2] = greys["blue"]
-    files |= {"t/1.5_blue.png": png(blue), "t/lacking_red.png": b"", "t/x_red.png": png(blue)}
-    files |= {"t/x_green.png": png(blue), "t/x_blue.png": png(blue[1:])}
+    files |= {"t/1.5_blue.png": png(blue), "t/lacking_red.png": b"", "t/lacking_green.png": b""}
+    files |= {"t/x_red.png": png(blue), "t/x_green.png": png(blue), "t/x_blue.png": png(blue[1:])}
     folder, channels = write_folder(tmp_path / "a", files), ("_red", "_green", "_blue")
     source = ImageSource(folder, channels=channels)
     assert {*source.files} == {"t/1.5.png", "t/x.png"}

@@ -1,11 +1,12 @@
 """Stratified grouped folds: their balance, classes that can't be learnt, and the printed table."""
 
+from common import UserError
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from common import UserError
 from kit.data.labels import class_labels
 from kit.folds.split import assign_folds, classes_missing_from_training, fold_table, make_folds
 from kit.score.tasks import Classes

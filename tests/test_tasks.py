@@ -5,6 +5,8 @@ import re
 import shutil
 from types import SimpleNamespace
 
+from common import UserError, read_table
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,6 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from common import UserError, read_table
 from kit.folds.split import assign_folds
 from kit.score import thresholds
 from kit.score.tasks import Classes, Labels, Numbers, task_from_json

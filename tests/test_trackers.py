@@ -209,7 +209,7 @@ def test_a_tracker_that_fails_during_training_is_one_warning(flags, monkeypatch)
             if step > 3:
                 raise ConnectionError("gone\nfor good")
 
-        return trackers.Opened("1", log, closed.append)
+        return trackers.TrackerRun("1", log, closed.append)
 
     monkeypatch.setitem(trackers.TRACKERS, "fragile", trackers.Tracker("json", fragile))
     before = random.getstate()

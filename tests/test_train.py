@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import common
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,13 +20,12 @@ from conftest import TINY, done, load, prepare, refused
 from ranger21 import Ranger21
 from safetensors.torch import save_file
 
-import common
 from kit.score.metrics import METRICS
 from kit.score.tasks import Classes
 from kit.train import checkpoint, inference, model, monitor
 from kit.train.augment import Augmentation
 from kit.train.checkpoint import ResumeFile, epoch_start
-from kit.train.dataset import Images, draw_epoch, training_batches
+from kit.train.dataset import ImageDataset, draw_epoch, training_loader
 from kit.train.device import AlignedSwiGLU, align, pick_amp
 from kit.train.losses import complement_cross_entropy, cross_entropy
 from kit.train.ranger21 import learning_rate
@@ -165,7 +166,7 @@ def epoch_images(workers, epoch=1, seed=777, augment="d4"):
     config = dict(seed=seed, sampler="shuffle", augment=augment, batch_size=8)
     experiment = SimpleNamespace(images=images, targets=np.arange(40) % 2, config=config, workers=workers, device=CPU)
     run = SimpleNamespace(experiment=experiment, train_rows=np.arange(40), fold=0)
-    return torch.cat([batch for batch, _ in training_batches(run, epoch)])
+    return torch.cat([batch for batch, _ in training_loader(run, epoch)])
 
 
 def test_workers_neither_change_nor_repeat_the_random_transforms():
@@ -229,18 +230,21 @@ def small_run(classifier, **config):
     """Return a FoldRun of a classifier of two classes."""
     config = dict(batch_size=4, accumulate=1, epochs=1, init="weights", clip_grad=None, tta="none") | config
     prepared = SimpleNamespace(task=Classes(["0", "1"]), metric="auc")
+    experiment = SimpleNamespace(
+        config=config, prepared=prepared, device=CPU, amp="none", folder=Path(), save_minutes=0, stop_after=None
+    )
     return FoldRun(
-        experiment=SimpleNamespace(config=config, prepared=prepared, device=CPU, amp="none"), fold=0,
+        experiment=experiment, fold=0,
         train_rows=np.arange(0), valid_rows=np.arange(0), classifier=classifier, model=classifier,
         criterion=cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.1), scheduler=None, ema=None,
-        scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(None, {}, 0),
+        scaler=torch.amp.GradScaler("cpu", enabled=False), resume=ResumeFile(experiment, 0),
         track=Track(None, Path(), 0, config),
     )  # fmt: skip
 
 
 def train_small(classifier, batches, monkeypatch, **config):
     """Train an epoch of these batches."""
-    monkeypatch.setattr(train, "training_batches", lambda *_: batches)
+    monkeypatch.setattr(train, "training_loader", lambda *_: batches)
     return train.train_epoch(small_run(classifier, **config), dict(epoch=1, **epoch_start()))
 
 
@@ -494,6 +498,6 @@ def test_the_same_command_gives_the_same_bytes_with_any_number_of_workers(toy):
 def test_images_are_copied_out_of_the_read_only_map():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     images.flags.writeable = False
-    image, _ = Images(images, np.arange(3), None, Augmentation("d4", 4))[(1, 5)]
+    image, _ = ImageDataset(images, np.arange(3), None, Augmentation("d4", 4))[(1, 5)]
     assert image.flags.writeable
     assert image.flags.c_contiguous

@@ -15,6 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 from common import UserError, say
+
 from kit.locks import locked
 
 PACKED = (".7z", ".tar.gz", ".tgz")  # no single file in them can be read without all before it

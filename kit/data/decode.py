@@ -7,13 +7,13 @@ import math
 import struct
 import zlib
 
+from common import UserError
+
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, EXTRASAMPLES, IMAGELENGTH, IMAGEWIDTH, SAMPLEFORMAT, SAMPLESPERPIXEL
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION as PHOTOMETRIC
-
-from common import UserError
 
 Image.init()  # loads all of Pillow's formats; of these, none that starts a program (EPS) or needs another file
 FORMATS = [name for name in "PNG JPEG WEBP AVIF GIF BMP TIFF PPM".split() if name in Image.OPEN]

@@ -7,9 +7,10 @@ import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
+from common import UserError, cpu_count, progress, replacing
+
 import numpy as np
 
-from common import UserError, cpu_count, progress, replacing
 from kit.data.decode import resize
 from kit.data.tables import refuse
 
@@ -17,11 +18,9 @@ GREY = 128
 
 
 def write_cache(source, names, size, path, visit):
-    """Decode every image once and write them to `path`: uint8 [N, size, size, 3]. → [((width, height), why the image
-    can't be read or None) of each image].
-
-    source: an ImageSource or PixelSource; visit: a function (i, image of its own size), called in the threads that
-    decode. Each image goes to its rows of the file at once, so memory doesn't grow with their number."""
+    """Decode every image once and write it at once, so that memory doesn't grow with their number, to `path`: uint8
+    [N, size, size, 3]. → [((width, height), why it can't be read or None) of each image]. source: an ImageSource or
+    PixelSource; visit: a function (i, image of its own size), called in the threads that decode."""
     results, shape = [], (len(names), size, size, 3)
 
     def convert(i, name):
@@ -72,9 +71,8 @@ def array_in_file(folder, dtype, *shape):
 @contextlib.contextmanager
 def staged(folder, needed, clear):
     """Yield an empty folder, whose files move into `folder` when the block ends well. A run that fails or is killed
-    leaves the earlier files as they were. clear: whether the earlier files are removed.
-
-    Raises UserError where fewer than `needed` bytes are free, or the folder can't be written."""
+    leaves the earlier files as they were; otherwise `clear` removes them. Raises UserError where fewer than `needed`
+    bytes are free, or the folder can't be written."""
     staging = folder / ".new"
     try:
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed run

@@ -7,10 +7,11 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
+from common import UserError, file_hash, listing
+
 import numpy as np
 import pandas as pd
 
-from common import UserError, file_hash, listing
 from kit.data.archives import DAMAGED, open_archive
 from kit.data.decode import END_OF_JPEG, IMAGE_ENDINGS, MOST_BYTES, decode
 from kit.data.tables import TRAIN, Table, check_unique, refuse

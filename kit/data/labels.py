@@ -7,9 +7,10 @@ entry in LABEL_FORMS. Without a table, the images' paths name their classes. Fla
 import re
 from dataclasses import dataclass, replace
 
+from common import UserError, listing, say
+
 import numpy as np
 
-from common import UserError, listing, say
 from kit.data.tables import Table, check_unique, column, image_column, is_blank, is_number, refuse
 from kit.score.metrics import METRICS
 from kit.score.tasks import Classes, Labels, Numbers, Task

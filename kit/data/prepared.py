@@ -1,13 +1,14 @@
-"""Prepared data: what 00_prepare.py decided, and the cached images."""
+"""Prepared data: the flags of 00_prepare.py, what it decided, and the cached images."""
 
 from dataclasses import dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
 
+from common import AGAIN, PREPARE, UserError, file_hash, listing, prepared_folder, read_json, read_table, write_json
+
 import numpy as np
 import pandas as pd
 
-from common import AGAIN, PREPARE, UserError, file_hash, listing, prepared_folder, read_json, read_table, write_json
 from kit.score.tasks import Task, task_from_json
 
 KEYS_FOR_TEST = "metric submission per_id reading".split()  # what 03 needs, beside the task, for other test images

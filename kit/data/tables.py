@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from common import UserError, listing
+
 import numpy as np
 import pandas as pd
 
-from common import UserError, listing
 from kit.data.decode import IMAGE_ENDINGS
 
 TRAIN = "train.csv", "train.tsv", "train_labels.csv", "trainLabels.csv", "labels.csv", "train_master.tsv"
@@ -129,8 +130,7 @@ def join(table, other):
 
 def image_column(table, source, given):
     """Return the name of the column of image names: the one given, else image_name, else the first of those with the
-    most cells that `source` finds, if these are more than half: a row may name no image (.DS_Store), or one that is
-    missing."""
+    most cells that `source` finds, if these are more than half: a row may name no image, or one that is missing."""
     if not given and "image_name" not in table.columns:
         varied = {name: cells[:CHECKED_ROWS] for name, cells in table.columns.items() if len(set(cells)) > 1}
         shares = {name: np.mean([source.find(cell) is not None for cell in cells]) for name, cells in varied.items()}

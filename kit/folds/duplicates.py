@@ -6,6 +6,8 @@ each image's nearest neighbours by the DCT, and by SIFT words and colours: N × 
 or rejects each pair, and `components` makes groups of the accepted ones.
 """
 
+from common import cpu_count, listing, progress
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -13,8 +15,6 @@ from joblib import Parallel, delayed
 from scipy.sparse import coo_matrix, csgraph
 from sklearn.preprocessing import normalize  # scales each row to length 1; a row of zeros stays so
 from threadpoolctl import threadpool_limits
-
-from common import cpu_count, listing, progress
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features

@@ -4,10 +4,11 @@ import re
 import unicodedata
 from pathlib import Path
 
+from common import UserError, say
+
 import numpy as np
 import pandas as pd
 
-from common import UserError, say
 from kit.data.tables import check_unique, column, is_blank, read_table, refuse
 
 

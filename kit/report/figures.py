@@ -6,35 +6,33 @@ The SVG takes the text colour of the page around it. Labels come from strangers'
 import io
 import warnings
 
+from common import replacing
+
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
-from common import replacing
 from kit.score.metrics import METRICS
 
 matplotlib.use("Agg")
 MOST_SQUARE, MOST_SCATTERS = 300, 6  # classes of a confusion matrix; numbers in one picture
-MOST_POINTS = 2000  # of a scatter as SVG; more are pixels in it
-MOST_CURVES = 10  # classes drawn in one picture; more would be a tangle
+MOST_POINTS, MOST_CURVES = 2000, 10  # dots of a scatter as SVG, more are pixels in it; classes in one picture
 MOST_COUNTS, MOST_NAMES = 30, 100  # classes: of more, the confusion matrix has colours without counts, without names
 SIZE = (4.8, 5.4)  # inches: a square and its legend
 CHANCE = dict(color="grey", linewidth=0.8, linestyle=":")
 TEXT = "#000001"  # black in a PNG; save_figure replaces it in the SVG by the page's text colour
 COLOURS = "text.color axes.labelcolor axes.edgecolor axes.titlecolor xtick.color ytick.color".split()
 
-matplotlib.rcParams.update({key: TEXT for key in COLOURS})
+matplotlib.rcParams.update(dict.fromkeys(COLOURS, TEXT))
 matplotlib.rcParams.update({"figure.constrained_layout.use": True, "legend.framealpha": 0})
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "foldkit"})  # text stays text; the same bytes twice
 warnings.filterwarnings("ignore", "Glyph")  # kana are boxes in a PNG; in the report they are text
 
 
 def draw_all(oof, epochs):
-    """Return the charts of a report, {its placeholder in page.html: SVG text}. Write PNGs into the experiment's folder.
-
-    epochs: foldK_epochs.csv of the finished folds, with a column `fold`."""
+    """Return the charts of a report, {placeholder: SVG text}. Write PNGs too. epochs: as in page.Evaluation."""
     names = [name[:20].replace("$", r"\$") for name in oof.task.names]  # short, and no formula between dollars
     charts = CHARTS[oof.task.key](oof, names)
     return charts | dict(curves=draw_curves(epochs, oof.prepared.metric, oof.folder / "curves.png"))
@@ -98,8 +96,7 @@ def save_png(figure, path):
 
 
 def draw_confusion(targets, probabilities, names, path):
-    """Draw counts of images: rows are the labels, columns the predictions (thesis figure 4.1). Colours: share of the
-    row."""
+    """Draw counts of images: rows are labels, columns predictions (thesis figure 4.1); colours, shares of the row."""
     matrix = confusion_matrix(targets, probabilities.argmax(axis=1), labels=range(len(names)))
     side = np.clip(0.45 * len(names) + 2, 4.5, 14)
     figure, axis = plt.subplots(figsize=(side, side))
@@ -150,8 +147,8 @@ def draw_pair(values, other_values, exp, other_exp, what):
 
 
 def calibration(targets, probabilities, bins=10):
-    """Return (mean probability, observed frequency, images of each bin that isn't empty; the expected calibration
-    error, Naeini et al. 2015), for the second class of two, or for the most probable class of more."""
+    """Return (mean probability, observed frequency, images of each bin; the expected calibration error, Naeini et al.
+    2015) of the second class of two, or of the most probable one of more."""
     score, hit = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
     if probabilities.shape[1] == 2:
         score, hit = probabilities[:, 1], targets == 1

@@ -25,16 +25,14 @@ def answers(oof, i):
 
 
 def worst_mistakes(oof):
-    """Return rows int [≤ MOST_MISTAKES] of oof.folds, the worst first: those with the largest loss among the wrong
-    ones, or among all where the task has no wrong ones."""
+    """Return the rows of oof.folds with the largest losses, int, the worst first; for classes, only wrong ones."""
     rows = oof.task.wrong(oof.targets, oof.predictions)
     loss = oof.task.losses(oof.targets, oof.predictions)[rows]
     return rows[np.argsort(-loss, kind="stable")][:MOST_MISTAKES]
 
 
 def mistakes(oof, pictures, heatmaps):
-    """Return the worst mistakes as HTML. heatmaps: {row of oof.folds: (uint8 [S, S, 3] RGB, what the heat is for)}, or
-    empty."""
+    """Return the worst mistakes as HTML. heatmaps: what gradcam.overlay_worst returned, or empty."""
     rows, figures = worst_mistakes(oof), []
     lines = [f"The {len(rows)} images with the largest errors, hard ones or wrong labels:"]
     if oof.task.right_or_wrong:
@@ -83,14 +81,12 @@ def browser(oof, pictures):
     """Return what fills `browsed`, `kinds` and `images` in page.html: the images that the page's script searches, sorts
     and pages through. They fill what the page's other sections have left of MOST_BYTES, so this comes last."""
     members, loss = oof.task.members(oof.targets), oof.task.losses(oof.targets, oof.predictions)
-    kinds, figures = {}, {}
-    for kind, rows in enumerate(members.values()):
-        for row in rows:
-            kinds.setdefault(int(row), []).append(str(kind))
+    figures = {}
     for i in choose(loss, [*members.values()]):
         if pictures.bytes > MOST_BYTES and i not in pictures.shown:  # those already in the page cost nothing
             continue
-        data = dict(loss=f"{loss[i]:.6f}", kinds=" ".join(kinds.get(i, [])), name=oof.folds.image_name[i])
+        kinds = " ".join(str(kind) for kind, rows in enumerate(members.values()) if i in rows)
+        data = dict(loss=f"{loss[i]:.6f}", kinds=kinds, name=oof.folds.image_name[i])
         figures[i] = pictures.figure(i, [*answers(oof, i), f"loss {loss[i]:.3f}"], **data)
     line = f"{len(figures)} of {len(loss)} out-of-fold images are in this page"
     line += ": the worst ones, and some of everything in the menu." if len(figures) < len(loss) else "."
@@ -102,34 +98,27 @@ def browser(oof, pictures):
 
 
 def comparison(evaluation, evaluations, pictures):
-    """Return the comparison of an experiment with the others that 02 was given as HTML, empty where there are none."""
+    """Return a table of all experiments and the images on which this one and the others differ, as HTML, or ""."""
     others = [other.oof for other in evaluations if other is not evaluation]
     if not others:
         return ""
-    shared = sorted(shared_folds([other.oof for other in evaluations])[0])
-    parts = side_by_side(evaluations)
+    prepared, rows = evaluation.oof.prepared, {}
+    name, shared = METRICS[prepared.metric].name, sorted(shared_folds([evaluation.oof, *others])[0])
+    for each in evaluations:
+        cv, scores = each.cv, each.fold_table[name]
+        row = {f"{name}, 95 %": "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv)}
+        row |= {"mean of folds": cv["mean_of_folds"], "last epoch": cv["last_epoch"]}
+        rows[each.oof.exp] = row | {f"fold {k}": scores.get(k, "") for k in range(prepared.folds)}
+    parts = table(pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("experiment"))
     if len(others) > MOST_OTHERS:
         parts += paragraphs([f"Below, {MOST_OTHERS} of the {len(others)} others."])
     return parts + "".join(compare_images(evaluation.oof, other, shared, pictures) for other in others[:MOST_OTHERS])
 
 
-def side_by_side(evaluations):
-    """Return a table with a row for each experiment: its CV with the interval, and the score of each fold."""
-    prepared, rows = evaluations[0].oof.prepared, {}
-    name = METRICS[prepared.metric].name
-    for evaluation in evaluations:
-        cv, scores = evaluation.cv, evaluation.fold_table[name]
-        row = {f"{name}, 95 %": "{cv:.4f} ({cv_low:.4f} to {cv_high:.4f})".format(**cv)}
-        row |= {"mean of folds": cv["mean_of_folds"], "last epoch": cv["last_epoch"]}
-        rows[evaluation.oof.exp] = row | {f"fold {k}": scores.get(k, "") for k in range(prepared.folds)}
-    return table(pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("experiment"))
-
-
 def compare_images(oof, other, shared, pictures):
-    """Return, for the folds that both experiments have: how often each is right, a scatter, and the images that differ
-    most, as HTML."""
+    """Return as HTML how often each of two is right in the `shared` folds, a scatter, the images that differ most."""
     pair = [(part, np.flatnonzero(part.folds.fold.isin(shared))) for part in (oof, other)]
-    good, other_good = (part.task.goodness(part.targets[rows], part.predictions[rows]) for part, rows in pair)
+    (good, what), (other_good, _) = (part.task.goodness(part.targets[r], part.predictions[r]) for part, r in pair)
     parts = f"<h3>{text(oof.exp)} against {text(other.exp)}</h3>"
     if oof.task.right_or_wrong:
         right, other_right = (~np.isin(rows, part.task.wrong(part.targets, part.predictions)) for part, rows in pair)
@@ -139,7 +128,7 @@ def compare_images(oof, other, shared, pictures):
         }  # fmt: skip
         counts = ", ".join(f"{who} {hits.sum()}" for who, hits in counts.items())
         parts += paragraphs([f"right about an image, of {len(right)}: {counts}"])
-    parts += f'<div class="small">{draw_pair(good, other_good, oof.exp, other.exp, oof.task.goodness_name)}</div>'
+    parts += f'<div class="small">{draw_pair(good, other_good, oof.exp, other.exp, what)}</div>'
     for winner, loser, gain in (oof, other, good - other_good), (other, oof, other_good - good):
         figures = []
         for k in [k for k in np.argsort(-gain, kind="stable")[:MOST_IMAGES] if gain[k] > 0]:

@@ -1,14 +1,12 @@
-"""Grad-CAM overlays: where the network looked.
-
-Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) by the library grad-cam; this file is imported only for --overlays.
-"""
+"""Grad-CAM overlays (Selvaraju et al. 2017, arXiv 1610.02391) by the library grad-cam, only for --overlays."""
 
 import math
+
+from common import UserError
 
 import numpy as np
 import torch
 
-from common import UserError
 from kit.report import gallery
 from kit.report.html import training_images
 from kit.train.checkpoint import load_fold
@@ -25,8 +23,7 @@ except Exception as error:  # an installation that is broken may raise anything
 
 def overlay_worst(oof):
     """Return {row of oof.folds: (the image under its heat, uint8 [S, S, 3] RGB; what the heat is for)} for the worst
-    mistakes, each by the fold's network that hasn't seen the image. Raises UserError where a foldK.pt or the images at
-    the experiment's size are missing, or the network has no map of the image."""
+    mistakes, each by the fold's network that hasn't seen the image."""
     worst, outputs = gallery.worst_mistakes(oof), oof.task.worst_output(oof.targets, oof.predictions)
     images, image_rows = training_images(oof, oof.config["size"])
     device, overlays = pick_device("auto"), {}
@@ -45,10 +42,8 @@ def overlay_worst(oof):
 
 
 def heat(model, images, outputs, name):
-    """Return Grad-CAM's masks float32 [n, S, S], from 0 to 1, for images uint8 [n, S, S, 3] RGB.
-
-    model: a Classifier in eval mode; outputs: the one that each mask is for, int [n]; name: the model's, for the error
-    where it has no map."""
+    """Return Grad-CAM's masks float32 [n, S, S], from 0 to 1, for images uint8 [n, S, S, 3] RGB. model: a Classifier in
+    eval mode; outputs: the one that each mask is for, int [n]; name: the model's, for an error."""
     masks, device = [], next(model.parameters()).device
     batches = to_device(torch.from_numpy(np.array(images)), device).split(1)
     module, transform = last_map(model, batches[0], name)
@@ -62,8 +57,7 @@ def last_map(model, images, name):
     """Return (the module whose output Grad-CAM weighs, a function that makes it [B, C, H, W], or None where it is so).
 
     For a ViT, it is what the attention of the last block sees: behind it only the class token may still lead to the
-    logits, and the patches' gradient would be zero. For other networks, it is the last output that still has height and
-    width. Raises UserError where there is none."""
+    logits, and the patches' gradient would be zero. For others, it is the last output with a height and a width."""
     backbone = model.backbone
     if hasattr(backbone, "num_prefix_tokens") and hasattr(backbone.blocks[-1], "norm1"):
         return backbone.blocks[-1].norm1, lambda tokens: grid(tokens, backbone.num_prefix_tokens)

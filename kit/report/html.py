@@ -7,10 +7,11 @@ however many sections show it: the later ones refer to it, and the page's script
 import base64
 import html
 
+from common import UserError, warn
+
 import cv2
 import numpy as np
 
-from common import UserError, warn
 from kit.data.prepared import read_prepared
 
 SIDE = 192  # px of an embedded image's side: the thumbnail and the enlarged view share it
@@ -55,21 +56,18 @@ def training_images(oof, size):
 
 
 class Pictures:
-    """The training images of an experiment, as figures of one page.
-
-    bytes: how much of the page they take so far. available: whether 00_prepare.py's cache of images is there."""
+    """The training images of an experiment, None without a cache of them, as figures of one page. bytes: how much of
+    the page they take so far."""
 
     def __init__(self, oof):
-        self.folds, self.shown, self.bytes = oof.folds, set(), 0
+        self.folds, self.images, self.shown, self.bytes = oof.folds, None, set(), 0
         sizes = [size for size in oof.prepared.sizes if (oof.prepared.folder / f"train_{size}.npy").exists()]
-        self.available = bool(sizes)
         if sizes:
             try:
                 size = min((size for size in sizes if size >= SIDE), default=max(sizes))
                 self.images, self.rows = training_images(oof, size)
             except UserError as error:  # the scores are worth a page without images
                 warn(f"no images in the report: {error}")
-                self.available = False
 
     def figure(self, i, lines, overlay=None, **data):
         """Return the figure of the image in row i of oof.folds; below it its name, `lines`, its fold and its group.
@@ -78,7 +76,7 @@ class Pictures:
         lines = [row.image_name, *lines, f"fold {row.fold}, group {row.group}"]
         caption = "".join(f"<span>{text(line)}</span>" for line in lines)
         attributes = "".join(f' data-{key}="{text(str(value))}"' for key, value in data.items())
-        if self.available:
+        if self.images is not None:
             source = "" if i in self.shown else f' src="{jpeg(self.images[self.rows[i]])}"'
             self.shown.add(i)
             self.bytes += len(source)

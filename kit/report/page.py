@@ -1,7 +1,7 @@
-"""report.html, a page about an experiment.
+"""report.html, a page about an experiment; kit/report/page.html is its text.
 
 The page needs no network and forbids itself any (its Content-Security-Policy). Names and labels come from strangers'
-files: each goes through html.escape or matplotlib's own escaping. kit/report/page.html is the page's text.
+files: each goes through html.escape or matplotlib's own escaping.
 """
 
 import base64
@@ -11,10 +11,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common import PREPARE, listing, read_table, replacing
+
 import cv2
 import pandas as pd
 
-from common import PREPARE, listing, read_table, replacing
 from kit.experiment import Oof
 from kit.folds import duplicates, matching, shift
 from kit.report import figures, gallery
@@ -38,28 +39,29 @@ class Evaluation:
     score_table: pd.DataFrame  # a row for the best epoch, the last one, what is submitted; cells with intervals
     fold_table: pd.DataFrame  # a row for each finished fold
     cv: dict[str, float]  # cv, cv_low, cv_high, mean_of_folds, last_epoch: columns of experiments.csv
+    basis: str  # what the intervals rest on
     forecast: list[str]  # sentences on the leaderboard, or none
     heatmaps: dict = field(default_factory=dict)  # gradcam.overlay_worst's; empty without --overlays
 
-    @property
-    def basis(self):
-        """What the intervals rest on, in words."""
-        return f"by a bootstrap over {self.oof.folds.group.nunique()} groups ({len(self.oof.folds)} images)"
-
 
 def write(evaluation, ledger, verdicts, evaluations):
-    """Write report.html, suspects.csv, confusion.png, roc.png and curves.png into the experiment's folder.
-
-    ledger: the table of all experiments. verdicts: sentences. evaluations: those of all experiments that 02 was given,
-    this one among them."""
+    """Write report.html, suspects.csv, confusion.png, roc.png and curves.png. ledger: the table of all experiments;
+    verdicts: sentences; evaluations: those of all experiments that 02 was given, this one among them."""
     oof, template = evaluation.oof, (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     script = template.split("<script>")[1].split("</script>")[0]
     pictures, ledger = Pictures(oof), ledger.set_index("experiment")[LEDGER]
-    content = texts(evaluation, ledger, verdicts) | images(evaluation, evaluations, pictures)
-    content["notes"] = paragraphs(notes(oof, ledger.loc[oof.exp], pictures.available))
+    content = texts(evaluation, ledger, verdicts)
+    content["notes"] = paragraphs(notes(oof, ledger.loc[oof.exp], pictures.images))
     content["hash"] = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    if "suspects" not in content:
+    content["mistakes"] = gallery.mistakes(oof, pictures, evaluation.heatmaps)
+    if problems := oof.task.label_problems(oof.targets, oof.predictions):
+        found = label_errors.write_suspects(oof.folder / "suspects.csv", oof.folds, oof.task.names, problems)
+        content["suspects"] = gallery.surest(oof, *found, pictures)
+    else:
         template = re.sub("<!--label_errors-->.*?<!--/label_errors-->", "", template, flags=re.DOTALL)
+    content["compared"] = gallery.comparison(evaluation, evaluations, pictures)
+    content |= duplicate_groups(oof, pictures)
+    content |= gallery.browser(oof, pictures)  # last: it takes the room that is left
     # One pass: a label that looks like a placeholder isn't filled in.
     page = re.sub("@@(\\w+)@@", lambda placeholder: content[placeholder[1]], template)
     with replacing(oof.folder / "report.html") as temporary:
@@ -85,19 +87,8 @@ def texts(evaluation, ledger, verdicts):
     )  # fmt: skip
 
 
-def images(evaluation, evaluations, pictures):
-    """Return {placeholder: HTML} of images. Write suspects.csv. The browser comes last: it takes the room that is
-    left."""
-    oof, content = evaluation.oof, dict(mistakes=gallery.mistakes(evaluation.oof, pictures, evaluation.heatmaps))
-    if problems := oof.task.label_problems(oof.targets, oof.predictions):
-        found = label_errors.write_suspects(oof.folder / "suspects.csv", oof.folds, oof.task.names, problems)
-        content["suspects"] = gallery.surest(oof, *found, pictures)
-    content["compared"] = gallery.comparison(evaluation, evaluations, pictures)
-    return content | duplicate_groups(oof, pictures) | gallery.browser(oof, pictures)
-
-
-def notes(oof, row, images_available):
-    """Return the sentences under the headline; row: the experiment's of the ledger."""
+def notes(oof, row, images):
+    """Return the sentences under the headline; row: the experiment's of the ledger; images: None without a cache."""
     limit, unreadable, finished = oof.prepared.limit, oof.prepared.unreadable, oof.folds_said
     scores = [f"{part} {row[part]}" for part in ("public", "private") if row[part]]
     lines = {
@@ -106,14 +97,13 @@ def notes(oof, row, images_available):
         f"a quick look: 00_prepare.py --limit {limit}": limit,
         f"{len(unreadable)} unreadable images are grey: {listing(unreadable)}": unreadable,
         f"leaderboard: {', '.join(scores)}": scores,
-        "no cache of the training images is at hand, so none is shown": not images_available,
+        "no cache of the training images is at hand, so none is shown": images is None,
     }
     return [line for line, holds in lines.items() if holds]
 
 
 def test_set(prepared, forecast):
-    """Return what is known of the test set: the forecast, adversarial validation, matched.png, and a table of the plain
-    folds and the chosen ones, which stand out."""
+    """Return what is known of the test set: forecast, adversarial validation, matched.png, plain and chosen folds."""
     candidates, path = prepared.candidates, prepared.folder / "matched.png"
     lines = [*forecast[1:], *matching.matching_lines(candidates), *shift.shift_lines(prepared.shift)]
     words = "".join(f'<p class="interval">{text(line)}</p>' for line in forecast[:1]) + paragraphs(lines)
@@ -129,8 +119,8 @@ def test_set(prepared, forecast):
 
 
 def duplicate_groups(oof, pictures):
-    """Return `conflicts`, groups whose labels disagree, and `duplicates`, the largest groups: groups of duplicates
-    where 00_prepare.py searched for them, else those that the user gave."""
+    """Return {placeholder: HTML} of groups whose labels disagree, and of the largest groups: groups of duplicates where
+    00_prepare.py searched for them, else those that the user gave."""
     prepared, members = oof.prepared, oof.folds[["image_name", "label", "group"]]
     lines = [f"the groups of --groups {prepared.groups}"]
     if prepared.duplicates:
@@ -149,8 +139,7 @@ def duplicate_groups(oof, pictures):
 
 
 def group_figures(oof, words, group, groups, pictures):
-    """Return how many `groups` there are, and the thumbnails of the first ones, each group under its heading. group:
-    that of each row of oof.folds, without the rows that have none."""
+    """Return how many `groups` there are, and thumbnails of the first. group: that of rows of oof.folds, a Series."""
     shown, parts = groups[:MOST_GROUPS], ""
     for number in shown:
         rows = group.index[group == number]

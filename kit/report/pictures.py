@@ -1,9 +1,9 @@
 """Contact sheets: examples of each class, pairs and groups of duplicates, images beside their nearest neighbours."""
 
+from common import replacing
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-
-from common import replacing
 
 CELL, GAP, LINE = 160, 14, 24  # px: a cell's side, the room between two, the height of a line of text
 COLUMNS = 8

@@ -11,23 +11,22 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from common import UserError, file_hash, listing, write_json
+
 import numpy as np
 import pandas as pd
 
-from common import UserError, file_hash, listing, write_json
-from kit.score.metrics import METRICS
+from kit.score.metrics import METRICS, Array
 from kit.score.tasks import Task
 
 ROUNDS = 50  # of the greedy selection, so weights come in steps of 2 % or more: finer ones would be noise
-
-
-BLENDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+BLENDS: dict[str, Callable[[Array], Array]] = {
     "mean": lambda predictions: predictions,
     "rank": lambda predictions: pd.DataFrame(predictions).rank().to_numpy(),  # equal ones share the mean of their ranks
 }
 
 
-def blend(predictions: Sequence[np.ndarray], how: str, weights: Sequence[float] | None, task: Task) -> np.ndarray:
+def blend(predictions: Sequence[Array], how: str, weights: Sequence[float] | None, task: Task) -> Array:
     """Return the mean [N, K] of several models' predictions after BLENDS[how], weighted; rows sum to 1 where the task's
     do. weights: one per model, or None. Raises UserError for the ranks of numbers, which would lose their unit."""
     if how == "rank" and not task.can_rank:
@@ -40,12 +39,10 @@ def blend(predictions: Sequence[np.ndarray], how: str, weights: Sequence[float] 
     return mixed / (sum(weights) * (1 if how == "mean" else len(mixed)))
 
 
-def fit_weights(metric_key: str, targets: np.ndarray, predictions: Sequence[np.ndarray]) -> np.ndarray:
+def fit_weights(metric_key: str, targets: Array, predictions: Sequence[Array]) -> Array:
     """Return the weights of a mean blend, float [M] with sum 1, by greedy forward selection with replacement (Caruana
-    et al. 2004); equal weights where every score is undefined.
-
-    Each round adds the model that leaves the mean best, the best one first, and the best mean of all rounds is taken. A
-    round may be worse than the one before: nine to one can only be reached by way of one to one."""
+    et al. 2004); equal weights where every score is undefined. Each round adds the model that leaves the mean best; the
+    best of all rounds counts, since the way to nine to one leads past one to one, which may be worse than one alone."""
     if METRICS[metric_key].of_sets:  # which need thresholds that fit the blend
         metric_key = "binary-logloss"
     sign = 1 if METRICS[metric_key].larger_is_better else -1
@@ -60,9 +57,7 @@ def fit_weights(metric_key: str, targets: np.ndarray, predictions: Sequence[np.n
     return weights
 
 
-def held_out_blend(
-    metric_key: str, targets: np.ndarray, predictions: Sequence[np.ndarray], folds: np.ndarray, task: Task
-) -> np.ndarray:
+def held_out_blend(metric_key: str, targets: Array, predictions: Sequence[Array], folds: Array, task: Task) -> Array:
     """Return a blend [N, K] of each fold's images with weights fitted on the other folds (int [N]). Its score is
     honest: no group is in two folds, so an image's duplicates have no say in its weights."""
     predictions = np.asarray(predictions)
@@ -108,7 +103,7 @@ def read_weights(path: Path, oofs: Sequence, how: str) -> tuple[list[float], flo
     return [weights[exp] for exp in exps], cv
 
 
-def shared_folds(oofs: Sequence) -> tuple[set[int], list[np.ndarray]]:
+def shared_folds(oofs: Sequence) -> tuple[set[int], list[Array]]:
     """Return the folds that all experiments have finished, and each experiment's rows in them (bool [N]). Raises
     UserError where there is no such fold, or where an experiment is named twice."""
     if len({oof.exp for oof in oofs}) < len(oofs):

@@ -5,12 +5,12 @@ Shapes: N images, D draws (bootstrap samples); targets and predictions as the me
 
 import numpy as np
 
-from kit.score.metrics import METRICS, mean_of_defined
+from kit.score.metrics import METRICS, Array, mean_of_defined
 
-Scored = tuple[float, np.ndarray]  # a score, and its values in the bootstrap samples, float64 [D]
+Scored = tuple[float, Array]  # a score, and its values in the bootstrap samples, float64 [D]
 
 
-def bootstrap_weights(groups: np.ndarray, draws: int, seed: int = 777) -> np.ndarray:
+def bootstrap_weights(groups: Array, draws: int, seed: int = 777) -> Array:
     """Return how often each image is in each bootstrap sample, the same for every experiment: groups [N] → uint8
     [draws, N]. Groups are drawn whole: duplicates are one piece of evidence, drawn images would be sure of too much."""
     names, groups = np.unique(groups, return_inverse=True)
@@ -19,7 +19,7 @@ def bootstrap_weights(groups: np.ndarray, draws: int, seed: int = 777) -> np.nda
     return np.stack([drawn.astype(np.uint8)[groups] for drawn in counts])
 
 
-def scored(metric_key: str, targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> Scored:
+def scored(metric_key: str, targets: Array, predictions: Array, weights: Array) -> Scored:
     """Return the score and its values over the draws; weights uint8 [D, N]."""
     metric, values, drawn = METRICS[metric_key], np.full(len(weights), np.nan), weights.any(axis=1)
     if drawn.any() and np.isfinite(predictions).all():
@@ -28,16 +28,14 @@ def scored(metric_key: str, targets: np.ndarray, predictions: np.ndarray, weight
     return metric.score(targets, predictions), values
 
 
-def mean_of_folds(
-    metric_key: str, targets: np.ndarray, predictions: np.ndarray, folds: np.ndarray, weights: np.ndarray
-) -> Scored:
+def mean_of_folds(metric_key: str, targets: Array, predictions: Array, folds: Array, weights: Array) -> Scored:
     """Return what `scored` does, as a mean over the folds (int [N]) where it is defined."""
     rows = [folds == k for k in np.unique(folds)]
     scores, values = zip(*(scored(metric_key, targets[r], predictions[r], weights[:, r]) for r in rows), strict=True)
     return float(mean_of_defined(scores)), mean_of_defined(values)
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: Array) -> tuple[float, float]:
     """Return the middle 95 % of the finite ones of values [D]; (nan, nan) where fewer than half are finite."""
     finite = values[np.isfinite(values)]
     low, high = np.quantile(finite, [0.025, 0.975]) if 2 * len(finite) >= max(len(values), 1) else (np.nan, np.nan)
@@ -61,15 +59,11 @@ def verdict(name: str, score: Scored, other: str, other_score: Scored, larger_is
     return f"{other} against {name}: {evidence}: {figures}"
 
 
-def leaderboard(
-    score: float, draws: np.ndarray, perfect: float, candidates: list[dict], images: int, tests: int
-) -> dict[str, float]:
-    """Return what the leaderboard may show, by a CV on the chosen folds: dict(low, high, plain: the same CV had plain
-    folds been chosen).
+def leaderboard(score: float, draws: Array, perfect: float, candidates: list[dict], images: int, tests: int) -> dict:
+    """Return what the leaderboard may show: dict(low, high, plain: had plain folds been chosen), floats.
 
     score: the CV; draws: its values in bootstrap samples of the groups, float [D]; perfect: the score of perfect
     predictions; candidates: those of prepared.json; images, tests: how many are scored out of fold and in the test set.
-
     From the chosen candidate to another the odds of an error change as much as those of the simple model do (for a
     score without an upper bound, as log loss, the error itself). The interval spans the candidates that are nearly the
     best, each as wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one

@@ -8,15 +8,17 @@ Shapes: N images, K classes; targets int [N], probabilities float [N, K].
 
 from pathlib import Path
 
+from common import write_csv
+
 import numpy as np
 import pandas as pd
 
-from common import write_csv
+from kit.score.metrics import Array
 
 COLUMNS = "image_name label suggested probability_label probability_suggested".split()  # of suspects.csv
 
 
-def above_threshold(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def above_threshold(targets: Array, probabilities: Array) -> Array:
     """Return the probabilities that reach their class's threshold, else -1. The threshold is the mean probability that
     a class has in its own images; a class without images has none."""
     counts = np.bincount(targets, minlength=probabilities.shape[1])
@@ -25,9 +27,8 @@ def above_threshold(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarra
     return np.where((probabilities >= thresholds) & (counts > 0), probabilities, -1)
 
 
-def suggest(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def suggest(targets: Array, probabilities: Array) -> Array:
     """Return the class that each label should perhaps be, int [N]: the label itself where nothing speaks against it.
-
     These are the off-diagonal entries of the paper's confident joint: the most probable of the classes that reach their
     threshold. It must also be more probable than the label, or a class with a low threshold would draw images whose
     label the model prefers."""
@@ -36,7 +37,7 @@ def suggest(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.where(better, sure.argmax(axis=1), targets)
 
 
-def expected_count(targets: np.ndarray, probabilities: np.ndarray) -> float:
+def expected_count(targets: Array, probabilities: Array) -> float:
     """Return how many labels would be suspected if none were wrong and the probabilities honest: a label drawn from
     them is another than the surest class this often."""
     surest = above_threshold(targets, probabilities).max(axis=1)
@@ -46,7 +47,6 @@ def expected_count(targets: np.ndarray, probabilities: np.ndarray) -> float:
 def write_suspects(path: Path, folds: pd.DataFrame, names: list[str], problems: list) -> tuple[pd.DataFrame, float]:
     """Write suspects.csv, the surest first, and return (it, with the rows of `folds` as its index; how many suspects
     there would be if all labels were right).
-
     folds: the N rows of folds.csv; names: of the K classes or labels; problems: those of Task.label_problems. In a set
     of labels, suggested is "+ NAME" where a label seems to be missing, "- NAME" where one seems to be too many."""
     found, by_chance = [], 0

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from common import listing
+
 import numpy as np
 from scipy.sparse import csr_array
 
-from common import listing
-
+Array = np.ndarray
 SCORED = dict(classes="one class for each image", labels="sets of labels", numbers="numbers")  # by a task's metrics
+most_probable = partial(np.argmax, axis=1)  # the class [N] of probabilities [N, K]
 BLOCK = 16  # draws weighted at a time: 6 MB of weights at 100,000 images fit the cache; 64 take twice as long
 
 
@@ -31,23 +33,21 @@ class Metric(NamedTuple):
     read: Callable | None = None  # probabilities [N, K] → the class [N] that it scores; None: it scores probabilities
     of_sets: tuple = ()  # for a metric of sets of labels, `over` and `quality` of set_metric; empty for others
 
-    def score(self, targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None = None) -> float:
+    def score(self, targets: Array, predictions: Array, weights: Array | None = None) -> float:
         """Return the score, NaN where it is undefined or a prediction isn't finite. weights: numbers [N]."""
         weights = np.ones(len(targets)) if weights is None else np.asarray(weights, np.float64)
         if not weights.any() or not np.isfinite(predictions).all():
             return np.nan
         if not weights.all():  # a class whose images all have weight 0 is missing
             targets, predictions, weights = (part[weights > 0] for part in (targets, predictions, weights))
-        if self.function:
-            return float(self.function(targets, predictions, weights))
-        return float(self.draws(targets, predictions, weights[None])[0])
+        score = self.function or (lambda t, p, w: self.draws(t, p, w[None])[0])
+        return float(score(targets, predictions, weights))
 
 
 @np.errstate(invalid="ignore")  # 0 / 0 is NaN: undefined
-def areas(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, missed: float = 1) -> np.ndarray:
-    """Compute for each draw, float64 [D], the AUC of the second of two classes; for more classes, the mean of one
-    against the rest over those that aren't missing; for labels, the mean over those that some images have and others
-    don't.
+def areas(targets: Array, probabilities: Array, weights: Array, missed: float = 1) -> Array:
+    """Compute for each draw, float64 [D], the AUC of the second of two classes; for more classes, the mean of each
+    against the rest; for labels, the mean over them; without those that no image has, or each.
 
     missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive rate of 80 %, 0 to 0.2. A curve's x
     counts missed positives, its y negatives."""
@@ -66,7 +66,7 @@ def areas(targets: np.ndarray, probabilities: np.ndarray, weights: np.ndarray, m
     return mean_of_defined(each)
 
 
-def roc_steps(positive: np.ndarray, scores: np.ndarray) -> csr_array:
+def roc_steps(positive: Array, scores: Array) -> csr_array:
     """Return the steps of a ROC curve, lowest score first: sparse 0/1 [2 S, N], S rows of positives, S of negatives. A
     step is a score that the rarer kind has, or all scores between two of those, where the curve is straight."""
     edges = np.unique(scores[positive == (positive.mean() < 0.5)])
@@ -76,48 +76,18 @@ def roc_steps(positive: np.ndarray, scores: np.ndarray) -> csr_array:
 
 
 @np.errstate(invalid="ignore")
-def mean_of_defined(values: np.ndarray) -> np.ndarray:
+def mean_of_defined(values: Array) -> Array:
     """Return the mean over the first axis of the values that aren't NaN; NaN where there is none."""
     return np.nansum(values, axis=0) / np.sum(~np.isnan(values), axis=0)
 
 
-def most_probable(probabilities: np.ndarray) -> np.ndarray:
-    return probabilities.argmax(axis=1)
-
-
-def expected_grade(probabilities: np.ndarray) -> np.ndarray:
+def expected_grade(probabilities: Array) -> Array:
     """Return the ordered class nearest to the mean of the numbers 0 … K - 1; the higher one of two as near."""
     return np.floor((probabilities * np.arange(probabilities.shape[1])).sum(axis=1) + 0.5).astype(np.int64)
 
 
-def label_metric(name: str, quality: Callable, **fields) -> Metric:
-    """Make a Metric of the most probable classes. quality gets three counts of images, float [K, D]: label and
-    prediction are the class, the prediction is, the label is. It returns float [D]."""
-
-    @np.errstate(invalid="ignore")  # 0 / 0 is NaN: a class that is missing
-    def draws(targets, probabilities, weights):
-        every, images, scores = np.ones(len(targets)), np.arange(len(targets)), []
-        shape, rows = (probabilities.shape[1], len(targets)), (most_probable(probabilities), targets)
-        read, true = (csr_array((every, (row, images)), shape=shape) for row in rows)
-        hits = read * true
-        for start in range(0, len(weights), BLOCK):
-            block = np.asarray(weights[start : start + BLOCK], np.float64).T
-            scores.append(quality(hits @ block, read @ block, true @ block))
-        return np.concatenate(scores)
-
-    return Metric(name, draws=draws, of_labels=True, read=most_probable, **fields)
-
-
-def share_of_hits(hits: np.ndarray, read: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return hits.sum(axis=0) / true.sum(axis=0)
-
-
-def mean_f1(hits: np.ndarray, read: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return mean_of_defined(np.where(true > 0, f_beta(hits, read, true), np.nan))
-
-
 @np.errstate(invalid="ignore")
-def kappas(true: np.ndarray, read: np.ndarray, weights: np.ndarray) -> list:
+def kappas(true: Array, read: Array, weights: Array) -> list:
     """Compute Cohen's kappa with quadratic weights for each draw; NaN where all labels and predictions are the same."""
     values = []
     for w in weights:
@@ -128,10 +98,9 @@ def kappas(true: np.ndarray, read: np.ndarray, weights: np.ndarray) -> list:
 
 
 def mean_metric(name: str, values: Callable, weigh: Callable = lambda targets, weights: weights, **fields) -> Metric:
-    """Make a Metric of a mean over images: values(probabilities [N, K], those of the targets [N]) → float [N].
-
-    For labels, those of the targets are the probabilities [N, K] that each label is there, or isn't, as in the targets,
-    and the mean is over images and labels. weigh: (targets, weights) → the weights of the mean."""
+    """Make a Metric of a mean over images: values(probabilities [N, K], those of the targets [N]) → float [N]; for
+    labels, of a mean over images and labels, those of the targets [N, K] being that a label is there, or that it isn't.
+    weigh: (targets, weights) → the weights of the mean."""
 
     def draws(targets, probabilities, weights):
         if targets.ndim == 2:
@@ -163,37 +132,56 @@ def _precisions(probabilities, true, most):
     return np.where(rank <= most, 1 / rank, 0)
 
 
-def set_metric(name: str, over: str, quality: Callable) -> Metric:
-    """Make a Metric of the sets of labels above 0.5, or of the most probable label where none is.
-
+def set_metric(name: str, over: str, quality: Callable, **fields) -> Metric:
+    """Make a Metric of the set of labels above 0.5, or of the most probable one where none is (of classes, always).
     quality(labels both read and true, read, true) gets three counts (arrays). over="each image": it is computed for
     each image and averaged; "each label": for each label and averaged over those that an image has; "all": at once."""
 
-    @np.errstate(invalid="ignore")
+    @np.errstate(invalid="ignore")  # 0 / 0 is NaN: a label that is missing
     def draws(targets, predictions, weights):
-        read, true = predictions > 0.5, targets > 0
-        read[np.arange(len(read)), predictions.argmax(axis=1)] = True  # where any is above 0.5, this one is
-        sets = [read & true, read, true]
-        if over == "each label":
-            counts = [csr_array(each.T, dtype=np.float64) for each in sets]
-        else:
-            counts = [each.sum(axis=1, dtype=np.float64)[None] for each in sets]
+        read, true = sets_of(targets, predictions)
+        counts, scores = [read * true, read, true], []
+        if over != "each label":
+            counts = [count.sum(axis=0)[None] for count in counts]
         if over == "each image":
             row = quality(*counts)[0]
             return [np.average(row, weights=w) for w in weights]
-        totals = ([count @ w for count in counts] for w in weights)
-        return [mean_of_defined(np.where(total[2] > 0, quality(*total), np.nan)) for total in totals]
+        for start in range(0, len(weights), BLOCK):
+            block = weights[start : start + BLOCK].T.astype(np.float64)
+            hits, *totals = (count @ block for count in counts)
+            scores.append(mean_of_defined(np.where(totals[1] > 0, quality(hits, *totals), np.nan)))
+        return np.concatenate(scores)
 
-    return Metric(name, draws=draws, task="labels", of_sets=(over, quality))
+    return Metric(name, draws=draws, **dict(task="labels", of_sets=(over, quality)) | fields)
 
 
-def f_beta(hits: np.ndarray, read: np.ndarray, true: np.ndarray, beta: float = 1) -> np.ndarray:
+def sets_of(targets: Array, predictions: Array) -> list[csr_array]:
+    """Return the labels that are read for each image, and those that it has: sparse 0/1 [K, N] both."""
+    images, first = np.arange(len(targets)), most_probable(predictions)
+    if targets.ndim == 1:
+        ones, shape = np.ones(len(targets)), predictions.shape[::-1]
+        return [csr_array((ones, (labels, images)), shape=shape) for labels in (first, targets)]
+    read = predictions > 0.5
+    read[images, first] = True  # where any is above 0.5, this one is
+    return [csr_array(labels.T, dtype=np.float64) for labels in (read, targets > 0)]
+
+
+def share_of_hits(hits: Array, read: Array, true: Array) -> Array:
+    return hits / true
+
+
+def positive_f1(targets: Array, probabilities: Array, weights: Array) -> list:
+    """Compute the F1 of the second of two classes for each draw; 0 where no image has it, nor is read so."""
+    read = most_probable(probabilities)
+    return [2 * (w @ (targets * read)) / max(1, w @ (targets + read)) for w in weights]
+
+
+def f_beta(hits: Array, read: Array, true: Array, beta: float = 1) -> Array:
     return (1 + beta**2) * hits / (beta**2 * true + read)
 
 
 def error_metric(name: str, power: int, by_column: bool = False) -> Metric:
-    """Make a Metric of the root of the errors' mean power, over the numbers that are there: all at once, or for each
-    column and averaged."""
+    """Make a Metric of the root of the errors' mean power: over all numbers, or for each column and averaged."""
 
     @np.errstate(invalid="ignore")  # a column without a number is 0 / 0
     def draws(targets, predictions, weights):
@@ -205,7 +193,7 @@ def error_metric(name: str, power: int, by_column: bool = False) -> Metric:
     return Metric(name, larger_is_better=False, draws=draws, task="numbers")
 
 
-def determination(targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> float:
+def determination(targets: Array, predictions: Array, weights: Array) -> float:
     """Return R², the mean over the columns whose numbers aren't all the same."""
     columns = ((~np.isnan(t), t, p) for t, p in zip(targets.T.astype(np.float64), predictions.T, strict=True))
     columns = [(t[there], p[there], weights[there]) for there, t, p in columns if len(np.unique(t[there])) > 1]
@@ -214,7 +202,7 @@ def determination(targets: np.ndarray, predictions: np.ndarray, weights: np.ndar
     return mean_of_defined(1 - np.divide(errors, variances))
 
 
-def kappa_of_numbers(targets: np.ndarray, predictions: np.ndarray, weights: np.ndarray) -> float:
+def kappa_of_numbers(targets: Array, predictions: Array, weights: Array) -> float:
     """Return the quadratic kappa of one number, rounded (a half upwards) and clipped to the range of the targets."""
     there = ~np.isnan(targets[:, 0])
     if not there.any():
@@ -236,15 +224,16 @@ def _grades(names):
     return None if fit else f"it needs whole numbers in order, at equal distances, and not {listing(names)}"
 
 
+CLASS = dict(task="classes", of_labels=True, read=most_probable, of_sets=())  # of metrics of the most probable class
 METRICS: dict[str, Metric] = {
     "auc": Metric("AUC", draws=areas),
     "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO),
-    "accuracy": label_metric("accuracy", share_of_hits),
-    "balanced-accuracy": label_metric("balanced accuracy", lambda hits, read, true: mean_of_defined(hits / true)),
+    "accuracy": set_metric("accuracy", "all", share_of_hits, **CLASS),
+    "balanced-accuracy": set_metric("balanced accuracy", "each label", share_of_hits, **CLASS),
     "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
-    "f1": label_metric("macro F1", mean_f1),
-    "f1-positive": label_metric("F1", lambda *counts: np.nan_to_num(f_beta(*counts)[1]), fits=TWO),
-    "f1-micro": label_metric("micro F1", share_of_hits),
+    "f1": set_metric("macro F1", "each label", f_beta, **CLASS),
+    "f1-positive": Metric("F1", draws=positive_f1, fits=TWO, **CLASS),
+    "f1-micro": set_metric("micro F1", "all", f_beta, **CLASS),
     "qwk": Metric(
         "QWK", draws=lambda t, p, w: kappas(t, expected_grade(p), w), fits=_grades, of_labels=True, read=expected_grade
     ),

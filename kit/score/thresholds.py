@@ -7,19 +7,18 @@ Shapes: N images, K labels, T thresholds tried; targets float32 [N, K] of 0 and 
 
 import numpy as np
 
-from kit.score.metrics import METRICS, mean_of_defined
+from kit.score.metrics import METRICS, Array, mean_of_defined
 
 GRID = np.concatenate([np.arange(1, 100) / 1000, np.arange(10, 100) / 100])  # rare labels have low probabilities
 BLOCK = 1000  # images counted at a time: 28 MB of whole numbers at 3,500 labels
 
 
-def fit(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return the thresholds float64 [K], above 0 and below 1, that make a metric of sets of labels best on these
-    images.
+def fit(metric_key: str, targets: Array, predictions: Array) -> Array:
+    """Return the thresholds float64 [K], above 0 and below 1, that make a metric of sets best on these images.
 
-    Where the metric is a mean over labels, each label has the threshold with which its own F1 is best; 0.5 for a label
-    that no image has. Otherwise all labels share one of GRID, the middle one of those that are equally good. Without
-    any label, or with a prediction that isn't finite, thresholds are 0.5."""
+    Where the metric is a mean over labels, each label has the threshold with which its own F1 is best; otherwise all
+    share one of GRID, the middle one of those that are equally good. They are 0.5 for a label that no image has, and
+    for all where no image has any or a prediction isn't finite."""
     if not np.any(targets) or not np.isfinite(predictions).all():
         return np.full(predictions.shape[1], 0.5)
     if METRICS[metric_key].of_sets[0] == "each label":
@@ -29,9 +28,8 @@ def fit(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.nda
     return np.full(predictions.shape[1], GRID[equals[len(equals) // 2]])
 
 
-def curve(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return the metric, not one over each label, at each threshold of GRID, float64 [T]. Each probability is looked
-    up once, and then counted."""
+def curve(metric_key: str, targets: Array, predictions: Array) -> Array:
+    """Return the metric (no mean over labels) at each threshold of GRID, float64 [T]."""
     over, quality = METRICS[metric_key].of_sets
     images, steps = len(predictions), len(GRID) + 1
     read, hits = np.zeros((images, steps)), np.zeros((images, steps))
@@ -43,17 +41,16 @@ def curve(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.n
         cells = np.arange(len(block))[:, None] * steps + below
         for table, counted in ((read, cells.ravel()), (hits, cells[true])):
             table[rows] = np.bincount(counted, minlength=table[rows].size).reshape(-1, steps)
-    counts = [np.cumsum(table[:, :0:-1], axis=1)[:, ::-1] for table in (hits, read)]
-    counts.append(np.sum(targets > 0, axis=1, dtype=np.float64)[:, None])
+    true = np.sum(targets > 0, axis=1, dtype=np.float64)[:, None]
+    counts = [*(np.cumsum(table[:, :0:-1], axis=1)[:, ::-1] for table in (hits, read)), true]
     counts = [count.sum(axis=0, keepdims=True) for count in counts] if over == "all" else counts
     with np.errstate(invalid="ignore"):
         return mean_of_defined(quality(*counts))
 
 
-def best_threshold(true: np.ndarray, scores: np.ndarray) -> float:
-    """Return the threshold above which one label's F1 is best: true bool [N], scores float [N] from 0 to 1.
-
-    The best set ends with an image that has the label: going on to one that hasn't only adds a mistake."""
+def best_threshold(true: Array, scores: Array) -> float:
+    """Return the threshold above which one label's F1 is best: true bool [N], scores float [N] from 0 to 1. The best
+    set ends with an image that has the label: going on to one that hasn't only adds a mistake."""
     positives = np.sort(scores[true & (scores > 0)])  # there is nothing between 0 and a threshold below
     if not len(positives):
         return 0.5
@@ -66,7 +63,7 @@ def best_threshold(true: np.ndarray, scores: np.ndarray) -> float:
     return max(middle, np.finfo(np.float64).tiny)
 
 
-def apply(predictions: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+def apply(predictions: Array, thresholds: Array) -> Array:
     """Return predictions float64 [N, K], each label's moved by a rising function so that its threshold (of [K]) is at
     0.5, and 0 and 1 stay. What isn't finite isn't in the result either."""
     above = 0.5 + (predictions - thresholds) / (2 * (1 - thresholds))
@@ -74,13 +71,12 @@ def apply(predictions: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return np.where(predictions > thresholds, above, predictions / (2 * thresholds))
 
 
-def best(metric_key: str, targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """Return predictions moved by thresholds that were fitted on the same images, so that epochs can be compared; for
-    other metrics as they are."""
+def best(metric_key: str, targets: Array, predictions: Array) -> Array:
+    """Return what `held_out` does, with thresholds fitted on the same images, so that epochs can be compared."""
     return held_out(metric_key, targets, predictions, np.zeros(len(targets)))
 
 
-def held_out(metric_key: str, targets: np.ndarray, predictions: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def held_out(metric_key: str, targets: Array, predictions: Array, folds: Array) -> Array:
     """Return predictions float64 [N, K], each fold's moved by thresholds fitted on the other folds (int [N]); for other
     metrics as they are. Their score is honest, unless there is one fold only: then they are fitted on itself."""
     if not METRICS[metric_key].of_sets:

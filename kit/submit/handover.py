@@ -20,6 +20,7 @@ from pathlib import Path
 
 import common
 from common import Parser, UserError, file_hash, listing, read_table, replacing, say, warn
+
 from kit.experiment import read_oof
 from kit.pipeline import parse, words_of
 from kit.score.metrics import METRICS

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import common
+from common import STARTED, WORLD, UserError, conclude, cpu_count, experiment_folder, listing, progress, say, warn
+
 import numpy as np
 from torch import nn
 
-import common
-from common import STARTED, WORLD, UserError, conclude, cpu_count, experiment_folder, listing, progress, say, warn
 from kit.data import tables
 from kit.data.decode import resize
 from kit.data.image_cache import GREY, decode_or_grey

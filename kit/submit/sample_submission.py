@@ -4,10 +4,11 @@ import re
 from dataclasses import replace
 from typing import NamedTuple
 
+from common import UserError, listing, say
+
 import numpy as np
 import pandas as pd
 
-from common import UserError, listing, say
 from kit.data import tables
 from kit.data.decode import IMAGE_ENDINGS
 from kit.data.labels import split_cell
@@ -193,10 +194,8 @@ def choose_form(path, task, names, values, long, flags):
 def columns_of(path, classes, names, width, value):
     """Return the class, label or number of each value column: by its name; numbers also by the beginning of the name,
     or in the training table's order, and then a line says so."""
-    if names is None and width == len(classes):
-        return classes
-    if names and sorted(names) == sorted(classes):
-        return names
+    if width == len(classes) and sorted(names or classes) == sorted(classes):
+        return names or classes
     problem = f"has {width} value columns ({listing(names or [])}), and the classes are *"
     fits = value == "number" and width == len(classes)
     refuse(path, [] if fits else classes, f"{problem}: there must be one column, or one for each class")

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from common import read_table, replacing, write_csv
+
 import numpy as np
 import pandas as pd
 
-from common import read_table, replacing, write_csv
 from kit.score.metrics import METRICS
 from kit.score.tasks import Task
 

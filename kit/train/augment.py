@@ -27,14 +27,12 @@ def flip(side):
 
 
 def d4(side):
-    """Return horizontal flip, rotation by quarter turns and vertical flip, each with probability one half (thesis
-    3.1.1)."""
+    """Return horizontal flip, quarter turn and vertical flip, each with probability one half (thesis 3.1.1)."""
     return [A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5)]
 
 
 def light(side):
-    """Return what a photographer changes: flip, shift, scale, rotation, brightness, contrast (1st of Plant Pathology
-    2020, reduced)."""
+    """Return flip, shift, scale, rotation, brightness and contrast (1st of Plant Pathology 2020, reduced)."""
     affine = dict(translate_percent=(-0.1, 0.1), scale=(0.85, 1.15), rotate=(-15, 15), keep_ratio=True)
     affine |= dict(border_mode=cv2.BORDER_REFLECT_101)
     return [A.HorizontalFlip(p=0.5), A.Affine(**affine, p=0.7), A.RandomBrightnessContrast(0.15, 0.15, p=0.5)]

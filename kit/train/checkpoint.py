@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import common
+from common import RANK, WORLD, UserError, conclude, file_hash, replacing, say, warn, write_csv, write_json
+
 import numpy as np
 import pandas as pd
 import timm
 import torch
 
-import common
-from common import RANK, WORLD, UserError, conclude, file_hash, replacing, say, warn, write_csv, write_json
 from kit.experiment import differences, read_record, write_logits
 from kit.score.metrics import METRICS
 from kit.train import distributed
@@ -28,8 +29,7 @@ OUTPUTS = ("logits", "targets")  # of the epoch's batches so far: lists of tenso
 
 
 def provenance(weights, init=None):
-    """Return the hashes of what trains a fold: its code and its weights. weights: --weights; init: the hash of the
-    experiment of --init, if any."""
+    """Return the hashes of the code and of --weights. init: the hash of the experiment of --init, if any."""
     paths = [common.ROOT / name for name in ("01_train_fold.py", *(f"kit/train/{part}.py" for part in CODE))]
     code = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     weights = weights if weights in ("hub", "none") else file_hash(Path(weights))
@@ -37,11 +37,10 @@ def provenance(weights, init=None):
 
 
 def save_fold(run, kept, logits, epochs):
-    """Write foldK.csv, foldK.json, foldK_epochs.csv and, last, foldK.pt, which marks the fold as finished.
-
-    kept, logits, epochs: what 01's train_fold returned."""
-    experiment, fold, metric = run.experiment, run.fold, run.experiment.prepared.metric
-    folder, prepared, folds = experiment.folder, experiment.prepared, experiment.folds
+    """Write foldK.csv, foldK.json, foldK_epochs.csv and, last, foldK.pt, which marks the fold as finished. kept,
+    logits, epochs: what 01's train_fold returned."""
+    experiment, fold, folder, folds = run.experiment, run.fold, run.experiment.folder, run.experiment.folds
+    prepared, metric = experiment.prepared, experiment.prepared.metric
     path, chosen = folder / f"fold{fold}.pt", kept[experiment.config["keep"]]
     table = folds.loc[folds.fold == fold, ["image_name", "target"]].reset_index(drop=True)
     kinds = dict(best=kept["best"]["logits"], last=kept["last"]["logits"], views=logits)
@@ -70,34 +69,33 @@ def epoch_start():
 
 
 class ResumeFile:
-    """foldK.resume.pt, from which a stopped fold resumes.
+    """foldK.resume.pt, from which a stopped fold of an Experiment resumes."""
 
-    config: the fold's settings; minutes: the least time between two saves within an epoch, 0 saves nothing; stop_after:
-    seconds after the start of the process at which training saves and ends, or None."""
-
-    def __init__(self, path, config, minutes, stop_after=None):
-        self.path, self.config, self.minutes, self.stop_after = path, config, minutes, stop_after
+    def __init__(self, experiment, fold):
+        self.path, self.config = experiment.folder / f"fold{fold}.resume.pt", experiment.config
+        self.minutes, self.stop_after = experiment.save_minutes, experiment.stop_after
         self.parts, self.last_save = {}, time.monotonic()
+
+    def time_is_up(self):
+        return self.stop_after is not None and time.monotonic() - common.STARTED >= self.stop_after
 
     def due(self):
         """Return whether it is time to save within the epoch."""
         return self.time_is_up() or (self.minutes > 0 and time.monotonic() - self.last_save >= 60 * self.minutes)
 
-    def time_is_up(self):
-        return self.stop_after is not None and time.monotonic() - common.STARTED >= self.stop_after
-
-    def stop(self, name, done):
-        """End the script, whose state is saved."""
-        say(f"{name}: stopped by --stop-after; run it again to go on after {done}")
-        sys.exit(TO_BE_CONTINUED)
+    def stop_if_late(self, name, done):
+        """End the script, whose state is saved, where --stop-after says so."""
+        if distributed.broadcast(self.time_is_up()):
+            say(f"{name}: stopped by --stop-after; run it again to go on after {done}")
+            sys.exit(TO_BE_CONTINUED)
 
     def save(self, state):
-        """Write the file. state: what `load` returned, brought up to date. Under torchrun the first process writes the
-        outputs of all, and all wait for it. A full disk is a warning, and the training goes on."""
+        """Write the file. state: what `load` returned, brought up to date. Under torchrun the first process writes it
+        for all, and all wait for it. A full disk is a warning."""
         for key in OUTPUTS:
             state[key] = [torch.cat(state[key])] if state[key] else []
-        shares = distributed.gather({key: [tensor.cpu() for tensor in state[key]] for key in OUTPUTS})
-        randoms = distributed.gather(random_states())
+        shares = distributed.all_gather({key: [tensor.cpu() for tensor in state[key]] for key in OUTPUTS})
+        randoms = distributed.all_gather(random_states())
         if self.minutes > 0 and RANK == 0:
             outputs = {key: [tensor for share in shares for tensor in share[key]] for key in OUTPUTS}
             parts = {name: part.state_dict() for name, part in self.parts.items()}
@@ -111,7 +109,7 @@ class ResumeFile:
             except UserError as error:
                 warn(f"no resume file: {error}. Training goes on; after a stop this fold would start over")
         self.last_save = time.monotonic()
-        distributed.from_first(0)
+        distributed.broadcast(0)
 
     def load(self, run):
         """Register the run's model, optimiser, scheduler, EMA and GradScaler, and restore them and the random states.
@@ -121,12 +119,11 @@ class ResumeFile:
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
         self.parts |= {k: part for k in ("scheduler", "ema") if (part := getattr(run, k)) is not None}
         if RANK > 0:
-            distributed.from_first(0)  # wait while the first process reads the file, and may rename it
-        state = self._load() if self.path.exists() else None
+            distributed.broadcast(0)  # wait while the first process reads the file, and may rename it
+        state = (self._load() if self.path.exists() else None) or dict(epoch=1, rows=[], kept={}) | epoch_start()
         if RANK == 0:
-            distributed.from_first(0)
-        state = state or dict(epoch=1, rows=[], kept={}) | epoch_start()
-        if len(set(distributed.gather((state["epoch"], state["step"])))) > 1:
+            distributed.broadcast(0)
+        if len(set(distributed.all_gather((state["epoch"], state["step"])))) > 1:
             raise UserError(f"the processes read different files {self.path}: give an --output that all of them share")
         if state["rows"] or state["step"]:
             steps = len(run.train_rows) // self.config["batch_size"]

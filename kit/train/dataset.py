@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 
+from common import RANK, WORLD
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torchsampler import ImbalancedDatasetSampler
 
-from common import RANK, WORLD
 from kit.train.augment import Augmentation
 from kit.train.device import ignore_ctrl_c
 
 
-class Images:
+class ImageDataset:
     """A dataset for torch's DataLoader: `images[rows[i]]`, transformed, with its target.
 
     images: uint8 [N, S, S, 3]; rows: int [n]; targets: int [n] or None. An index is a pair (i, seed). The seed alone
@@ -51,8 +52,7 @@ SAMPLERS: dict[str, Callable[[np.ndarray], list[int]]] = {
 
 
 def draw_epoch(labels, config, fold, epoch):
-    """Draw the training images of an epoch, in order. → a list of (position in the training folds, augmentation seed),
-    which depends on the labels, the experiment's seed, the fold and the epoch alone."""
+    """Draw the training images of an epoch from the labels and seeds alone. → [(row, augmentation seed), …]."""
     seeds = np.random.SeedSequence([config["seed"], fold, epoch])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -60,14 +60,14 @@ def draw_epoch(labels, config, fold, epoch):
     return list(zip(order, seeds.generate_state(len(order) + 1)[1:].tolist(), strict=True))
 
 
-def training_batches(run, epoch, done=0):
+def training_loader(run, epoch, done=0):
     """Return the DataLoader of an epoch of a FoldRun, without its first `done` batches and a last incomplete one
     (listing, `drop_last`). Under torchrun each process gets its share of every batch."""
     experiment, config, rows = run.experiment, run.experiment.config, run.train_rows
     images, targets, size = experiment.images, experiment.targets[rows], config["batch_size"]
     order = draw_epoch(targets, config, run.fold, epoch)
     return DataLoader(
-        Images(images, rows, targets, Augmentation(config["augment"], images.shape[1])),
+        ImageDataset(images, rows, targets, Augmentation(config["augment"], images.shape[1])),
         batch_sampler=[order[k * size : (k + 1) * size][RANK::WORLD] for k in range(done, len(order) // size)],
         num_workers=experiment.workers, pin_memory=experiment.device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from

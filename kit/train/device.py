@@ -6,12 +6,13 @@ import gc
 import os
 import signal
 
+from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count, number
+
 import torch
 import torch.nn.functional as F
 from timm.layers import SwiGLU
 from torch import nn
 
-from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count, number
 from kit.train import distributed
 
 PRECISIONS = ("auto", "native", "fp16", "bf16", "none")
@@ -65,8 +66,7 @@ def pick_amp_of(run, name, device):
 
 
 def pick_workers(count, device):
-    """Return the number of a DataLoader's workers: beside a GPU up to the thesis' 4; on the CPU none, since they would
-    only compete."""
+    """Return --workers or, by default, up to the thesis' 4 beside a GPU, and none on the CPU, where they compete."""
     if count is not None:
         return count
     return max(0, min(4, cpu_count() // LOCAL_WORLD - 1)) if device.type == "cuda" else 0
@@ -89,18 +89,14 @@ def enough_memory(remedy):
 
 
 def ignore_ctrl_c(worker_id):
-    """Prepare a DataLoader's worker (its worker_init_fn): the main process alone answers Ctrl-C, and ends its workers.
-
-    A worker that wasn't forked has imported `common` without calling its `run`, which resets the garbage collector."""
-    gc.set_threshold(*GARBAGE)
+    """Prepare a DataLoader's worker (its worker_init_fn): the main process alone answers Ctrl-C, and ends them."""
+    gc.set_threshold(*GARBAGE)  # a worker that wasn't forked has imported `common` without calling its `run`
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class AlignedSwiGLU(SwiGLU):
-    """timm's SwiGLU, with its hidden units padded on a GPU to a multiple of 64, with zeros, which add nothing.
-
-    Tensor cores are fast for rows of a multiple of 16 bytes, and EVA-02-L has 2730 hidden units. Padded, it trained 1.2
-    times as fast on an H200 (docs/LOG.md)."""
+    """timm's SwiGLU, with its hidden units padded with zeros, on a GPU, to a multiple of 64: tensor cores are fast for
+    rows of a multiple of 16 bytes. EVA-02-L, with 2730, trained 1.2 times as fast on an H200 (docs/LOG.md)."""
 
     def forward(self, x):
         return self.padded(x) if x.is_cuda else super().forward(x)
@@ -128,8 +124,7 @@ def allow_recompiling():
 
 
 def compile_backbone(backbone):
-    """Compile a backbone with torch.compile, in place. A ViT's blocks are compiled one by one: they are of one class,
-    and all but the first reuse the compiled code."""
+    """Compile a backbone, in place; a ViT block by block, since all but the first reuse the compiled code."""
     allow_recompiling()  # one version for each rate of stochastic depth
     blocks = [*getattr(backbone, "blocks", [])]
     one_class = len({type(block) for block in blocks}) == 1 and not isinstance(blocks[0], nn.Sequential)

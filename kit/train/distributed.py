@@ -6,18 +6,18 @@ between CPUs. Without torchrun there is one process, for which these functions r
 
 import contextlib
 
+import common
+from common import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, UserError, warn
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-import common
-from common import LOCAL_RANK, LOCAL_WORLD, RANK, WORLD, UserError, warn
-
 
 @contextlib.contextmanager
-def together(device):
+def process_group(device):
     """Join the process group of the job for the block. Where one process dies, the others raise UserError."""
     if WORLD == 1:
         yield
@@ -45,7 +45,7 @@ def process_device(name):
     return f"cuda:{LOCAL_RANK}"
 
 
-def gather(part):
+def all_gather(part):
     """Return the parts of all processes, in a list by rank. A part can be pickled, and its tensors are on the CPU."""
     parts = [part] * WORLD
     if WORLD > 1:
@@ -55,7 +55,7 @@ def gather(part):
 
 def gather_rows(rows):
     """Gather an array of which the process of rank r has the rows r, r + WORLD, … → all rows, in each process."""
-    parts = gather(rows)
+    parts = all_gather(rows)
     all_rows = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     for rank, part in enumerate(parts):
         if len(part):
@@ -63,21 +63,18 @@ def gather_rows(rows):
     return all_rows
 
 
-def from_first(*numbers):
-    """Return the integers of the first process, which alone decides what depends on a clock or a file. All processes
+def broadcast(number):
+    """Return the integer of the first process, which alone decides what depends on a clock or a file. All processes
     wait here for each other, but not for their GPUs."""
-    if WORLD > 1:
-        numbers = torch.tensor([int(number) for number in numbers])
-        dist.broadcast(numbers, 0)
-        numbers = numbers.tolist()
-    return numbers
+    if WORLD == 1:
+        return number
+    numbers = torch.tensor([int(number)])
+    dist.broadcast(numbers, 0)
+    return numbers.item()
 
 
 def wrap(classifier, device):
-    """Return the module to train: `classifier` or, under torchrun, DistributedDataParallel around it.
-
-    On GPUs, batch norm computes its statistics over the batch of all processes; on CPUs, for which torch can't do that,
-    over each process's share."""
+    """Return the module to train: under torchrun DistributedDataParallel around it, on GPUs with SyncBatchNorm."""
     if WORLD == 1:
         return classifier
     if device.type == "cuda":
@@ -88,6 +85,5 @@ def wrap(classifier, device):
 
 
 def syncing(model, sync_gradients):
-    """Return the context of a backward pass. sync_gradients: whether the processes exchange gradients; only the last
-    batch before an optimizer step needs that."""
+    """Return the context of a backward pass. The last one before an optimizer step must exchange gradients."""
     return contextlib.nullcontext() if sync_gradients or WORLD == 1 else model.no_sync()

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 
+from common import RANK, WORLD, progress
+
 import numpy as np
 import torch
 import ttach
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common import RANK, WORLD, progress
 from kit.train import distributed
-from kit.train.dataset import Images
+from kit.train.dataset import ImageDataset
 from kit.train.device import autocast, ignore_ctrl_c, pick_device
 from kit.train.model import build_model
 
@@ -42,21 +43,21 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
     images: uint8 [N, S, S, 3]; bar: the progress bar's name. Under torchrun each process predicts its share of the
     rows, and all return all rows."""
     model.eval()
-    share = rows[RANK::WORLD]
+    data = ImageDataset(images, rows[RANK::WORLD])
     loader = DataLoader(
-        Images(images, share), sampler=[(i, 0) for i in range(len(share))], batch_size=batch_size, num_workers=workers,
+        data, sampler=[(i, 0) for i in range(len(data))], batch_size=batch_size, num_workers=workers,
         pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )  # fmt: skip
     logits, done = torch.empty(0, device=device), 0  # empty in a process without a row
-    with progress(len(share), bar) as progress_bar, autocast(device, amp):
+    with progress(len(data), bar) as progress_bar, autocast(device, amp):
         for batch, _ in loader:
             count = len(batch)
             if device.type == "cuda" and count < batch_size:  # or torch.compile would compile this shape too
                 batch = nn.functional.pad(batch, (0, 0, 0, 0, 0, 0, 0, batch_size - count))
             part = model(to_device(batch, device))[:count]
             if done == 0:
-                logits = part.new_empty(len(share), *part.shape[1:])
+                logits = part.new_empty(len(data), *part.shape[1:])
             logits[done : done + count] = part
             done += count
             progress_bar.update(count)

@@ -10,12 +10,13 @@ import hashlib
 import json
 import time
 
+import common
+from common import RANK, UserError, read_table, replacing, say
+
 import numpy as np
 import torch
 from torch import nn
 
-import common
-from common import RANK, UserError, read_table, replacing, say
 from kit.folds.split import assign_folds
 from kit.locks import locked
 from kit.train import distributed
@@ -55,9 +56,8 @@ def paths(prepared, config, weights):
 
 
 def read_features(files, tta):
-    """Return the features in the views `tta`, mapped, or None where there are none. files: as `paths` returns them; the
-    plain view is the first of each."""
-    for path in files.values() if tta == "none" else [files[tta]]:
+    """Return the features in the views `tta`, mapped, or None where there are none. files: as `paths` returns them."""
+    for path in files.values() if tta == "none" else [files[tta]]:  # the plain view is the first of each
         with contextlib.suppress(OSError, ValueError, EOFError):  # missing or damaged
             return np.load(path, mmap_mode="r")[:, : 1 if tta == "none" else None]
     return None
@@ -70,9 +70,9 @@ def features(run):
     with contextlib.ExitStack() as held:
         if RANK == 0:
             held.enter_context(locked(files[tta].with_name(f".{files[tta].stem}.lock"), files[tta], wait=True))
-        if distributed.from_first(read_features(files, tta) is None)[0]:
+        if distributed.broadcast(read_features(files, tta) is None):
             compute(run, files[tta])
-            distributed.from_first(0)  # the others wait for the file
+            distributed.broadcast(0)  # the others wait for the file
         return read_features(files, tta)
 
 
@@ -85,7 +85,7 @@ def compute(run, path):
     views = Views(run.classifier, experiment.config["tta"])
     blocks = [(images, start) for images in (train, tests) for start in range(0, len(images), BLOCK)]
     parts = [path.with_suffix(f".{number}.part") for number in range(len(blocks))]
-    (done,) = distributed.from_first(sum(part.exists() for part in parts))
+    done = distributed.broadcast(sum(part.exists() for part in parts))
     for number, (images, start) in [*enumerate(blocks)][done:]:
         rows, bar = np.arange(start, min(start + BLOCK, len(images))), f"features, part {number + 1} of {len(blocks)}"
         machine = experiment.device, experiment.amp, experiment.workers
@@ -96,8 +96,7 @@ def compute(run, path):
             raise UserError(f"{experiment.config['model']}: {what}: take another --model, or no probe")
         if RANK == 0:
             save_array(parts[number], [block], block.shape)
-        if distributed.from_first(run.resume.time_is_up())[0]:
-            run.resume.stop("features", f"{number + 1} of {len(blocks)} parts")
+        run.resume.stop_if_late("features", f"{number + 1} of {len(blocks)} parts")
     shape = len(train) + count, views.count, run.classifier.head.in_features
     if RANK == 0:
         save_array(path, (np.load(part) for part in parts), shape)
@@ -219,12 +218,9 @@ def start_head(run):
 
 
 def test_features(oof, fold, tta, count):
-    """Return the features of the `count` test images for the probe of a fold, float16 [M, V, D]; None where they aren't
-    kept, or the fold is no probe."""
+    """Return the features of the `count` test images for a fold's probe, float16 [M, V, D], or None without any."""
     config, weights = (oof.records[fold][key] for key in ("config", "weights"))
-    if config.get("tune") != "probe":
-        return None
-    vectors = read_features(paths(oof.prepared, config, weights), tta)
+    vectors = read_features(paths(oof.prepared, config, weights), tta) if config["tune"] == "probe" else None
     return None if vectors is None else vectors[-count:]
 
 

@@ -34,8 +34,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the mean binary cross entropy of labels or numbers. Numbers are learnt as probabilities (1st of PetFinder
-    Pawpularity)."""
+    """Compute the mean binary cross entropy of labels, or of numbers as probabilities (1st of Pawpularity)."""
     losses = F.binary_cross_entropy_with_logits(logits.float(), targets.nan_to_num(), reduction="none")
     return masked_mean(losses, targets)
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from common import UserError
+
 import timm
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from common import UserError
 from kit.train.device import align
 
 # what torch.load, safetensors and load_state_dict raise for a damaged or unsuitable file
@@ -122,8 +123,7 @@ def build_backbone(config, weights, kwargs):
 
 @contextlib.contextmanager
 def no_missing_weights():
-    """Raise KeyError where the weights that timm loads leave a part of the network random. For a model without classes,
-    timm names missing weights only in its log."""
+    """Raise KeyError where timm's log names missing weights: for a model without classes it is the only sign."""
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
 

@@ -1,12 +1,14 @@
 """Monitoring of a training: scores, losses that are NaN, the time that a fold takes."""
 
+import contextlib
 import sys
 import time
+
+from common import RANK, UserError, progress, say, warn, write_csv
 
 import pandas as pd
 import torch
 
-from common import RANK, UserError, progress, say, warn, write_csv
 from kit.experiment import is_finished
 from kit.score import thresholds
 from kit.score.metrics import METRICS
@@ -25,8 +27,7 @@ READ_SECONDS = 0.5  # between two readings of the losses
 def scores(run, logits, targets):
     """Return the loss and the metrics of the competition and of the task, as a dict of floats.
 
-    logits: float [N, K]; targets: as the loss takes them; both arrays. A metric of sets of labels is computed at the
-    best thresholds for these images."""
+    logits, targets: arrays as the loss takes them. A metric of sets of labels is computed at its best thresholds."""
     task, metric = run.experiment.prepared.task, run.experiment.prepared.metric
     size = BLOCK if task.splits_loss else len(targets)  # the loss takes several times the logits' memory
     blocks = zip(torch.as_tensor(logits).split(size), torch.as_tensor(targets).split(size), strict=True)
@@ -43,10 +44,9 @@ def outputs(state, last=0):
     return tuple(torch.cat(state[key][-last:]).cpu().numpy() for key in OUTPUTS)
 
 
-class EpochMonitor:
-    """The progress bar of an epoch of `steps` steps, and what is read of it now and then: losses, scores, speed.
-
-    Reading a loss synchronises the GPU, so it is read twice a second and not at every step."""
+class EpochMonitor(contextlib.AbstractContextManager):
+    """The progress bar of an epoch of `steps` steps, its losses, scores and speed. Reading a loss synchronises the GPU,
+    so it is read twice a second and not at every step."""
 
     def __init__(self, run, state, steps):
         self.run, self.state, self.steps, self.losses, self.skipped, self.in_a_row = run, state, steps, [], 0, 0
@@ -56,9 +56,6 @@ class EpochMonitor:
         self.bar = progress(steps * self.batch, self.name)
         self.bar.update(state["step"] * self.batch)
         self.settled = None  # (step, time) from which the speed is measured; () once it is printed
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.bar.close()
@@ -81,7 +78,7 @@ class EpochMonitor:
 
     def read_losses(self, step):
         """Read the losses since the last reading, for the tracker and the bar. Raises UserError where too many in a row
-        aren't finite, or one is that no GradScaler keeps from the weights."""
+        aren't finite; without a GradScaler, one is too many."""
         most, lr = MOST_SKIPPED if self.run.scaler.is_enabled() else 1, current_lr(self.run.optimizer)
         losses, self.losses = torch.stack(self.losses).cpu(), []
         for i, finite in enumerate(torch.isfinite(losses).tolist()):
@@ -117,9 +114,7 @@ class EpochMonitor:
 
 
 def note_epoch(run, name, state, train, valid, seconds):
-    """Add the epoch's row to foldK_epochs.csv, and print it after `name`.
-
-    train, valid: what `scores` returned; seconds: of the validation."""
+    """Add the epoch's row to foldK_epochs.csv, and print it after `name`. seconds: of the validation."""
     folder, batch_size = run.experiment.folder, run.experiment.config["batch_size"]
     parts = dict(train=train, valid=valid).items()
     row = dict(epoch=state["epoch"])

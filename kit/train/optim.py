@@ -9,17 +9,17 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from common import UserError
+
 import timm.optim
 import torch
 from timm.models import group_parameters
 
-from common import UserError
 from kit.train.ranger21 import Ranger21Fast, learning_rate
 
 
 def cosine(step, steps, lr, min_lr, warm_up=None):
-    """Return the rate of a linear warm-up, then half a cosine down to `min_lr` (Loshchilov and Hutter 2017, arXiv
-    1608.03983)."""
+    """Return the rate of a linear warm-up, then half a cosine (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
     first = int((warm_up or 0) * steps)
     if step <= first:
         return lr * step / first
@@ -30,8 +30,7 @@ SCHEDULES: dict[str, Callable[..., float]] = {"ranger21": learning_rate, "cosine
 
 
 def choose_trained(classifier, tune, freeze):
-    """Freeze the backbone where `tune` is "head", or its share `freeze` of layers, input side first. A frozen layer
-    below the first trained one needs no backward pass."""
+    """Freeze the backbone where `tune` is "head", or its share `freeze` of layers, input side first."""
     backbone = classifier.backbone.requires_grad_(tune == "all")
     if freeze:
         if not hasattr(backbone, "group_matcher"):

@@ -80,8 +80,8 @@ class Ranger21Fast(torch.optim.Optimizer):
                 torch._foreach_copy_(slow, stack["params"])
 
     def _stack(self):
-        """Return stacks of the states of parameters of one group, shape, dtype, device and step count. Each state
-        becomes a view of its stack."""
+        """Return stacks of the states of parameters of one group, shape, dtype, device and step count, and make each
+        state a view of its stack."""
         stackable, stacks = {}, []
         for number, group in enumerate(self.param_groups):
             for p in [p for p in group["params"] if p.grad is not None]:

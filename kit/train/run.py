@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import RANK, UserError, experiment_folder, say
+
 import numpy as np
 import pandas as pd
 import torch
 from timm.utils import ModelEmaV3
 
-from common import RANK, UserError, experiment_folder, say
 from kit.data.prepared import Prepared, read_prepared
 from kit.experiment import check_config, is_finished, lock_config, lock_fold, read_record, warn_of_mixed_provenance
 from kit.train import distributed
@@ -78,11 +79,9 @@ class FoldRun:
         return f"fold {self.fold} epoch {epoch:{len(last)}}/{last}"
 
 
-def gather(folder, config, defaults, fold, overwrite, device, workers, **machine):
-    """Return the Experiment in `folder`. Raises UserError where its finished folds have other settings.
-
-    config: its settings, and defaults: those of a run without flags; fold, overwrite, workers: the flags; machine: the
-    Experiment's fields of that name."""
+def open_experiment(folder, config, defaults, fold, overwrite, device, workers, **machine):
+    """Return the Experiment in `folder`. Raises UserError where its finished folds have other settings. config: its
+    settings; defaults: those of a run without flags; the others are the flags and the Experiment's fields."""
     prepared, folds = read_prepared(folder.parent)
     config = for_task(config, prepared.task)
     config["changed"] = changed(config, defaults)
@@ -127,14 +126,12 @@ def set_up(experiment, fold):
         compile_backbone(classifier.backbone)
         if config["optimizer"] == "ranger21":
             optimizer.compile()
-    path = experiment.folder / f"fold{fold}.resume.pt"
     ema = ModelEmaV3(classifier, decay=config["ema"], use_warmup=True) if config["ema"] else None
     return FoldRun(
         experiment=experiment, fold=fold, train_rows=train_rows, valid_rows=valid_rows, classifier=classifier,
         model=distributed.wrap(classifier, device), criterion=LOSSES[config["loss"]], optimizer=optimizer,
         scheduler=scheduler, ema=ema, scaler=torch.amp.GradScaler(device.type, enabled=experiment.amp == "fp16"),
-        resume=ResumeFile(path, config, experiment.save_minutes, experiment.stop_after),
-        track=Track(experiment.track, experiment.folder, fold, config),
+        resume=ResumeFile(experiment, fold), track=Track(experiment.track, experiment.folder, fold, config),
     )  # fmt: skip
 
 
@@ -146,7 +143,7 @@ def start_fold(experiment, fold):
         if RANK == 0:
             held.enter_context(lock_fold(folder, fold))
         # No process begins before the first one has locked the fold; by then, another job may have finished it.
-        if distributed.from_first(is_finished(folder, fold) and fold not in replaced)[0]:
+        if distributed.broadcast(is_finished(folder, fold) and fold not in replaced):
             stopped = (folder / f"fold{fold}.resume.pt").exists()
             effect = "resumes its retraining" if stopped else "trains it again"
             say(f"fold {fold} of {folder.name} is finished (--overwrite {effect})")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from common import WORLD, UserError, experiment_folder, listing, say
+
 from kit.experiment import is_finished, read_record
 from kit.train.augment import AUGMENTATIONS
 from kit.train.losses import LOSS_TASKS
@@ -25,14 +26,14 @@ def settings(flags, seed):
     return json.loads(json.dumps(config))  # as read from config.json: a tuple is a list there
 
 
-def experiment_names(exp, seeds):
-    """Return the names of the experiments to train: `exp`, or with several seeds EXP_777, EXP_778 …"""
-    return [f"{exp}_{seed}" for seed in seeds] if len(seeds) > 1 else [exp]
+def experiment_folders(output, exp, seeds):
+    """Return the folders of the experiments to train: that of `exp`, or with several seeds EXP_777, EXP_778 …"""
+    return [experiment_folder(output, f"{exp}_{seed}" if len(seeds) > 1 else exp) for seed in seeds]
 
 
 def for_task(config, task):
-    """Return the settings with the loss and the sampler of the task, where those given are for classes; prints which.
-    Raises UserError for another loss that doesn't suit the task."""
+    """Return the settings, with the task's loss and sampler in place of those for classes; prints which. Raises
+    UserError for a loss of another task."""
     suited, loss, tasks = {}, config["loss"], LOSS_TASKS.get(config["loss"], ("classes",))
     if task.key not in tasks and loss in LOSS_TASKS:
         raise UserError(f"--loss {loss} is for {' and '.join(tasks)}, and the task is {task.key}: leave it out")

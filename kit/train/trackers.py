@@ -5,29 +5,19 @@ logging) and step/lr, about twice a second; each row of foldK_epochs.csv as epoc
 start of the fold. A fold that resumes after a stop continues its run. Only --track imports the libraries.
 """
 
+import contextlib
 import importlib
 import os
 import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from common import RANK, UserError, warn
 
-
-class Fold(NamedTuple):
-    """A fold that starts or resumes, as a tracker needs it."""
-
-    name: str  # EXP/foldK
-    output: Path  # --output
-    settings: dict  # of the experiment
-    run_id: str | None  # the run to continue, None where the fold starts
-    step: int  # the first one to be logged
+import numpy as np
 
 
-class Opened(NamedTuple):
+class TrackerRun(NamedTuple):
     """A tracker's open run. `log` and `close` may raise anything: that is one warning, and the training goes on."""
 
     id: str  # finds the run after a stop
@@ -39,10 +29,10 @@ class Tracker(NamedTuple):
     """An entry of TRACKERS. Its key is the library's name for pip."""
 
     module: str  # of the library, to be imported
-    start: Callable[[Fold], Opened]
+    start: Callable[["Track"], TrackerRun]
 
 
-def to_tensorboard(fold: Fold) -> Opened:
+def to_tensorboard(fold: "Track") -> TrackerRun:
     """Open event files in OUTPUT/tensorboard/EXP/foldK. A fold that starts removes those of its earlier training."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -60,10 +50,10 @@ def to_tensorboard(fold: Fold) -> Opened:
         for key, value in values.items():
             writer.add_scalar(key, value, step)
 
-    return Opened(fold.name, log, lambda finished: writer.close())
+    return TrackerRun(fold.name, log, lambda finished: writer.close())
 
 
-def to_wandb(fold: Fold) -> Opened:
+def to_wandb(fold: "Track") -> TrackerRun:
     """Open a run of Weights & Biases, with its files in OUTPUT/wandb. Its WANDB_… variables apply, such as
     WANDB_PROJECT (default: foldkit) and WANDB_MODE=offline, which needs no network."""
     import wandb
@@ -75,7 +65,7 @@ def to_wandb(fold: Fold) -> Opened:
     )  # fmt: skip
     run.define_metric("*", step_metric="step")  # wandb's own counter can't go back to the last resume file
     log = lambda values, step: run.log(values | dict(step=step))  # noqa: E731
-    return Opened(run.id, log, lambda finished: run.finish(exit_code=0 if finished else 1))
+    return TrackerRun(run.id, log, lambda finished: run.finish(exit_code=0 if finished else 1))
 
 
 TRACKERS: dict[str, Tracker] = {
@@ -92,40 +82,35 @@ def check_library(name):
         raise UserError(f"--track {name} can't be used here ({error}): pip install {name}") from None
 
 
-class Track:
-    """A fold's run in TRACKERS[name], opened at the first logging and closed at the end of the `with` block. With name
+class Track(contextlib.AbstractContextManager):
+    """A fold's run in TRACKERS[key], opened at the first logging and closed at the end of the `with` block. With key
     None, and in all processes but the first, it logs nothing.
 
-    folder: the experiment's, in --output."""
+    name: EXP/foldK; run_id: the run to continue, None where the fold starts; step: the first one to be logged."""
 
-    def __init__(self, name, folder, fold, settings):
-        self.name, self.opened, self.off = name, None, name is None or RANK > 0
-        self.fold = Fold(f"{folder.name}/fold{fold}", folder.parent, settings, None, 0)
-
-    def __enter__(self):
-        return self
+    def __init__(self, key, folder, fold, settings):
+        self.key, self.output, self.name, self.settings = key, folder.parent, f"{folder.name}/fold{fold}", settings
+        self.run_id, self.step, self.opened, self.off = None, 0, None, key is None or RANK > 0
 
     def __exit__(self, kind, error, trace):
         if self.opened:
             self._call(lambda: self.opened.close(kind is None))
 
     def note(self, state, part, values, step):
-        """Log `values` (a dict of numbers) as PART/key at the step. The run's id goes into the fold's state, and so
-        into its resume file."""
+        """Log `values` (a dict of numbers) as PART/key at the step. The run's id goes into the fold's state."""
 
         def log():
             if self.opened is None:
                 ids = state.setdefault("track", {})
-                fold = self.fold._replace(run_id=ids.get(self.name), step=step)
-                self.opened = TRACKERS[self.name].start(fold)
-                ids[self.name] = self.opened.id
+                self.run_id, self.step = ids.get(self.key), step
+                self.opened = TRACKERS[self.key].start(self)
+                ids[self.key] = self.opened.id
             self.opened.log({f"{part}/{key}": float(value) for key, value in values.items()}, step)
 
         self._call(log)
 
     def _call(self, function):
-        """Call a function unless tracking is off. An error switches it off and is a warning. The random streams of the
-        training stay as they are."""
+        """Call a function unless tracking is off. An error switches it off and is a warning; random streams stay."""
         if self.off:
             return
         states = random.getstate(), np.random.get_state()
@@ -134,7 +119,7 @@ class Track:
         except Exception as error:  # of the library, its server or its disk: none is worth ending a training for
             self.off = True
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            warn(f"{self.fold.name}: --track {self.name} failed ({reason}). Training goes on without it")
+            warn(f"{self.name}: --track {self.key} failed ({reason}). Training goes on without it")
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])

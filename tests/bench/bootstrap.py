@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import softmax
+
 from kit.score.intervals import bootstrap_weights, scored
 from kit.score.metrics import METRICS
 

@@ -37,6 +37,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from common import replacing, softmax  # noqa: E402
+
 from kit.data.decode import decode, resize  # noqa: E402
 from kit.data.prepared import read_prepared  # noqa: E402
 from kit.folds.split import assign_folds  # noqa: E402

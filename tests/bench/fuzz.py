@@ -29,6 +29,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from common import UserError
+
 from kit.data import labels, tables
 from kit.data.decode import decode
 from kit.data.image_source import ImageSource

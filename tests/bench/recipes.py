@@ -25,12 +25,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # a process for each core is faster than two threads
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from common import softmax
 
 import numpy as np
 import pandas as pd
 from cv_gap import NETWORK, ROOT, make_competition, photos, run, split
 
-from common import softmax
 from kit.score.metrics import METRICS
 
 COMPETITIONS = [("drink", seed) for seed in range(4)] + [("cloth", 0)]

@@ -143,6 +143,7 @@ def kit_prepare(folder):
 def kit_train(folder):
     """Run 01 on fold 0. → its epochs' seconds, and those from the imports to the end of the first training step."""
     import common
+
     from kit.train.ranger21 import Ranger21Fast
 
     run, step, times = common.run, Ranger21Fast.step, []
