@@ -97,9 +97,6 @@ def defaults():
     return settings(args, *args.seed)
 
 
-# ---------------------------------------------------------------- one epoch
-
-
 def train_step(run, images, targets, share, is_last):
     """Compute the forward and the backward pass of a batch: what to change to learn differently from an image.
 
@@ -168,9 +165,6 @@ def validate(run, model, bar):
     if not np.isfinite(logits).all():
         raise UserError(f"{bar}: the predictions are no numbers: lower --lr, or train with --amp none")
     return logits
-
-
-# ---------------------------------------------------------------- one fold
 
 
 def train_fold(run):

@@ -199,13 +199,14 @@ def test_ranked_labels_are_written_as_the_sample_writes_them(tmp_path):
 
 
 def test_tables_are_joined_by_all_columns_that_both_have(tmp_path):
-    write_csv(tmp_path / "a.csv", [["num", "id"], ["1", "a0"], ["2", "a1"]])
-    write_csv(tmp_path / "b.csv", [["num", "id", "label"], ["2", "a0", "x"], ["1", "a1", "y"]])
+    write_csv(tmp_path / "a.csv", [["num", "id"], ["1", "a0"], ["1", "a1"], ["2", "a1"]])
+    write_csv(tmp_path / "b.csv", [["num", "id", "label"], ["2", "a0", "x"], ["3", "a1", "y"]])
     one, other = (tables.read_table(tmp_path / f"{name}.csv", "") for name in "ab")
     with pytest.raises(UserError, match="and no row fits"):
         tables.join(one, other)
-    write_csv(tmp_path / "b.csv", [["num", "id", "label"], ["2", "a1", "x"], ["1", "a0", "y"]])
-    assert tables.join(one, tables.read_table(tmp_path / "b.csv", "")).columns["label"] == ["y", "x"]
+    write_csv(tmp_path / "b.csv", [["num", "id", "label"], ["1", "a1", "x"], ["1", "a0", "y"]])
+    joined = tables.join(one, tables.read_table(tmp_path / "b.csv", ""))
+    assert joined.columns == one.columns | dict(label=["y", "x", ""]), "a row without a partner has a blank cell"
 
 
 @pytest.mark.parametrize("form", ["binary", "onehot"])

@@ -24,7 +24,6 @@ from kit.train.model import WEIGHT_ERRORS, build_model
 
 CODE = "augment dataset linear_probe losses model optim ranger21 run".split()  # what, with 01, decides the training
 DIGEST = 32  # bytes of a SHA-256
-TO_BE_CONTINUED = 75  # exit code of --stop-after; sysexits.h calls it EX_TEMPFAIL, "try again later"
 OUTPUTS = ("logits", "targets")  # of the epoch's batches so far: lists of tensors in a fold's state
 
 
@@ -87,7 +86,7 @@ class ResumeFile:
         """End the script, whose state is saved, where --stop-after says so."""
         if distributed.broadcast(self.time_is_up()):
             say(f"{name}: stopped by --stop-after; run it again to go on after {done}")
-            sys.exit(TO_BE_CONTINUED)
+            sys.exit(75)  # EX_TEMPFAIL of sysexits.h, "try again later"
 
     def save(self, state):
         """Write the file. state: what `load` returned, brought up to date. Under torchrun the first process writes it

@@ -74,9 +74,7 @@ def pick_workers(count, device):
 
 def autocast(device, amp):
     """Return the context in which the model runs; `amp` is fp16, bf16 or none."""
-    if amp == "none":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype={"fp16": torch.float16, "bf16": torch.bfloat16}[amp])
+    return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "none")
 
 
 @contextlib.contextmanager

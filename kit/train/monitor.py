@@ -51,8 +51,7 @@ class EpochMonitor(contextlib.AbstractContextManager):
     def __init__(self, run, state, steps):
         self.run, self.state, self.steps, self.losses, self.skipped, self.in_a_row = run, state, steps, [], 0, 0
         self.began, self.last_read = time.perf_counter() - state["seconds"], time.monotonic()
-        self.batch = run.experiment.config["batch_size"]
-        self.name = run.epoch_name(state["epoch"])
+        self.batch, self.name = run.experiment.config["batch_size"], run.epoch_name(state["epoch"])
         self.bar = progress(steps * self.batch, self.name)
         self.bar.update(state["step"] * self.batch)
         self.settled = None  # (step, time) from which the speed is measured; () once it is printed
@@ -85,12 +84,12 @@ class EpochMonitor(contextlib.AbstractContextManager):
             self.in_a_row = 0 if finite else self.in_a_row + 1
             self.skipped += not finite
             if self.in_a_row == most:
-                where = f"at step {step + 2 - len(losses) + i} of {self.steps}, lr {lr:.3g}"
-                what = f"{self.name}: the loss is {losses[i].item()} {where}"
-                raise UserError(f"{what}: lower --lr, or give --amp bf16 or none")
-        steps_done = (self.state["epoch"] - 1) * self.steps + step + 1
-        mean = losses[torch.isfinite(losses)].mean()
-        self.run.track.note(self.state, "step", dict(loss=mean, lr=lr), steps_done)
+                what = (
+                    f"the loss is {losses[i].item()} at step {step + 2 - len(losses) + i} of {self.steps}, lr {lr:.3g}"
+                )
+                raise UserError(f"{self.name}: {what}: lower --lr, or give --amp bf16 or none")
+        values = dict(loss=losses[torch.isfinite(losses)].mean(), lr=lr)
+        self.run.track.note(self.state, "step", values, (self.state["epoch"] - 1) * self.steps + step + 1)
         if not self.bar.disable:
             window = scores(self.run, *outputs(self.state, last=-(-WINDOW // self.batch)))
             shown = {key: f"{value:.4f}" for key, value in window.items()}
@@ -117,10 +116,9 @@ def note_epoch(run, name, state, train, valid, seconds):
     """Add the epoch's row to foldK_epochs.csv, and print it after `name`. seconds: of the validation."""
     folder, batch_size = run.experiment.folder, run.experiment.config["batch_size"]
     parts = dict(train=train, valid=valid).items()
-    row = dict(epoch=state["epoch"])
-    row |= {f"{part}_{key}": value for part, values in parts for key, value in values.items()}
     pace, lr = state["step"] * batch_size / state["seconds"], current_lr(run.optimizer)
-    row |= dict(lr=lr, seconds=state["seconds"] + seconds, images_per_second=pace)
+    row = {f"{part}_{key}": value for part, values in parts for key, value in values.items()}
+    row = dict(epoch=state["epoch"], **row, lr=lr, seconds=state["seconds"] + seconds, images_per_second=pace)
     state["rows"].append(row)
     shown = [f"{part} {' '.join(f'{key} {value:.4f}' for key, value in values.items())}" for part, values in parts]
     say(f"{name}  {'  '.join(shown)}  {row['seconds']:.1f} s")
