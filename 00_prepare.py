@@ -1,4 +1,4 @@
-"""Reads the competition's files, checks them, decides the folds and caches the images.
+"""Preparation: reads and checks the competition's files, decides the folds, caches the images.
 
     python 00_prepare.py                                   # input/ → output/prepared/
     python 00_prepare.py --size 384                        # adds a cache of another size; the folds stay
@@ -61,7 +61,7 @@ def make_parser():
     add("--train-header", choices=("auto", "yes", "no"), default="auto", help="auto, yes, or no: columns are 1, 2, …")
     add("--bands", type=number(int, 1), nargs=3, metavar=("R", "G", "B"), help="red, green, blue bands, counted from 1")
     add("--channels", nargs=3, metavar=("R", "G", "B"), help="ends of an image's three files: _red _green _blue")
-    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: name them and end; grey: go on")
+    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: print their names and end; grey: use grey")
 
     add = parser.group("what is scored and submitted")
     add("--metric", choices=("auto", *METRICS), default="auto", help="auto: by the task and the sample; listed below")
@@ -76,8 +76,8 @@ def make_parser():
         "none; a column; CSV")  # fmt: skip
     add("--group-pattern", metavar="REGEX", help="the group is what this finds in an image's name, such as ^[0-9]+")
     add("--embed", metavar="MODEL", help="--groups auto and copies compare the features of this timm model too")
-    add("--weights", metavar="FILE", help="of --embed: hub, none, or a .safetensors or .pth file (default: hub)")
-    add("--seed", type=number(int, 0), default=777, help="decides what is random in the folds")
+    add("--weights", metavar="FILE", help="weights of the --embed model: hub, none, or a file (default: hub)")
+    add("--seed", type=number(int, 0), default=777, help="seed of the folds")
     return parser
 
 

@@ -161,7 +161,7 @@ def read_solution(path, names, task):
     file."""
     if not path.exists():
         return None
-    table = common.read_table(path, "it was there a moment ago")
+    table = common.read_table(path, "run it again")
     if not {"image_name", "label", "usage"} <= set(table.columns) or not set(names) <= set(table.image_name):
         raise UserError(f"{path} needs columns image_name, label, usage and a row per test image: fix or remove it")
     table = table.set_index("image_name").loc[names]

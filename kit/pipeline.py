@@ -28,10 +28,10 @@ def parse(script, words):
     return args
 
 
-def run(script, args):
+def run(script, parsed):
     """Run a script; its messages carry its name."""
     sys.argv[0] = f"{script.__name__}.py"
-    script.main(args)
+    script.main(parsed)
     sys.argv[0] = "run.sh"
 
 

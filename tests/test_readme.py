@@ -200,7 +200,7 @@ def needs(name):
     cached = (TRAIN + TEST) * config["size"] ** 2 * 3
     resume = [] if probe else [4 * (weights * (2 + averaged) + states)]  # the weights, those kept, their average
 
-    once, views = forward_pass(config["model"], config["size"], config["head"]), Views(network, config["tta"]).views
+    once, views = forward_pass(config["model"], config["size"], config["head"]), Views(network, config["tta"]).count
     held_out = TRAIN / FOLDS
     step = 1 + 2 * (1 - config["freeze"])  # backward twice the forward pass, through the layers that learn
     work = FOLDS * (config["epochs"] * ((TRAIN - held_out) * step + held_out) + (held_out + TEST) * views)
