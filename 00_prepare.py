@@ -61,7 +61,7 @@ def make_parser():
     add("--train-header", choices=("auto", "yes", "no"), default="auto", help="auto, yes, or no: columns are 1, 2, …")
     add("--bands", type=number(int, 1), nargs=3, metavar=("R", "G", "B"), help="red, green, blue bands, counted from 1")
     add("--channels", nargs=3, metavar=("R", "G", "B"), help="ends of an image's three files: _red _green _blue")
-    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: print their names and end; grey: use grey")
+    add("--unreadable", choices=("refuse", "grey"), default="refuse", help="refuse: name them and end; grey: use grey")
 
     add = parser.group("what is scored and submitted")
     add("--metric", choices=("auto", *METRICS), default="auto", help="auto: by the task and the sample; listed below")
