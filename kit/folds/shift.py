@@ -20,15 +20,17 @@ FOLDS, PERMUTATIONS = 5, 50  # of the classifier; of train and test among the gr
 MOST_IMAGES = 4000  # more don't change the answer, only the time
 
 
-def statistics(image):
-    """Return the statistics of an image, uint8 [H, W, 3] RGB → float32 [STATISTICS]: log height, width and aspect;
-    brightness, contrast, sharpness (log variance of the Laplacian at 256 px); colour histograms; a grey thumbnail."""
+def statistics(image, size=None):
+    """Return the statistics of an image, uint8 [H, W, 3] RGB → float32 [STATISTICS]: log height, width and aspect, of
+    `size` (width, height) where `image` is a smaller copy; brightness, contrast, sharpness (log variance of the
+    Laplacian at 256 px); colour histograms; a grey thumbnail."""
     small = resize(image, 256)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     histograms = [cv2.calcHist([small], [c], None, [COLOUR_BINS], (0, 256)).ravel() / grey.size for c in range(3)]
     thumb = resize(resize(grey, 64), THUMB).ravel() / 255  # in two steps, of which the first is quick: 256 is 4 × 64
     sharpness = cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))[1].item() ** 2
-    shape = np.log([*image.shape[:2], image.shape[1] / image.shape[0]])
+    width, height = size or image.shape[1::-1]
+    shape = np.log([height, width, width / height])
     light = [*np.ravel(cv2.meanStdDev(grey)) / 255, np.log(1 + sharpness)]
     return np.concatenate([shape, light, *histograms, thumb]).astype(np.float32)
 
