@@ -6,9 +6,12 @@ import shutil
 import warnings
 import zipfile
 
+import common
+from common import UserError
+
 import numpy as np
 import pytest
-from conftest import done, png, toy_image, write_zip
+from conftest import TINY, done, png, refused, toy_image, write_csv, write_zip
 from damage import PREPARE, build_world, edited, flags_of, refused_untouched, without
 from PIL import Image
 
@@ -55,7 +58,7 @@ TABLES = {
     "train.csv with names that are no images": (
         edited("train.csv", lambda t: t.replace("image_name", "id").replace(".png", ".x")),
         [],
-        "no such column as 'image_name': name one of id, label with --image-column",
+        "train.zip: name one of id, label with --image-column",
     ),
     "train.csv of two wrong columns": (
         edited("train.csv", lambda t: t.replace("label", "class,x").replace(".png,", ".png,0,")),
@@ -65,7 +68,7 @@ TABLES = {
     "train.csv with two label columns": (train_csv("image_name,label,label\na,0,0\n"), [], "several columns 'label'"),
     "train.csv ragged": (rows("0000.png,0,1"), [], "another number of cells than the first row (2) in row 2"),
     "train.csv binary": (train_csv(b"\x89PNG\r\n\x1a\n\x00\x81\xff\xfe\xfd"), [], "neither UTF-8 nor cp932"),
-    "train.csv with an endless cell": (train_csv('image_name,label\n"' + "x" * 200_000), [], "no table of values"),
+    "train.csv with an endless cell": (train_csv('image_name,label\n"' + "x" * 200_000), [], "isn't closed"),
     "train.csv is a folder": (
         lambda inputs: (without("train.csv")(inputs), (inputs / "train.csv").mkdir()),
         [],
@@ -75,9 +78,12 @@ TABLES = {
     "a name spelt twice": (rows("0001,1"), [], "0001.png more than once"),
     "no name": (rows(",0"), [], "without an image name"),
     "no label": (rows("0000.png,"), [], "no label for 0000.png"),
-    "label NaN": (rows("0000.png,NaN"), [], "no label for 0000.png"),
-    "mixed types": (rows("0000.png,0.0", "0001.png,1", "0002.png,0.0"), [], "0.0 and 0, which are one number"),
-    "leading zeros": (rows("0000.png,00", "0001.png,1", "0002.png,00"), [], "one number: spell them alike"),
+    "label NaN": (rows("0000.png,NaN"), [], "has labels (NaN) that may be a class or none"),
+    "leading zeros": (
+        rows("0000.png,00", "0001.png,1", "0002.png,00"),
+        [],
+        "has the labels 0 and 00: spell them alike",
+    ),
     "one class": (edited("train.csv", lambda t: t.replace("png,1", "png,0")), [], "one class only (0)"),
     "too many folds": (lambda inputs: None, ["--folds", 13], "a fold lacks 0 (images: 12, groups: 12), 1 "),
     "an image missing": (rows("x.png,0"), [], "lacks 1 of the images"),
@@ -102,11 +108,6 @@ TABLES = {
     "sample missing": (without("sample_submit.csv"), [], "sample_submit.csv is missing"),
     "sample empty": (edited("sample_submit.csv", lambda t: ""), [], "sample_submit.csv is empty"),
     "sample header only": (edited("sample_submit.csv", lambda t: "id,value\n"), [], "names no test image"),
-    "sample with a name twice": (
-        edited("sample_submit.csv", lambda t: t + "t0.png,0.5\n"),
-        [],
-        "t0.png more than once",
-    ),
     "sample with an unknown name": (edited("sample_submit.csv", lambda t: t + "x.png,0.5\n"), [], "images in"),
     "sample of wrong columns": (
         edited("sample_submit.csv", lambda t: "id,a,b\n" + t.replace("0.5", "0.5,0.5")),
@@ -256,7 +257,6 @@ ARCHIVES = {
     "zip bomb": (bomb, "bomb.png (600 MiB when unpacked"),
     "zip of other images": (lambda inputs: shutil.copy(inputs / "test.zip", inputs / "train.zip"), "lacks 24"),
     "folder empty": (lambda inputs: (without("train.zip")(inputs), (inputs / "train").mkdir()), "holds no images"),
-    "folder with a link that leads out": (link_out, "0000.png (a link that leads out of the folder)"),
     "folder with a dead link": (dead_link, "lacks 1 of the images"),
     "test.zip missing": (without("test.zip"), "test.zip is missing"),
     "test.zip damaged": (lambda inputs: (inputs / "test.zip").write_bytes(b"x"), "test.zip is no zip archive"),
@@ -283,7 +283,17 @@ def test_all_unreadable_images_are_named_together(copy):
     for name in ("0003", "0007"):
         replaced(b"", f"train/{name}.png")(copy / "input")
     line = refused_untouched(copy, "00_prepare.py", *PREPARE, "--overwrite")
-    assert "2 unreadable images: train/0003.png (empty file), train/0007.png (empty file)" in line
+    assert "2 unreadable images, 8 % of train: train/0003.png (empty file), train/0007.png (empty file)" in line
+
+
+def test_grey_images_are_few(copy):
+    replaced(b"", "train/0003.png")(copy / "input")
+    flags = [*PREPARE, "--overwrite", "--unreadable", "grey"]
+    assert "unreadable  1 images" in done("00_prepare.py", *flags_of(copy), *flags)
+    replaced(b"", "train/0007.png")(copy / "input")
+    line = refused_untouched(copy, "00_prepare.py", *flags)
+    assert "2 unreadable images, 8 % of train: train/0003.png (empty file)" in line
+    assert line.endswith("replace them (--unreadable grey accepts 5 %)")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF"])
@@ -297,6 +307,144 @@ def test_no_truncated_image_passes_for_a_complete_one(kind):
         except ValueError:
             continue
         assert (image == expected).all(), f"{kind} of {length} bytes: a truncated image passes for a complete one"
+
+
+# ---------------------------------------------------------------- files that are missing, left out, or called otherwise
+
+
+def in_folders(path, train, tests, sample=None):
+    """Writes a competition whose labels are folders' names, or in train.csv where the sample names probabilities.
+    → the flags."""
+    for i, name in enumerate([f"train/{name}" for name in train] + [f"test/{name}" for name in tests]):
+        (path / "input" / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / "input" / name).write_bytes(png(toy_image(np.random.default_rng(i), i % 2)))
+    write_csv(path / "input" / "sample_submit.csv", [("image", "label"), *((name, 0.5) for name in sample or tests)])
+    return [*flags_of(path), *PREPARE]
+
+
+def test_the_missing_file_is_named_where_others_are_called_alike(tmp_path):
+    names = [f"case{i:02}/0.png" for i in range(12)]
+    sample = ["case90/0.png", "case91/0.png"]
+    flags = in_folders(tmp_path, names, sample[:1], sample)
+    write_csv(tmp_path / "input" / "train.csv", [("image", "label"), *((name, i % 2) for i, name in enumerate(names))])
+    line = refused("00_prepare.py", *flags)
+    assert "test lacks 1 of the images in" in line
+    assert "sample_submit.csv: case91/0.png (see" in line
+    (tmp_path / "input" / "test" / "case91").mkdir()
+    shutil.copy(tmp_path / "input/test/case90/0.png", tmp_path / "input/test/case91/0.png")
+    shutil.move(tmp_path / "input/train/case05/0.png", tmp_path / "input/train/case05/1.png")
+    line = refused("00_prepare.py", *flags)
+    assert "train lacks 1 of the images in" in line
+    assert "train.csv: case05/0.png (see" in line
+
+
+def test_images_of_every_kind_of_name_are_in_their_classes(tmp_path):
+    classes = [f"{'abc'[i % 3]}/{i}{('.jpg', '.JFIF', '')[i % 3]}" for i in range(18)]
+    hidden = [f".ipynb_checkpoints/{i}-checkpoint.jpg" for i in range(5)]
+    flags = in_folders(tmp_path, classes + hidden + ["__MACOSX/a/._0.jpg", "a/@eaDir/0.jpg"], ["0.png"])
+    (tmp_path / "input" / "train" / "b" / "notes.txt").write_text("x")
+    (tmp_path / "input" / "train" / "b" / "Thumbs.db").write_text("x")
+    write_csv(tmp_path / "input" / "sample_submit.csv", [("image", "label"), ("0.png", "a")])
+    out = done("00_prepare.py", *flags)
+    assert "3 classes in the folders' names" in out
+    assert "train       18 images, 24 × 24 (18)" in out
+    assert "train       6 files left out: .ipynb_checkpoints/0-checkpoint.jpg" in out
+    folds = common.read_table(tmp_path / "output" / "prepared" / "folds.csv", "")
+    assert folds.label.value_counts().to_dict() == dict(a=6, b=6, c=6)
+    for name in (".DS_Store", "a/Thumbs.db", "a/notes2.txt"):
+        (tmp_path / "input" / "train" / name).write_bytes(b"x")
+    assert "prepared 16 px" in done("00_prepare.py", *flags, "--size", 16), "no change of the images"
+
+
+def test_images_of_an_unread_kind_are_named_with_the_remedy(tmp_path):
+    flags = in_folders(tmp_path, [f"{i}.png" for i in range(12)], ["0.png"])
+    rows = [(f"{i}.png", i % 2) for i in range(11)]
+    write_csv(tmp_path / "input" / "train.csv", [("image", "label"), *rows, ("11", 1)])
+    shutil.move(tmp_path / "input/train/11.png", tmp_path / "input/train/11.cr2")
+    line = refused("00_prepare.py", *flags)
+    assert "train lacks 1 of the images in" in line
+    assert line.endswith("; 11.cr2 can't be read here: convert the .cr2 files to PNG or JPEG")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("train.zip", "Train_Images.zip", ("train.zip is missing; ", "(Train_Images.zip?)", "with --train-images")),
+        ("test.zip", "test1.zip", ("test.zip is missing; ", "(test1.zip?)", "with --test-images")),
+        ("train.csv", "train_images.csv", ("train.csv is missing", "(train_images.csv?)", "--train-csv")),
+    ],
+)
+def test_what_is_there_is_listed_where_a_file_is_missing(copy, old, new, words):
+    (copy / "input" / old).rename(copy / "input" / new)
+    line = refused_untouched(copy, "00_prepare.py", *PREPARE)
+    assert all(word in line for word in (*words, "there are: ")), line
+
+
+def test_a_pattern_is_proposed_where_names_hold_the_class(tmp_path):
+    flags = in_folders(tmp_path, [f"{('cat', 'cattle')[i % 2]}.{i}.jpg" for i in range(12)], ["0.png"])
+    write_csv(tmp_path / "input" / "sample_submit.csv", [("image", "label"), ("0.png", "cat")])
+    assert "--label-pattern '(cattle|cat)'" in refused("00_prepare.py", *flags)
+    done("00_prepare.py", *flags, "--label-pattern", "(cattle|cat)")
+    folds = common.read_table(tmp_path / "output" / "prepared" / "folds.csv", "")
+    assert folds.label.value_counts().to_dict() == dict(cat=6, cattle=6)
+
+
+def test_tables_of_pixels_in_any_order_and_zip(tmp_path):
+    """Columns sorted as text, in zips with a folder, as macOS makes them: the right half of each image is white."""
+    names = sorted(f"pixel{i}" for i in range(64))
+    pixels = {name: 250 * (int(name[5:]) % 8 > 3) for name in names}
+    (tmp_path / "input").mkdir()
+    for part, labels in (("train", [0, 1] * 6), ("test", [None] * 2)):
+        rows = [[*([label] if part == "train" else []), *pixels.values()] for label in labels]
+        header = ["label"] * (part == "train") + names
+        text = "".join(",".join(map(str, row)) + "\n" for row in [header, *rows])
+        files = {"data/": b"", f"data/{part}.csv": text, f"__MACOSX/data/._{part}.csv": b"\0\5\x16\7" + bytes(100)}
+        write_zip(tmp_path / "input" / f"{part}.csv.zip", files)
+    write_csv(tmp_path / "input" / "sample_submit.csv", [("ImageId", "Label"), (1, 0.5), (2, 0.5)])
+    out = done("00_prepare.py", *flags_of(tmp_path), *PREPARE, "--size", 8)
+    assert "train       12 images, 8 × 8 (12)" in out
+    for part, count in (("train", 12), ("test", 2)):
+        images = np.load(tmp_path / "output" / "prepared" / f"{part}_8.npy")
+        assert images.shape == (count, 8, 8, 3)
+        assert (images[:, :, :4] == 0).all()
+        assert (images[:, :, 4:] == 250).all()
+
+
+# ---------------------------------------------------------------- what the machine or the model can't do
+
+
+def test_a_batch_of_one_image_is_too_small_for_batch_norm(copy):
+    flags = [*flags_of(copy), *TINY, "--fold", 0, "--batch-size", 1, "--accumulate", 4]
+    line = refused("01_train_fold.py", *flags)
+    assert line.endswith("error: batch norm needs two images a batch (and process): raise --batch-size")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
+            "RuntimeError: unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)",
+            "unable to allocate shared memory(shm) for file </torch_1_2_0>: No space left on device (28)",
+        ),
+        (
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit.",
+            "DataLoader worker (pid 7) is killed by signal: Bus error.",
+        ),
+        ("unable to write to file </torch_1_2>: No space left on device (28)", "unable to write to file"),
+    ],
+)
+def test_full_shared_memory_is_named_with_the_remedy(text, reason):
+    from kit.train.device import enough_memory
+
+    with pytest.raises(UserError, match="or docker run --shm-size") as refusal, enough_memory("lower --batch-size"):
+        raise RuntimeError(text)
+    assert str(refusal.value).startswith(f"shared memory is full ({reason}")
+    assert "--workers 0" in str(refusal.value)
+    for other in (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("another")):
+        with pytest.raises(type(other), match=str(other)), enough_memory(""):
+            raise other
 
 
 # ---------------------------------------------------------------- odd files that are read
@@ -333,6 +481,8 @@ READ = {
     "Japanese": renamed("食品.png"),
     "emoji": renamed("🍜.png"),
     "NA": renamed("NA.png"),
+    "labels of which some became floats": rows("0000.png,0.0", "0001.png,1", "0002.png,0.0"),
+    "a sample with a row twice": edited("sample_submit.csv", lambda t: t + "t0.png,0.5\n"),
     "labels of words": edited("train.csv", lambda t: t.replace("png,0", "png,drink").replace("png,1", "png,NA")),
     "1 × 1": replaced(png(np.zeros((1, 1, 3), np.uint8))),
     "30000 × 1": replaced(png(np.zeros((1, 30000, 3), np.uint8))),
@@ -342,6 +492,7 @@ READ = {
     "palette with alpha": replaced(saved(COLOUR.convert("RGBA").quantize(8), "PNG")),
     "case clash": lambda inputs: replaced(png(np.zeros((9, 9, 3), np.uint8)), "train/0000.PNG")(inputs),
     "the same entry twice": lambda inputs: same_entry(inputs),
+    "a link that leads out of the folder": link_out,
     **{f"EXIF {k}": replaced(exif(k)) for k in range(1, 9)},
 }
 
@@ -355,7 +506,7 @@ def same_entry(inputs):
 @pytest.mark.parametrize("case", READ)
 def test_an_odd_file_is_read(copy, case):
     READ[case](copy / "input")
-    more = ["--positive", "NA"] if case == "labels of words" else []
+    more = ["--positive", "NA", "--class-values", "NA=NA"] if case == "labels of words" else []
     out = done("00_prepare.py", *flags_of(copy), *PREPARE, "--overwrite", *more)
     assert "train       24 images" in out
     assert np.load(copy / "output" / "prepared" / "train_32.npy").shape == (24, 32, 32, 3)

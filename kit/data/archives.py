@@ -1,26 +1,34 @@
 """Archives: folders, zip and tar files read in place; 7z and tar.gz files unpacked once. All are lists of Files."""
 
 import contextlib
+import difflib
 import gzip
 import hashlib
 import io
 import os
 import re
 import shutil
+import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
-from common import UserError, say
+from common import UserError, listing, say
 
 from kit.locks import locked
 
 PACKED = (".7z", ".tar.gz", ".tgz")  # no single file in them can be read without all before it
 BZ2_OR_XZ = (".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 DAMAGED = tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError
+UNZIPPED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # methods
+UNZIPPED |= {getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED)}  # since Python 3.14
+LITTER = "__macosx", ".ds_store", "@eadir", "thumbs.db", "desktop.ini"  # in lower case
+A_TABLE = re.compile(r"\.(csv|tsv|txt|json|xlsx?|parquet)\b", re.IGNORECASE)
+ALIKE = 0.6  # difflib's ratio, from which on a name is proposed for another
 RESERVE = 2**28  # bytes that unpacking leaves free on the disk
 
 
@@ -28,7 +36,7 @@ class File(NamedTuple):
     """A file in a folder or an archive."""
 
     name: str  # with the folders in which it is there
-    content: tuple[int, ...]  # its size and, in a zip, its CRC
+    content: tuple[int, ...]  # its size and, in a zip, its CRC; nothing where it can't be read, as a dead link
     open: Callable  # () → the file, opened for reading; this or reading it raises one of DAMAGED
     plain: bool = False  # whether it isn't in an archive
 
@@ -41,14 +49,18 @@ def open_archive(path, unpacked=None):
     if not path.exists():
         raise UserError(f"{path} is missing: download it")
     if path.is_dir():
-        files = [(file, file.relative_to(path).as_posix()) for file in sorted(path.rglob("*")) if file.is_file()]
-        return [File(name, (file.stat().st_size,), partial(open_plain, file, path), True) for file, name in files]
+        try:
+            return [*read_folder(path)]
+        except OSError as error:
+            raise UserError(f"{error.filename} can't be read ({error.strerror}): see its permissions") from None
     if re.search(r"\.\d{3}$", name):
         raise UserError(f"{path} is one of several parts: join them, cat {joined}.* > {joined}")
     if name.endswith(BZ2_OR_XZ):
         raise UserError(f"{path} is packed by bz2 or xz: unpack it, tar -xf {path}, and name the folder")
     if name.endswith(PACKED):
         return unpack(path, unpacked)
+    if not (name.endswith((".tar", ".zip")) or zipfile.is_zipfile(path)):
+        raise UserError(f"{path} is no zip, tar, tar.gz or 7z: unpack it, and name the folder")
     kind, read = ("tar archive", read_tar) if name.endswith(".tar") else ("zip archive", read_zip)
     try:
         return read(path)
@@ -56,11 +68,40 @@ def open_archive(path, unpacked=None):
         raise damaged(path, kind, error) from None
 
 
-def open_plain(path, folder):
-    """Open a file for reading. Raises OSError, and ValueError where a link leads out of the folder."""
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError("a link that leads out of the folder")
-    return path.open("rb")
+def nearby(folder, wanted):
+    """Return what is in the folder, and which of it may be meant: "there are: Train_Images, test1 (Train_Images?)". The
+    likeliest come first: tables for a table, by their names without case, endings, _ and -."""
+
+    def likeness(name):
+        one, other = (re.sub(r"[_\W]", "", text.partition(".")[0].lower()) for text in (wanted, name))
+        is_same_kind = bool(A_TABLE.search(wanted)) == bool(A_TABLE.search(name))
+        return is_same_kind and difflib.SequenceMatcher(None, one, other).ratio()
+
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = [name for name in names if not (name.startswith(".") or is_litter(name))]
+    names.sort(key=likeness, reverse=True)
+    meant = [f" ({name}?)" for name in names[:1] if likeness(name) >= ALIKE]
+    return f"there are: {listing(names)}{''.join(meant)}" if names else f"{folder} is empty or missing"
+
+
+def is_litter(name):
+    """Return whether a file or folder of this name is what an operating system leaves behind."""
+    return name.startswith("._") or name.lower() in LITTER
+
+
+def read_folder(path, name="", above=()):
+    """Yield the Files of a folder, in order; dead links without content. Other links are followed, also out of the
+    folder, but not to folders that are read anyway or hold this one: these would be loops, or give a file two names.
+    name: of the folder in the first one, with a slash; above: the real paths of the folders above. Raises OSError."""
+    above = (*above, Path(os.path.realpath(path)))
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+        real = Path(os.path.realpath(entry)) if entry.is_symlink() else entry
+        again = real is not entry and any(real.is_relative_to(at) or at.is_relative_to(real) for at in above)
+        if real.is_dir() and not again:
+            yield from read_folder(entry.path, f"{name}{entry.name}/", above)
+        elif real.is_file() or real is not entry:
+            content = (real.stat().st_size,) if real.is_file() else ()
+            yield File(name + entry.name, content, partial(open, entry.path, "rb"), True)
 
 
 def read_zip(path):
@@ -76,11 +117,15 @@ def read_zip(path):
     if any(entry.flag_bits & 1 for entry in archive.infolist()):
         raise encrypted(path)
     entries = [entry for entry in archive.infolist() if entry.filename and not entry.is_dir()]
-    return [File(entry.filename, (entry.file_size, entry.CRC), partial(archive.open, entry)) for entry in entries]
+    if unknown := {entry.compress_type for entry in entries} - UNZIPPED:
+        raise unknown_packing(path, f"method {min(unknown)}")
+    contents = [() if stat.S_ISLNK(entry.external_attr >> 16) else (entry.file_size, entry.CRC) for entry in entries]
+    opened = zip(entries, contents, strict=True)
+    return [File(entry.filename, content, partial(archive.open, entry)) for entry, content in opened]
 
 
 def read_tar(path):
-    """Return the plain Files of a tar; links are left out."""
+    """Return the Files of a tar; links and sparse files without content."""
 
     def open_part(offset, size):
         with path.open("rb") as file:
@@ -88,9 +133,10 @@ def read_tar(path):
             return io.BytesIO(file.read(size))
 
     with tarfile.open(path, "r:") as tar:
-        files = [file for file in tar if file.isreg() and not file.issparse()]
-    parts = [(file.name.removeprefix("./"), file.offset_data, file.size) for file in files]
-    return [File(name, (size,), partial(open_part, offset, size)) for name, offset, size in parts]
+        files = [file for file in tar if not file.isdir()]
+    names = [file.name.removeprefix("./") for file in files]
+    contents = [(file.size,) if file.isreg() and not file.issparse() else () for file in files]
+    return [*map(File, names, contents, (partial(open_part, file.offset_data, file.size) for file in files))]
 
 
 def damaged(path, kind, error):
@@ -101,6 +147,12 @@ def damaged(path, kind, error):
 def encrypted(path):
     """Return the UserError about an encrypted archive."""
     return UserError(f"{path} is encrypted: unpack it with its password into {path.with_suffix('')}")
+
+
+def unknown_packing(path, packing):
+    """Return the UserError about an archive that is packed in an unknown way, such as "method 9"."""
+    folder = path.with_suffix("")
+    return UserError(f"{path}: its packing ({packing}) isn't known here: unpack it into {folder} (7z, Explorer)")
 
 
 def unpack(path, unpacked):
@@ -170,5 +222,7 @@ def unpack_7z(path, folder):
         raise
     except py7zr.exceptions.PasswordRequired:
         raise encrypted(path) from None
+    except py7zr.exceptions.UnsupportedCompressionMethodError as error:
+        raise unknown_packing(path, error.args[-1]) from None
     except Exception as error:  # whatever damaged bytes and names that lead out of the folder make of py7zr
         raise damaged(path, "7z archive", error) from None

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import signal
 
 from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count, number
@@ -79,11 +80,21 @@ def autocast(device, amp):
 
 @contextlib.contextmanager
 def enough_memory(remedy):
-    """Turn a GPU's out-of-memory error into a UserError that names the remedy."""
+    """Turn PyTorch's errors about what doesn't fit the machine into UserErrors: a GPU's memory that is full, for which
+    `remedy` is named, the workers' shared memory, and a batch too small for batch norm."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): {remedy}") from None
+    except RuntimeError as error:
+        if not re.search("shared memory|unable to write to file </torch", str(error)):
+            raise
+        why = str(error).splitlines()[-1].removeprefix("RuntimeError: ")[:120]
+        raise UserError(f"shared memory is full ({why}): give --workers 0, or docker run --shm-size=8g") from None
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError("batch norm needs two images a batch (and process): raise --batch-size") from None
 
 
 def ignore_ctrl_c(worker_id):
