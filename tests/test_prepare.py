@@ -111,7 +111,7 @@ def test_a_lost_or_damaged_cache_is_rebuilt_and_the_folds_stay(toy, damage):
 def test_other_settings_or_files_are_refused_until_overwrite(toy):
     flags = toy()
     prepare(flags)
-    for flag, value in (("seed", 1), ("metric", "accuracy"), ("positive", "0"), ("limit", 20), ("folds", 4)):
+    for flag, value in (("seed", 1), ("positive", "0"), ("limit", 20), ("folds", 4)):
         line = refused_prepare(flags, f"--{flag}", value)
         assert f"prepared with other {'classes' if flag == 'positive' else flag}" in line
         assert "--overwrite" in line
@@ -119,7 +119,7 @@ def test_other_settings_or_files_are_refused_until_overwrite(toy):
     (flags[1] / "train.csv").write_text("\n".join([*rows[:-2], rows[-1], rows[-2]]) + "\n")
     assert "prepared with other tables: " in refused_prepare(flags, "--size", 16)
     with zipfile.ZipFile(flags[1] / "test.zip", "a") as archive:
-        archive.writestr("test/.DS_Store", b"")
+        archive.writestr("test/more.png", png(toy_image(np.random.default_rng(0), 0)))
     words = f"prepared with other tables, files in {flags[1]}/test.zip: "
     assert words in refused_prepare(flags, "--size", 16)
     prepare(flags, 16, "--overwrite")
@@ -330,9 +330,9 @@ def test_truncated_images_are_unreadable(kind):
 def damaged(toy):
     """Write a competition with three unreadable training images, one of them a truncated JPEG, and one such test image.
     → its flags."""
-    flags, rng = toy(), np.random.default_rng(0)
+    flags, rng = toy(train=64), np.random.default_rng(0)
     jpeg = saved(Image.fromarray(rng.integers(180, 240, (96, 96, 3)).astype(np.uint8)), "JPEG")
-    files = {f"train/{i:04}.png": png(toy_image(rng, i % 2)) for i in range(40)}
+    files = {f"train/{i:04}.png": png(toy_image(rng, i % 2)) for i in range(64)}
     files |= {"train/0007.png": jpeg[: len(jpeg) // 2], "train/0011.png": b"", "train/0012.png": b"<html>"}
     write_zip(flags[1] / "train.zip", files)
     tests = {f"test/t{i:03}.png": png(toy_image(rng, i % 2)) for i in range(9)}
@@ -413,7 +413,7 @@ def test_contact_sheet_puts_each_image_under_its_title():
     ("rows", "words"),
     [
         ([("image_name", "label")], "no rows"),
-        ([("image", "label"), ("0000.png", 0)], "--image-column"),
+        ([("image", "label"), ("nothing", 0)], "--image-column"),
         ([("image_name", "class", "x"), ("0000.png", 0, 1)], "--label-column"),
         ([("image_name", "label"), ("0000.png", 0), ("0000.png", 1)], "more than once"),
         ([("image_name", "label"), ("0000.png", 0), ("0001.png", "")], "no label for 0001.png"),
@@ -455,6 +455,8 @@ def test_the_metric_is_written_and_printed(toy):
     assert prepare(flags, 32, "--metric", "logloss", "--overwrite")
     assert settings(flags)["metric"] == "logloss"
     relabel(flags, lambda i: "abc"[i % 3])
+    assert "one probability, and there are 3 classes (a, b, c)" in refused_prepare(flags, "--overwrite")
+    write_csv(flags[1] / "sample_submit.csv", [(f"t{i:03}.png", "a") for i in range(10)])
     prepare(flags, 32, "--overwrite")
     assert settings(flags)["metric"] == "accuracy"
     for metric in ("pauc", "qwk"):
@@ -470,7 +472,8 @@ def submission_of(flags, rows, *more):
 
 def test_the_sample_decides_the_submission_format(toy):
     flags = toy()
-    one = dict(value="probability", columns=None, header=None, id_column=0, separator=",", values=[1])
+    dialect = dict(separator=",", decimal=".", newline="\n")
+    one = dict(value="probability", columns=None, header=None, id_column=0, values=[1]) | dialect
     assert submission_of(flags, [("t000.png", 0)]) == one
     headed = [("image_id", "target"), ("t000.png", 0.5)]
     assert submission_of(flags, headed) == one | dict(header=["image_id", "target"])
@@ -575,8 +578,10 @@ def test_submissions_are_filled_and_checked(tmp_path, submission, rows):
         check([*rows[:-1], [rows[-1][0], *["1.5"] * (len(rows[-1]) - 1)]])
 
 
-def test_a_metric_of_labels_submits_labels_of_two_classes(toy):
+def test_a_metric_of_labels_submits_labels_of_two_classes_unless_the_sample_has_decimals(toy):
     flags = toy()
+    assert submission_of(flags, [("t000.png", 0.5)], "--metric", "f1")["value"] == "probability"
+    write_csv(flags[1] / "sample_submit.csv", [(f"t{i:03}.png", 0) for i in range(10)])
     for metric, value in (("auto", "probability"), ("logloss", "probability"), ("f1", "label"), ("qwk", "label")):
         out = done("00_prepare.py", *flags, "--size", 32, "--groups", "none", "--overwrite", "--metric", metric)
         assert json.loads((prepared(flags) / "prepared.json").read_text())["submission"]["value"] == value, out

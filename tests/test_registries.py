@@ -126,6 +126,7 @@ def test_a_new_label_form_and_a_new_submission_form(toy, monkeypatch):
         lambda row, columns, task, metric, form: [f"{100 * row[1]:.1f}"],
         lambda cell, task, form: 0 <= float(cell) <= 100,
         ("classes",),
+        "a percentage",
     )
     monkeypatch.setitem(LABEL_FORMS, "letter", first_letters)
     monkeypatch.setitem(SUBMISSIONS, "percent", percent)

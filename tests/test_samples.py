@@ -12,7 +12,8 @@ from conftest import done, png, write_csv
 from kit.data import tables
 from kit.data.labels import read_labels
 from kit.data.prepared import Flags
-from kit.submit.sample_submission import read_sample
+from kit.data.reading import SampleCells
+from kit.submit.sample_submission import read_sample, read_sample_cells
 from kit.submit.submission import write_submission
 
 
@@ -23,10 +24,15 @@ def source_of(*names):
 SOURCE = source_of(*(f"{part}{i}" for part in "at" for i in range(6)))
 
 
+def cells_of(*header):
+    """→ the SampleCells of a sample that is a header, and ids alone."""
+    return SampleCells("sample.csv", [[*header], ["t0"] + ["0"] * (len(header) - 1)], tables.Dialect(), 0)
+
+
 def training_of(tmp_path, header, rows, **flags):
     """→ the TrainingLabels of a table of images a0, a1, …"""
     write_csv(tmp_path / "train.csv", [header, *([f"a{i}", *row] for i, row in enumerate(rows))])
-    return read_labels(tables.read_table(tmp_path / "train.csv", ""), SOURCE, ["id"], Flags(**flags))
+    return read_labels(tables.read_table(tmp_path / "train.csv", ""), SOURCE, cells_of("id"), Flags(**flags))
 
 
 def sample_of(tmp_path, training, rows, tests=None, source=SOURCE, form=None, **flags):
@@ -34,8 +40,9 @@ def sample_of(tmp_path, training, rows, tests=None, source=SOURCE, form=None, **
     if tests:
         write_csv(tmp_path / "tests.csv", tests)
         tests = tables.read_table(tmp_path / "tests.csv", "")
-    path, flags = tmp_path / "sample.csv", Flags(**flags)
-    return read_sample(path, source, training.task, tests, flags, training.columns, form)
+    flags = Flags(**flags)
+    sample = read_sample_cells(tmp_path / "sample.csv", source, tests, flags)
+    return read_sample(sample, source, training.task, tests, flags, training.columns, form)
 
 
 def filled(tmp_path, sample, predictions):
@@ -73,7 +80,7 @@ def test_classes_named_like_images_are_a_header(tmp_path):
 
 def test_numbers_go_to_the_columns_that_their_names_begin_with(tmp_path, capsys):
     columns = ["x_mean", "y_mean"]
-    training = training_of(tmp_path, ["id", *columns], [["1", "10"], ["2", "20"]], label_column=columns)
+    training = training_of(tmp_path, ["id", *columns], [["1.5", "10"], ["2", "20"]], label_column=columns)
     sample = sample_of(tmp_path, training, [["id", "y", "x"], ["t0", "0", "0"]])
     assert filled(tmp_path, sample, [[1.5, 15]])[1] == ["t0", "15", "1.5"]
     assert "other names: y ← y_mean, x ← x_mean" in capsys.readouterr().out
@@ -150,9 +157,18 @@ def test_an_earlier_form_keeps_the_order_of_classes(tmp_path, ids, written):
         assert [value for _, value in filled(tmp_path, sample, [[0.2, 0.8]])[1:]] == written
 
 
-def test_two_columns_without_a_header_keep_the_order_of_the_names(tmp_path):
-    sample = sample_of(tmp_path, two(tmp_path), [["t0", "0.5", "0.5"]], positive=["cat"])
-    assert filled(tmp_path, sample, [[0.2, 0.8]]) == [["t0", "0.8", "0.2"]]
+def test_columns_without_a_header_need_names_or_the_order_of_the_training_table(tmp_path):
+    rows = [["t0", "0.5", "0.5"]]
+    with pytest.raises(UserError, match="no header to say which column is which of cat, dog"):
+        sample_of(tmp_path, two(tmp_path), rows)
+    named = sample_of(tmp_path, two(tmp_path), rows, positive=["cat"], submit_columns=["dog", "cat"])
+    assert filled(tmp_path, named, [[0.2, 0.8]]) == [["t0", "0.2", "0.8"]]
+    columns = ["zebra", "ape", "cow"]
+    marks = [[int(i == k) for k in range(3)] for i in range(3)]
+    onehot = training_of(tmp_path, ["id", *columns], marks, label_column=columns)
+    sample = sample_of(tmp_path, onehot, [["t0", "0.3", "0.3", "0.4"]])
+    assert onehot.task.names == ["ape", "cow", "zebra"]
+    assert filled(tmp_path, sample, [[0.1, 0.2, 0.7]]) == [["t0", "0.7", "0.1", "0.2"]]
 
 
 def test_a_class_names_the_only_value_column_wherever_it_stands(tmp_path):
@@ -226,7 +242,7 @@ def test_a_long_table_with_two_values_of_one_target_is_refused(tmp_path):
     write_csv(tmp_path / "t.csv", [["image_name", "kind", "label"], ["a0", "q", "0"], ["a0", "q", "1"]])
     table = tables.read_table(tmp_path / "t.csv", "")
     with pytest.raises(UserError, match="two values of q for a0"):
-        read_labels(table, SOURCE, ["id"], Flags(target_column="kind"))
+        read_labels(table, SOURCE, cells_of("id"), Flags(target_column="kind"))
 
 
 def test_a_separator_that_leaves_commas_in_labels_is_refused(tmp_path):
@@ -254,7 +270,7 @@ def test_the_samples_ids_are_no_label(tmp_path):
     rows = [["7", "a0", "0.5"], ["8", "a1", "1.5"]]
     write_csv(tmp_path / "train.csv", [["id", "path", "score"], *rows])
     table = tables.read_table(tmp_path / "train.csv", "")
-    training = read_labels(table, SOURCE, ["id", "score"], Flags(metric="rmse"))
+    training = read_labels(table, SOURCE, cells_of("id", "score"), Flags(metric="rmse"))
     assert (training.names, training.task.names) == (["a0", "a1"], ["score"])
 
 

@@ -11,9 +11,24 @@ from common import UserError, listing, say
 
 import numpy as np
 
-from kit.data.tables import Table, check_unique, column, image_column, is_blank, is_number, refuse
+from kit.data.reading import (
+    UNSURE,
+    USUAL_LABELS,
+    Decision,
+    class_values,
+    pick_image_column,
+    pick_label_columns,
+    renamed,
+    tidied,
+)
+from kit.data.tables import Table, blanks, check_unique, column, is_number, refuse
 from kit.score.metrics import METRICS
 from kit.score.tasks import Classes, Labels, Numbers, Task
+
+MARKS = {"true": "1", "false": "0"}  # in lower case
+FEW = 20  # different whole numbers, which are classes unless their column says otherwise
+CLASS_WORDS = {"id", "class", "category", "species", "type"}  # in the name of a column of numbers that are classes …
+NUMBER_WORDS = set("age count counts number score weight height length width area price year speed amount".split())
 
 
 @dataclass
@@ -26,6 +41,7 @@ class TrainingLabels:
     cells: list[str]  # the targets as folds.csv and the pictures show them
     summary: str  # a few words on what they are, and where they were read
     columns: tuple[str, ...] = ()  # of the training table that they were read from
+    decisions: tuple[Decision, ...] = ()  # by what evidence
 
     def part(self, rows: np.ndarray) -> "TrainingLabels":
         """Return the labels of some images; the ranges of numbers become those of these images."""
@@ -46,12 +62,6 @@ def in_order(cells):
 
 def class_labels(path, names, cells, source):
     """Return the TrainingLabels of one class for each image. source: a few words on where they were read."""
-    blank = [name for name, cell in zip(names, cells, strict=True) if is_blank(cell)]
-    refuse(path, blank, "has no label for *: label or remove them, or see --drop-unlabelled")
-    spellings = {}
-    for label in filter(is_number, dict.fromkeys(cells)):  # 1 and 1.0 would be two classes
-        first = spellings.setdefault(float(label), label)
-        refuse(path, first != label, f"has the labels {first} and {label}, which are one number: spell them alike")
     classes = in_order(cells)
     refuse(path, len(classes) < 2, f"has one class only ({cells[0]}): a classifier needs two")
     task = Classes(classes)
@@ -75,7 +85,7 @@ def only_column(path, columns, flags):
 
 
 def class_form(path, names, columns, flags):
-    """One label in one column."""
+    """Classes, one in one column."""
     name, cells = only_column(path, columns, flags)
     several = sum(" " in cell for cell in cells) if name == "category_id" else 0
     if several:
@@ -86,14 +96,18 @@ def class_form(path, names, columns, flags):
 
 def columns_with_1(path, columns):
     """Return the names of the columns in which each image has a 1. Raises UserError for cells that aren't 0 or 1."""
+    columns = {name: [MARKS.get(cell.lower(), cell) for cell in cells] for name, cells in columns.items()}
     wrong = {cell for cells in columns.values() for cell in cells if not is_number(cell) or float(cell) not in (0, 1)}
-    refuse(path, sorted(wrong), f"has other cells than 0 and 1 in {listing([*columns], 3)}: *")
+    meaning = " ".join(f"--class-values={cell}=0" for cell in sorted(wrong)[:3])
+    where = listing([*columns], 3)
+    problem = f"has other cells than 0 and 1 in {where}: *; say what they mean, such as {meaning}"
+    refuse(path, [f"{cell!r}" for cell in sorted(wrong)], problem)
     labels, marks = np.array([*columns], object), np.array([*columns.values()], float).T > 0
     return [labels[row].tolist() for row in marks]
 
 
 def onehot_form(path, names, columns, flags):
-    """A column for each class, a 1 in one of them."""
+    """Classes, a column for each, a 1 in one of them."""
     sets = columns_with_1(path, columns)
     wrong = [name for name, labels in zip(names, sets, strict=True) if len(labels) != 1]
     refuse(path, wrong, "has no single 1 for *: see --label-form binary")
@@ -101,7 +115,7 @@ def onehot_form(path, names, columns, flags):
 
 
 def binary_form(path, names, columns, flags):
-    """A column for each label, 0 or 1."""
+    """Sets of labels, a column for each, 0 or 1."""
     return set_labels(names, columns_with_1(path, columns), [*columns], f"{len(columns)} columns")
 
 
@@ -113,10 +127,12 @@ def split_cell(cell, separator):
 
 
 def list_form(path, names, columns, flags):
-    """The labels of an image in one cell, between --separator; a blank cell has none."""
+    """Sets of labels, each in one cell between --separator; a blank cell has none."""
     name, cells = only_column(path, columns, flags)
     refuse("--separator", not flags.separator, "is empty: give what stands between the labels")
-    sets = [[*dict.fromkeys(filter(None, split_cell(cell, flags.separator)))] for cell in cells]
+    values = class_values(flags)
+    parts = [[values.get(label, label) for label in split_cell(cell, flags.separator)] for cell in cells]
+    sets = [[*dict.fromkeys(filter(None, labels))] for labels in parts]
     labels = in_order([label for members in sets for label in members])
     refuse(path, len(labels) < 2, f"has fewer than two labels in column {name!r}: see --separator")
     odd = [label for label in labels if {*label} & {*",;|\t"}]
@@ -125,10 +141,12 @@ def list_form(path, names, columns, flags):
 
 
 def number_form(path, names, columns, flags):
-    """A number in each column; a blank cell is a missing one."""
-    bad = [f"{cell!r}" for cells in columns.values() for cell in cells if not (is_blank(cell) or is_number(cell))]
+    """Numbers, one in each column; a blank cell is a missing one."""
+    blank = np.array([blanks(cells) for cells in columns.values()]).T
+    cells = np.array([*columns.values()], object).T
+    bad = [f"{cell!r}" for cell in cells[~blank] if not is_number(cell)]
     refuse(path, bad[:5], f"has cells in {listing([*columns])} that are no numbers: *")
-    table = np.array([[np.nan if is_blank(cell) else float(cell) for cell in cells] for cells in columns.values()]).T
+    table = np.where(blank, "nan", cells).astype(np.float64)
     flat = [k for k, numbers in zip(columns, table.T, strict=True) if len({*numbers[np.isfinite(numbers)]}) < 2]
     refuse(path, flat, "has no two different numbers in column *: there is nothing to learn")
     cells = [" ".join(f"{value:.6g}" for value in row) for row in table]
@@ -152,29 +170,101 @@ FORMS_OF_TASK = {  # one label column; several of zeros and ones, with a single 
 }
 
 
-def pick_form(columns, metric):
-    """Return the key of LABEL_FORMS that the cells of the label columns and the metric imply."""
-    one, single, several = FORMS_OF_TASK["classes" if metric == "auto" else METRICS[metric].task]
-    if len(columns) == 1:
-        return one
-    cells = [cell for cells in columns.values() for cell in cells]
-    if not is_number(*cells) or not {*map(float, cells)} <= {0, 1}:
-        return "number"
-    return single if (np.array([*columns.values()], float).sum(axis=0) == 1).all() else several
+def pick_form(path, columns, sample, metric):
+    """Return (the key of LABEL_FORMS that the cells of the label columns, the sample and the metric imply, the
+    Decision). Raises UserError where classes and numbers are equally likely, or several columns hold classes."""
+    task = None if metric == "auto" else METRICS[metric].task
+    one, single, several = FORMS_OF_TASK[task or Classes.key]
+    if len(columns) == 1 and task:
+        form, how, why = one, "given", f"--metric {metric}"
+    elif len(columns) == 1:
+        form, how, why = form_of_column(path, *columns.items(), sample)
+    elif one == several:
+        form, how, why = one, "given", f"--metric {metric}"
+    else:
+        form, how, why = form_of_columns(path, columns, single, several)
+    return form, task_decision(form, how, why)
 
 
-def label_columns(table, images, header, given):
-    """Return the columns that hold the labels: those given, else `label`, category_id, those that the sample's header
-    names, or the only one beside the column `images`. header: the sample's first row."""
-    if given:
-        return [column(table, name, "--label-column") for name in given]
-    usual = [name for name in ("label", "category_id") if name in table.columns][:1]
-    named = [name.strip() for name in header or [] if name.strip() in table.columns and name.strip() != images]
-    if len(named) > 1 and named[0] == header[0].strip() and len({*table.columns[named[0]]}) == len(table):
-        named = named[1:]  # the first holds ids: another column names the images
-    others = [name for name in table.columns if name != images]
-    chosen = usual or named or (others if len(others) == 1 else [])
-    return chosen or [column(table, "label", "--label-column")]
+def task_decision(form, how, why):
+    """Return the Decision about the task, in the words of the label form's docstring."""
+    words = (LABEL_FORMS[form].__doc__ or form).partition(".")[0]
+    return Decision("task", words[0].lower() + words[1:], how, why, "--label-form, --metric")
+
+
+def form_of_column(path, column_of, sample):
+    """Return (form, how sure, evidence) of the only label column, (name, cells), with no metric given."""
+    name, cells = column_of
+    present = {cell for cell, blank in zip(cells, blanks(cells), strict=True) if not blank}
+    odd = sorted(cell for cell in present if not is_number(cell))
+    mixed = (
+        f"has {len(present)} different cells in column {name!r}, all numbers but *: correct these, or give --label-form"
+    )
+    refuse(path, odd if len(present) - len(odd) > max(FEW, 4 * len(odd)) else [], f"{mixed} class")
+    pairs = f"has cells such as {odd[:1]} in column {name!r}, numbers with a decimal comma or pairs of labels"
+    is_pair = all(re.fullmatch(r"\d+,\d+", cell) for cell in present)
+    refuse(path, is_pair, f"{pairs}: write points, or see --label-form list")
+    if odd:
+        return form_of_words(path, name, cells)
+    values, asked = {*map(float, present)}, [cells for cells in sample.columns if is_number(*cells)]
+    if len(values) == 2:
+        return "class", "certain", f"two values, {listing(in_order(present))}"
+    decimals = [cell for cell in sorted(present, key=float) if float(cell) % 1]
+    if decimals:
+        return "number", "certain", f"decimals such as {decimals[0]}"
+    average = [cell for cells in asked for cell in cells if len(sample.columns) == 1 and float(cell) % 1]
+    if average and float(average[0]) > 1:
+        return "number", "likely", f"the sample's cells are decimals, such as {average[0]}"
+    words = {*map(str.lower, re.findall("[A-Z]?[a-z]+|[A-Z]+", name))}
+    is_count = words & NUMBER_WORDS and not words & CLASS_WORDS
+    named = len({*sample.names} & {*present}) > 1
+    whole = f"{len(values)} whole numbers from {min(values):.0f} to {max(values):.0f}"
+    if named or (not is_count and (is_code(values) or words & CLASS_WORDS)):
+        return "class", "certain" if named else "likely", f"{whole}" + ", as the sample's columns" * named
+    both = "--metric accuracy (or another one of classes) or --metric rmse (or another one of numbers)"
+    raise UserError(f"{path} has {whole} in column {name!r}, which may be classes or numbers: give {both}")
+
+
+def form_of_words(path, name, cells):
+    """Return (form, how sure, evidence) of a label column whose cells aren't numbers: classes, or sets of labels."""
+    if name != "category_id":
+        several = [cell for cell in cells if re.search(r"\S[ ,;|]+\S", cell)]
+        parts = {part for cell in several for part in re.split("[ ,;|]+", cell.strip("[]"))}
+        if 10 * len(several) > len(cells) and all(cell.startswith("[") for cell in several):
+            return "list", "certain", f"lists such as {several[0]}"
+        if 10 * len(several) > len(cells) and is_number(*parts):
+            return "list", "certain", f"several numbers such as {several[0]}"
+        sets = 10 * len(several) > len(cells) and parts <= {*cells}
+        both = f"has cells such as {several[:1]} in column {name!r}, which may be one class or several labels"
+        refuse(path, sets, f"{both}: give --label-form class, or --label-form list (see --separator)")
+    return "class", "certain", "its cells aren't all numbers"
+
+
+def is_code(values):
+    """Return whether whole numbers, a set, look like numbers of classes: few, or all from 0 or 1 on."""
+    return len(values) <= FEW or values in ({*range(len(values))}, {*range(1, len(values) + 1)})
+
+
+def form_of_columns(path, columns, single, several):
+    """Return (form, how sure, evidence) of several label columns: `single` where each row has one 1, else `several`."""
+    cells = {MARKS.get(cell.lower(), cell) for cells in columns.values() for cell in cells}
+    numbers = {float(cell) for cell in cells if is_number(cell)}
+    if not all(is_number(cell) or cell.lower() in (*map(str.lower, UNSURE), "") for cell in cells):
+        runs = ", ".join(f"--label-column {name} --output output/{name}" for name in [*columns][:2])
+        raise UserError(f"{path} has several targets, {listing(columns)}: run all scripts once for each ({runs}), then "
+                        "put the columns of their submissions together")  # fmt: skip
+    if numbers <= {-1, 0, 1}:
+        marks = np.array([[MARKS.get(cell.lower(), cell) for cell in cells] for cells in columns.values()])
+        ones = np.isin(marks, ("1", "1.0")).sum(axis=0)
+        form = single if (ones == 1).all() and numbers == {0, 1} else several
+        return form, "certain", "zeros and ones" + ", a single 1 in each row" * (form == single)
+    if any(number % 1 for number in numbers):
+        return "number", "certain", "decimals"
+    if not any(is_code({float(cell) for cell in cells if is_number(cell)}) for cells in columns.values()):
+        return "number", "likely", "whole numbers, too many and too uneven for classes"
+    runs = f"--label-column {next(iter(columns))} and so on, a run of all scripts for each"
+    raise UserError(f"{path} has whole numbers in {listing(columns)}, which may be classes or numbers: give {runs}, or "
+                    "--label-form number")  # fmt: skip
 
 
 def pivot(table, images, targets, given):
@@ -186,6 +276,8 @@ def pivot(table, images, targets, given):
     values = column(table, given[0] if given and len(given) == 1 else "label", "--label-column")
     names = table.columns[images]
     if targets == "END":
+        whole = [name for name in names if "_" not in name]
+        refuse(table.path, whole, "has names without a _ before the target: *: see --target-column")
         names, kinds = zip(*(name.rpartition("_")[::2] for name in names), strict=True)
     else:
         kinds = table.columns[column(table, targets, "--target-column")]
@@ -197,46 +289,67 @@ def pivot(table, images, targets, given):
     return Table(table.path, {images: [*wide]} | rows), different
 
 
-def labels_from_paths(source, pattern):
-    """Return the TrainingLabels in the images' paths: the class is the file's folder, or what `pattern`, a regular
-    expression, finds."""
-    keys = sorted(source.files)
+def labels_from_paths(source, sample, flags):
+    """Return the TrainingLabels in the images' paths: the class is the file's folder, or what --label-pattern finds."""
+    keys, pattern = sorted(source.files), flags.label_pattern
     if pattern:
         try:
             matches = {key: match for key in keys if (match := re.search(pattern, key))}
         except re.error as error:
             raise UserError(f"--label-pattern {pattern!r} is no regular expression ({error})") from None
         refuse(source.path, not matches, f"has no image whose path fits --label-pattern {pattern!r}")
-        labels = ["_".join(filter(None, match.groups())) or match[0] for match in matches.values()]
-        return class_labels(source.path, [*matches], labels, f"{len(matches)} paths that fit the pattern")
-    labels = [key.rpartition("/")[0].rpartition("/")[2] for key in keys]
-    problem = "images lie in one folder, so no class can be read: name a table with --train-csv, or see --label-pattern"
-    refuse(f"{source.path}:", len({*labels}) < 2, problem)
-    return class_labels(source.path, keys, labels, "the folders' names")
+        cells = ["_".join(filter(None, match.groups())) or match[0] for match in matches.values()]
+        keys, where = [*matches], f"{len(matches)} paths that fit the pattern"
+    else:
+        cells, where = [key.rpartition("/")[0].rpartition("/")[2] for key in keys], "the folders' names"
+    problem = "images are in one folder, so no class can be read: name a table with --train-csv, or see --label-pattern"
+    refuse(f"{source.path}:", not pattern and len({*cells}) < 2, problem)
+    cells = tidied(source.path, keys, renamed(source.path, {"": cells}, flags)[""], sample, flags)
+    how = ("given", "--label-pattern") if pattern else ("certain", "there is no training table")
+    decision = Decision("labels", where, *how, "--train-csv, --label-pattern")
+    return replace(class_labels(source.path, keys, cells, where), decisions=(decision,))
 
 
-def read_labels(table, source, header, flags):
+def labelled_rows(path, rows, sample, flags):
+    """Return the rows, tuples (image, cell, …), of --drop-unlabelled: those that have a label."""
+    unsure = UNSURE - {*sample.words, *class_values(flags).values()}
+    columns = [*zip(*rows, strict=True)][1:]
+    blank = np.array([[b or cell in unsure for cell, b in zip(cells, blanks(cells), strict=True)] for cells in columns])
+    labelled = [row for row, none in zip(rows, blank.all(axis=0), strict=True) if not none]
+    refuse(path, not labelled, "has no labelled rows")
+    return labelled
+
+
+def read_labels(table, source, sample, flags):
     """Return the TrainingLabels. table: the training Table, or None where there is none; source: the training images;
-    header: the sample submission's first row. Raises UserError where they can't be read."""
+    sample: the sample submission's cells. Raises UserError where they can't be read, or in two ways."""
     if table is None:
-        return labels_from_paths(source, flags.label_pattern)
+        return labels_from_paths(source, sample, flags)
     path = table.path
     if flags.target_column:
         images = column(table, flags.image_column or "image_name", "--image-column")
         table, chosen = pivot(table, images, flags.target_column, flags.label_column)
+        decisions = [Decision("images", f"column {images!r}", "given", "a row per image and target", "--image-column")]
     else:
-        images = image_column(table, source, flags.image_column)
-        chosen = label_columns(table, images, header, flags.label_column)
+        besides = [*(flags.label_column or sample.names), *USUAL_LABELS]
+        images, *decisions = pick_image_column(table, source, flags.image_column, sample.id_name, besides)
+        chosen, decision = pick_label_columns(table, images, sample, flags.label_column)
+        decisions.append(decision)
     rows = [*zip(*(table.columns[name] for name in (images, *chosen)), strict=True)]
     refuse(path, not all(name for name, *_ in rows), "has rows without an image name: fill them in or remove them")
-    if flags.drop_unlabelled:
-        rows = [row for row in rows if not all(map(is_blank, row[1:]))]
-        refuse(path, not rows, "has no labelled rows")
+    rows = labelled_rows(path, rows, sample, flags) if flags.drop_unlabelled else rows
     different = [*dict.fromkeys(rows)]
     if len(different) < len(rows):
         say(f"{path.name}: {len(rows) - len(different)} rows are repeated, and count once")
     names, *cells = map(list, zip(*different, strict=True))
     check_unique(path, names)
-    columns = dict(zip(chosen, cells, strict=True))
-    form = pick_form(columns, flags.metric) if flags.label_form == "auto" else flags.label_form
-    return replace(LABEL_FORMS[form](path, names, columns, flags), columns=(*columns,))
+    columns = renamed(path, dict(zip(chosen, cells, strict=True)), flags)
+    if flags.label_form == "auto":
+        form, decision = pick_form(path, columns, sample, flags.metric)
+    else:
+        form = flags.label_form
+        decision = task_decision(form, "given", f"--label-form {form}")
+    if form == "class":
+        columns = {name: tidied(path, names, cells, sample, flags) for name, cells in columns.items()}
+    labels = LABEL_FORMS[form](path, names, columns, flags)
+    return replace(labels, columns=(*columns,), decisions=(*decisions, decision))

@@ -11,9 +11,10 @@ import pandas as pd
 
 from kit.score.tasks import Task, task_from_json
 
-KEYS_FOR_TEST = "metric submission per_id reading".split()  # what 03 needs, beside the task, for other test images
-FLAGS_FOR_TEST = "bands channels image_column target_column submit_header".split()  # `reading`, if they aren't default
-SEARCHED = "auto", "copies"  # kinds of --groups that look at the images
+# What 03 needs, beside the task, for other test images; and the flags in `reading`, if they aren't the defaults
+KEYS_FOR_TEST = "metric submission per_id reading depth".split()
+FLAGS_FOR_TEST = "bands channels encoding image_column target_column submit_header".split()
+NO_GROUPS = "auto", "copies", "none"  # kinds of --groups that name no column and no file
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Flags:
     test_csv: str | None = None
     join: str | None = None  # a table whose columns are added to the training table's
     train_header: str = "auto"  # whether the training table has a header: auto, yes or no
+    encoding: str | None = None  # of tables that aren't UTF-8; None: by their words
     bands: list[int] | None = None  # of a TIFF or an array that are red, green and blue, counted from 1
     channels: list[str] | None = None  # ends of the names of an image's three files
     image_column: str | None = None  # the images' names; None: found by the images
@@ -42,20 +44,27 @@ class Flags:
     metric: str = "auto"  # a key of METRICS
     submit_header: str = "auto"  # whether the sample has a header: auto, yes or no
     submit_value: str = "auto"  # what its cells hold: a key of SUBMISSIONS
+    submit_columns: list[str] | None = None  # value columns of a sample that has none, or no header
+    class_values: list[str] | None = None  # LABEL=VALUE: what labels of the training data are called instead
     positive: list[str] | None = None  # the class whose probability is submitted; of more than two, several add up
     per_id: str = "mean"  # mean or max of the predictions of an id's several images
-    limit: int | None = None  # about so many training images, and the first so many of the sample's ids
+    limit: int | None = None  # about this many training images, and this many of the sample's first ids
     folds: int = 5  # how many
     seed: int = 777
     groups: str = "auto"  # auto, copies, none, a column of the training table, or a CSV
-    group_pattern: str | None = None  # a regular expression; replaces `groups`
+    group_pattern: str | None = None  # a regular expression; joined with `groups`
     embed: str | None = None  # a timm model whose features are compared too
     weights: str | None = None  # of that model
 
     @property
     def searched(self) -> bool:
-        """Whether the groups come from looking at the images."""
-        return self.groups in SEARCHED and not self.group_pattern
+        """Whether copies are searched among the images, to be kept together."""
+        return self.groups != "none"
+
+    @property
+    def gives_groups(self) -> bool:
+        """Whether the user gives groups, with which copies are joined; folds aren't matched to the test set then."""
+        return bool(self.group_pattern) or self.groups not in NO_GROUPS
 
 
 @dataclass
@@ -78,10 +87,12 @@ class Prepared:
     reading: dict = field(default_factory=dict)  # flags that other test images need too
 
     sizes: list[int] = field(default_factory=list)  # px of the cached images
+    depth: int | None = None  # bits by which all 16-bit images are scaled; None where all have 8
     folds_hash: str = ""  # SHA-256 of folds.csv
     duplicates: dict | None = None  # counts; None where no duplicates were searched
     candidates: list | None = None  # folds compared with the test set; None where there were none
     shift: dict | None = None  # adversarial validation
+    evidence: list = field(default_factory=list)  # how tables and files were read: Decisions of kit/data/reading.py
     flags: dict = field(default_factory=dict)  # those of 00 that weren't the defaults
     unreadable: list[str] = field(default_factory=list)  # names of images that are grey, with the reasons
 
@@ -121,8 +132,13 @@ def read_prepared(output: Path) -> tuple[Prepared, pd.DataFrame]:
     """Return (what OUTPUT/prepared/prepared.json holds, folds.csv). Raises UserError where folds.csv was changed."""
     folder = prepared_folder(output)
     content = read_json(folder / "prepared.json", PREPARE)
+    try:
+        values = {f.name: content[f.name] for f in fields(Prepared) if f.name in {*content} - {"task"}}
+        prepared = Prepared(folder=folder, task=task_from_json(content), **values)
+    except (KeyError, TypeError):
+        other = "is of another version of the kit, or damaged"
+        raise UserError(f"{folder}/prepared.json {other}: {AGAIN} --overwrite, and train again") from None
     folds = read_table(folder / "folds.csv", PREPARE)
-    if file_hash(folder / "folds.csv") != content["folds_hash"]:
+    if file_hash(folder / "folds.csv") != prepared.folds_hash:
         raise UserError(f"{folder}/folds.csv was changed since: restore it, or {AGAIN} --overwrite for new folds")
-    values = {f.name: content[f.name] for f in fields(Prepared) if f.name not in ("folder", "task")}
-    return Prepared(folder=folder, task=task_from_json(content), **values), folds
+    return prepared, folds

@@ -40,7 +40,7 @@ def mistakes(oof, pictures, heatmaps):
         lines = [f"{wrong} of {len(oof.targets)} images are predicted wrongly."]
         lines += [f"The {len(rows)} most confident mistakes, hard images or wrong labels:"] * bool(len(rows))
     if heatmaps:
-        lines.append("Beside each image, Grad-CAM: the regions that speak for what its heat is for, red the most.")
+        lines.append("Beside each image, Grad-CAM: the regions that speak for the output named below it, red the most.")
     for i in rows:
         overlay, *caption = heatmaps.get(i, [None])
         figures.append(pictures.figure(i, [*answers(oof, i), *caption], overlay))
@@ -52,7 +52,7 @@ def surest(oof, suspects, by_chance, pictures):
     what = "label" if oof.task.right_or_wrong else "label of an image"
     lines = [
         f"{len(suspects)} times, a {what} may be wrong, by confident learning (arXiv 1911.00068) on the out-of-fold "
-        f"probabilities; about {by_chance:.0f} would be suspected if all were right and the probabilities honest."
+        f"probabilities; about {by_chance:.0f} would be suspected if all were right and the probabilities calibrated."
     ]
     if len(suspects):
         lines.append(f"The {min(len(suspects), MOST_SUSPECTS)} surest of suspects.csv; look before you change one:")

@@ -16,6 +16,7 @@ from common import PREPARE, listing, read_table, replacing
 import cv2
 import pandas as pd
 
+from kit.data.reading import Decision
 from kit.experiment import Oof
 from kit.folds import duplicates, matching, shift
 from kit.report import figures, gallery
@@ -84,12 +85,13 @@ def texts(evaluation, ledger, verdicts):
         each=each, test_set=test_set(oof.prepared, evaluation.forecast), verdicts=paragraphs(verdicts),
         ledger=table(ledger, marked=oof.exp), **charts,
         settings=table(pd.Series(settings, name="value").rename_axis("setting").to_frame()),
+        reading=table(pd.DataFrame(oof.prepared.evidence, columns=Decision._fields).set_index("topic")),
     )  # fmt: skip
 
 
 def notes(oof, row, images):
     """Return the sentences under the headline; row: the experiment's of the ledger; images: None without a cache."""
-    limit, unreadable, finished = oof.prepared.limit, oof.prepared.unreadable, oof.folds_said
+    limit, unreadable, finished = oof.prepared.limit, oof.prepared.unreadable, oof.folds_text
     scores = [f"{part} {row[part]}" for part in ("public", "private") if row[part]]
     lines = {
         f"{oof.config['model']}, {row.date}, settings: {row.settings or 'the default ones'}": True,

@@ -53,7 +53,7 @@ def read_experiments(output, exps):
         oof = read_oof(output, exp)
         if oof.missing:
             training = command("01_train_fold.py", "--exp", exp, "--fold", *oof.missing)
-            raise UserError(f"{oof.folder} has {oof.folds_said}: {training}, with its other flags")
+            raise UserError(f"{oof.folder} has {oof.folds_text}: {training}, with its other flags")
         if not all(is_later(oof.folder / name, [oof]) for name in ("oof.csv", "report.html")):
             scoring = command("02_oof.py", exp)
             raise UserError(f"{oof.folder} has no oof.csv and report.html later than its folds: run {scoring}")

@@ -27,14 +27,14 @@ from kit.score import thresholds
 from kit.score.blend import blend
 from kit.score.metrics import METRICS
 from kit.score.tasks import Task, task_from_json
-from kit.submit.sample_submission import read_sample
+from kit.submit.sample_submission import read_sample, read_sample_cells
 from kit.submit.submission import per_id, write_submission
 from kit.train.checkpoint import load_fold
 from kit.train.device import enough_memory, pick_amp_of
 from kit.train.inference import TTAS
 
 FIRST, CHUNK = 32, 256  # images decoded at a time; the first chunk is timed
-SPARE = 0.9  # share of the time left that a plan may take
+USABLE = 0.9  # share of the time left that a plan may take
 
 
 @dataclass
@@ -52,10 +52,11 @@ class Ensemble:
     form: dict  # what the sample submission asks for
     per_id: str | None
     reading: dict  # flags of 00 that other test images need too
+    depth: int | None = None  # bits by which 16-bit images are scaled
 
     def prepared(self) -> tuple:
         """Return what experiments that are blended must have in common."""
-        return self.task, self.metric, self.form, self.per_id, self.reading
+        return self.task, self.metric, self.form, self.per_id, self.reading, self.depth
 
     def plan(self, tta, level):
         """Return (views, number of folds) at a level: 0 leaves nothing out, 1 all views but one, each next one a fold
@@ -98,7 +99,7 @@ class HiddenTest:
             source, sample = read_test_images(first, self.images, self.sample, self.table, output / "unpacked")
             predictions = mix(predict_images(ensembles, source, sample.images, tta, self.within, machine.predict))
         if not np.isfinite(predictions).all():
-            raise UserError("the predictions are no numbers: predict with --amp none, or train the folds again")
+            raise UserError("the predictions are NaN or infinite: predict with --amp none, or train the folds again")
         predictions = predictions if cut is None else thresholds.apply(predictions, cut)
         predictions = per_id(predictions, sample.submission_ids, first.per_id or "mean")
         write_submission(path, sample.layout, predictions, first.task, first.metric, first.form)
@@ -130,7 +131,7 @@ def read_ensemble(folder, machine):
     return Ensemble(
         exp=folder.name, folder=folder, folds=folds, models=models, amp=pick_amp_of(run, machine.amp, machine.device),
         config=saved["config"], task=task_from_json(saved), metric=saved["metric"], form=saved["submission"],
-        per_id=saved["per_id"], reading=saved["reading"],
+        per_id=saved["per_id"], reading=saved["reading"], depth=saved.get("depth"),
     )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def fit_thresholds(ensembles, mix):
         return None
     shared = sorted(set.intersection(*(set(ensemble.folds) for ensemble in ensembles)))
     if not shared:
-        raise UserError("no fold is there of all experiments, to fit thresholds on: copy one of each")
+        raise UserError("no fold is present in all experiments, to fit thresholds on: copy one of each")
     predictions, targets, names = [], [], {}
     for ensemble in ensembles:
         logits = []
@@ -163,8 +164,11 @@ def read_test_images(ensemble, paths, sample_path, table_path, unpacked):
     sample asks for what the folds were trained for."""
     flags = Flags(**ensemble.reading)
     source = ImageSource(paths, flags.bands, unpacked, flags.channels)
-    tests = tables.read_table(table_path, "see --test-csv") if table_path else None
-    sample = read_sample(sample_path, source, ensemble.task, tests, flags, form=ensemble.form)
+    source.depth = ensemble.depth
+    options = dict(is_name=lambda name: source.find(name) is not None, encoding=flags.encoding)
+    tests = tables.read_table(table_path, "see --test-csv", **options) if table_path else None
+    cells = read_sample_cells(sample_path, source, tests, flags)
+    sample = read_sample(cells, source, ensemble.task, tests, flags, form=ensemble.form)
     if sample.form != ensemble.form:
         what = "has another header or other columns than the sample that 00_prepare.py read"
         raise UserError(f"{sample_path} {what}: name another")
@@ -210,12 +214,16 @@ def decode_chunk(source, names, sizes, pool):
 
 
 def read_image(source, name, sizes):
-    """Return ({px: the image, uint8 [px, px, 3]}, why it can't be read, or None). Of a damaged image, what can be read
-    is used; a missing one is grey. It is resized here, so that full-size images don't add up in memory."""
-    image, reason = np.full((64, 64, 3), GREY, np.uint8), None
-    if source.find(name) is not None:
-        image, reason = decode_or_grey(source, name, 64)
-    return {size: resize(image, size) for size in sizes}, reason
+    """Return ({px: the image, uint8 [px, px, 3]}, why it can't be read, or None). The readable part of a damaged image
+    is used; a missing one is grey. It is resized here, so that full-size images don't add up in memory, and decoded for
+    each size, whose pixels are then those of 00's cache."""
+    if source.find(name) is None:
+        return {size: np.full((size, size, 3), GREY, np.uint8) for size in sizes}, None
+    images, reason = {}, None
+    for size in sizes:
+        picture, reason = decode_or_grey(source, name, size)
+        images[size] = resize(picture.pixels, size)
+    return images, reason
 
 
 def predict_chunk(ensemble, images, tta, level, predict):
@@ -235,7 +243,7 @@ def choose_level(ensembles, tta, count, timed, seconds, end):
     most, left, level = max(len(e.models) for e in ensembles), end - time.monotonic(), 0
     pace = seconds[0] / timed, seconds[1] / timed / sum(e.passes(tta, 0) for e in ensembles)
     needed = (count - timed) * sum(seconds) / timed
-    while needed > SPARE * left and level < most:
+    while needed > USABLE * left and level < most:
         level += 1  # the first chunk is then predicted again
         needed = (count - timed) * pace[0] + count * pace[1] * sum(e.passes(tta, level) for e in ensembles)
     if level:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from common import read_table, replacing, write_csv
+from common import listing, read_table, replacing, warn, write_csv
 
 import numpy as np
 import pandas as pd
 
+from kit.data.tables import is_number
 from kit.score.metrics import METRICS
 from kit.score.tasks import Task
 
@@ -29,6 +30,7 @@ class Form(NamedTuple):
     # its columns ask for, task, metric, form) → value cells
     right: Callable[[str, Task, dict], bool]  # (a written cell, task, form) → whether it can be right
     tasks: tuple[str, ...]  # keys of TASKS that it suits
+    noun: str  # what a value cell holds
 
 
 def prediction_cells(row, columns, task, metric, form):
@@ -90,12 +92,12 @@ def is_in_range(cell, task, form):
 
 
 SUBMISSIONS: dict[str, Form] = {
-    "probability": Form(prediction_cells, is_probability, ("classes", "labels")),
-    "label": Form(label_cells, is_label, ("classes",)),
-    "top": Form(top_cells, is_labels, ("classes", "labels")),
-    "scored": Form(scored_cells, is_scored_label, ("classes",)),
-    "set": Form(set_cells, is_labels, ("labels",)),
-    "number": Form(prediction_cells, is_in_range, ("numbers",)),
+    "probability": Form(prediction_cells, is_probability, ("classes", "labels"), "a probability"),
+    "label": Form(label_cells, is_label, ("classes",), "a class"),
+    "top": Form(top_cells, is_labels, ("classes", "labels"), "the most probable labels"),
+    "scored": Form(scored_cells, is_scored_label, ("classes",), "a class and its probability"),
+    "set": Form(set_cells, is_labels, ("labels",), "a set of labels"),
+    "number": Form(prediction_cells, is_in_range, ("numbers",), "a number"),
 }
 
 
@@ -144,6 +146,8 @@ def submission_rows(layout, predictions, task, metric, form):
         values = cells(predictions[i], [target] if target >= 0 else numbers, task, metric, form)
         for column, value in zip(filled, values, strict=True):
             row[column] = value
+    if form.get("decimal") == ",":
+        rows = [[cell.replace(".", ",") if is_number(cell) else cell for cell in row] for row in rows]
     return [form["header"], *rows] if form["header"] else rows
 
 
@@ -157,8 +161,13 @@ def check_submission(path, layout, task, form):
     expected = layout[[f"c{i}" for i in kept]].to_numpy(object).tolist()
     assert all(len(row) == layout.shape[1] - 2 for row in rows), "a row has another number of columns than the sample's"
     assert [[row[i] for i in kept] for row in rows] == expected, "rows, names or their order differ from the sample's"
-    right = SUBMISSIONS[form["value"]].right
-    assert all(right(row[i], task, form) for row in rows for i in filled), f"a value is no {form['value']}"
+    right, decimal = SUBMISSIONS[form["value"]].right, form.get("decimal", ".")
+    cells = [row[i] for row in rows for i in filled]
+    numbers = [cell.replace(",", ".") if decimal == "," and cell not in task.names else cell for cell in cells]
+    assert all(right(cell, task, form) for cell in numbers), f"a value is no {form['value']}"
+    words = {*layout[[f"c{i}" for i in filled]].to_numpy(object).ravel()} - {""}
+    if words and not is_number(*words) and not words & {*cells, *task.names} and form["value"] == "label":
+        warn(f"no written label is among the sample's words ({listing(sorted(words), 3)}): compare the two files")
 
 
 def write_submission(path: Path, layout, predictions, task, metric, form):
@@ -166,5 +175,6 @@ def write_submission(path: Path, layout, predictions, task, metric, form):
     rows = submission_rows(layout, predictions, task, metric, form)
     with replacing(path) as temporary:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n", delimiter=form.get("separator", ",")).writerows(rows)
+            newline = form.get("newline", "\n")
+            csv.writer(file, lineterminator=newline, delimiter=form.get("separator", ",")).writerows(rows)
         check_submission(temporary, layout, task, form)

@@ -35,7 +35,7 @@ from kit.data.decode import decode
 from kit.data.image_source import ImageSource
 from kit.data.prepared import Flags
 from kit.score.tasks import Classes
-from kit.submit.sample_submission import read_sample
+from kit.submit.sample_submission import read_sample, read_sample_cells
 
 
 def image_files():
@@ -131,11 +131,12 @@ def fuzz_tables(seconds, outcomes):
         source = ImageSource(folder)
 
         def read_as_labels():
-            header = tables.read_rows(path, "")[0][0]
-            labels.read_labels(tables.read_table(path, ""), source, header, Flags())
+            cells = read_sample_cells(path, source, None, Flags())
+            labels.read_labels(tables.read_table(path, ""), source, cells, Flags())
 
         def read_as_sample(classes):
-            read_sample(path, source, Classes(classes), None, Flags())
+            cells = read_sample_cells(path, source, None, Flags())
+            read_sample(cells, source, Classes(classes), None, Flags())
 
         @settings(max_examples=500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
         @given(st.one_of(text, st.binary(max_size=60)))
