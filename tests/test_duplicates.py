@@ -9,8 +9,10 @@ import pytest
 from bench.duplicates import candidates, digits, drawn, pieces, with_copies
 from PIL import Image
 
+from kit.data.labels import TrainingLabels, class_labels
 from kit.folds import duplicates
 from kit.report import pictures
+from kit.score.tasks import Numbers
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,9 @@ def test_rotated_cropped_reduced_and_blurred_copies_are_found_by_their_features(
     matrix = cv2.getRotationMatrix2D((side / 2, side / 2), angle, 0.5 / np.sqrt(0.6))
     matrix[:, 2] += side / 4 - side / 2
     copy = cv2.GaussianBlur(cv2.warpAffine(image, matrix, (side // 2, side // 2), flags=cv2.INTER_AREA), (0, 0), 1)
-    bits, inliers, correlation = duplicates.verify(duplicates.image_record(image), duplicates.image_record(copy))
-    assert bits == 63
+    evidence = duplicates.verify(duplicates.image_record(image), duplicates.image_record(copy))
+    bits, inliers, correlation, certainty = evidence
+    assert (bits, certainty) == (63, duplicates.FEATURES_AGREE)
     assert inliers >= duplicates.MIN_INLIERS
     assert correlation >= duplicates.MIN_CORRELATION
 
@@ -62,9 +65,9 @@ def test_a_soft_image_turned_by_a_quarter_is_found_by_its_hash():
     soft = cv2.resize(np.random.default_rng(0).integers(60, 190, (4, 6, 3)).astype(np.uint8), (120, 80))
     a, b = duplicates.image_record(soft), duplicates.image_record(np.ascontiguousarray(np.rot90(soft)))
     a["count"] = 0
-    bits, inliers, correlation = duplicates.verify(a, b)
+    bits, inliers, correlation, certainty = duplicates.verify(a, b)
     assert bits <= duplicates.MAX_BITS
-    assert inliers == 0
+    assert (inliers, certainty) == (0, duplicates.SURE_HASH)
     assert correlation > 0.98
 
 
@@ -140,7 +143,7 @@ def test_equal_outlines_in_other_colours_are_no_duplicates():
     a, b = duplicates.image_record(image), duplicates.image_record(np.ascontiguousarray(image[..., ::-1]))
     assert duplicates.by_features(a, b)[0] > 100, "the features agree"
     assert duplicates.verify(a, b) is None
-    assert duplicates.verify(a, a) is not None
+    assert duplicates.verify(a, a) == duplicates.IDENTICAL
 
 
 def test_two_images_with_the_same_small_logo_are_no_duplicates(monkeypatch):
@@ -166,6 +169,90 @@ def test_matched_features_are_mutual_nearest_neighbours_and_unambiguous():
     assert columns.tolist() == [0, 1]
 
 
+def faint(rng):
+    """Return a smooth picture of 8 grey levels, as of sky, cloth or ultrasound."""
+    y, x = np.mgrid[:128, :128] / 128
+    a, b, c, d = rng.uniform(-1, 1, 4)
+    grey = 120 + 4 * (np.sin(18 * a * x + 6 * b) + np.cos(5 * c * y * 6 + d))
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "image"),
+    [("faint", faint), ("dark", lambda rng: pieces(1, rng)[0] // 60), ("strip", lambda rng: pieces(1, rng)[0][:8]),
+     ("noise", lambda rng: rng.integers(0, 256, (512, 512, 3)).astype(np.uint8))],
+)  # fmt: skip
+def test_the_same_pixels_are_joined_whatever_their_contrast(kind, image):
+    """Twenty neighbours by every descriptor lie between a picture and its twin."""
+    rng = np.random.default_rng(0)
+    images = [image(rng) for _ in range(3)]
+    between = [np.clip(images[0] + rng.integers(-1, 2, images[0].shape), 0, 255).astype(np.uint8) for _ in range(20)]
+    records = np.stack([duplicates.image_record(one) for one in [*images, *between, *images]])
+    accepted, evidence = duplicates.verified_pairs(records, candidates(records))
+    identical = accepted[evidence[:, 0] < 0]
+    assert identical.tolist() == [[0, 23], [1, 24], [2, 25]], kind
+
+
+def test_images_of_one_colour_are_copies_of_none():
+    grey, noise = np.full((64, 64, 3), 128, np.uint8), np.random.default_rng(0).integers(0, 256, (10, 12, 3))
+    wide = noise.astype(np.uint8)
+    images = grey, grey, wide, wide.reshape(12, 10, 3), wide  # the fourth has the same bytes in another shape
+    records = np.stack([duplicates.image_record(image) for image in images])
+    assert (records["digest"] == 0).tolist() == [True, True, False, False, False]
+    assert duplicates.verified_pairs(records, candidates(records))[0].tolist() == [[2, 4]]
+
+
+# ---------------------------------------------------------------- outlines
+
+
+def blob(seed, light=255):
+    """Return a filled outline, each seed's another one, uint8 [220, 220, 3]."""
+    rng, angle, image = np.random.default_rng(seed), np.linspace(0, 2 * np.pi, 80), np.zeros((220, 220, 3), np.uint8)
+    waves = sum(rng.normal(0, 14 / (f + 1)) * np.cos(f * angle + rng.uniform(0, 6)) for f in range(1, 6))
+    outline = 110 + (70 + waves)[:, None] * np.stack([0.7 * np.cos(angle), np.sin(angle)], axis=1)
+    return cv2.fillPoly(image, [outline.astype(np.int32)], (light,) * 3, cv2.LINE_AA)
+
+
+def ellipse(seed):
+    rng, image = np.random.default_rng(seed), np.full((220, 220, 3), 255, np.uint8)
+    axes = [int(axis) for axis in rng.integers(20, 90, 2)]
+    return cv2.ellipse(image, (110, 110), axes, float(rng.uniform(0, 180)), 0, 360, (20, 20, 20), -1, cv2.LINE_AA)
+
+
+def scribbled_circle(seed):
+    rng, angle, image = (
+        np.random.default_rng(seed),
+        np.linspace(0, 2 * np.pi, 60),
+        np.full((220, 220, 3), 255, np.uint8),
+    )
+    radius = (80 + np.convolve(rng.normal(0, 8, 60), np.ones(9) / 9, "same"))[:, None]
+    line = 110 + radius * np.stack([np.cos(angle) * rng.uniform(0.8, 1.1), np.sin(angle)], axis=1)
+    return cv2.polylines(image, [line.astype(np.int32)], True, (0, 0, 0), 3, cv2.LINE_AA)
+
+
+@pytest.mark.parametrize(("draw", "light"), [(blob, [255]), (blob, [40]), (ellipse, []), (scribbled_circle, [])])
+def test_outlines_that_look_alike_form_no_large_groups(draw, light, monkeypatch):
+    """Each shape is like the next one, so that by single pairs most were one source."""
+    records = np.stack([duplicates.image_record(draw(k, *light)) for k in range(70)])
+    verified, verify_all = [], duplicates.verify_all
+    monkeypatch.setattr(duplicates, "verify_all", lambda *args: verified.append(verify_all(*args)) or verified[-1])
+    accepted = duplicates.verified_pairs(records, candidates(records))[0]
+    sizes, single = (np.bincount(duplicates.components(pairs, 70)) for pairs in (accepted, verified[0][0]))
+    assert sizes.max() <= duplicates.CHAIN < single.max()
+
+
+def test_a_large_group_whose_images_are_all_copies_stays_together():
+    """Soft, so that only hashes find them."""
+    soft = cv2.resize(np.random.default_rng(0).integers(60, 190, (4, 6, 3)).astype(np.uint8), (120, 80))
+    rng = np.random.default_rng(1)
+    shots = [np.clip(soft * rng.uniform(0.8, 1.2) + rng.normal(0, 2, soft.shape), 0, 255) for _ in range(20)]
+    records = np.stack([duplicates.image_record(shot.astype(np.uint8)) for shot in shots])
+    records["count"] = 0
+    accepted, evidence = duplicates.verified_pairs(records, candidates(records))
+    assert (evidence[:, 1] == 0).all()
+    assert np.bincount(duplicates.components(accepted, 20)).tolist() == [20]
+
+
 # ---------------------------------------------------------------- groups
 
 
@@ -180,17 +267,37 @@ def test_recall_and_false_pairs(copied):
     assert evidence.shape == (len(accepted), 3)
 
 
-def test_features_of_a_network_replace_words_and_colours(copied):
+def test_features_of_a_network_add_candidates(copied):
     records = copied.records[::3]  # unrelated
     twins = {(i, i + 15) for i in range(15)}
-    embedding = np.eye(15, dtype=np.float32)[np.arange(30) % 15]
-    vectors = duplicates.d4_blind(records["dct"])
-    nearest = np.argsort(vectors @ vectors.T, axis=1)[:, -5:]
-    by_dct = {(min(i, j), max(i, j)) for i, row in enumerate(nearest.tolist()) for j in row if i != j}
-    by_words, by_embedding = candidates(records), duplicates.candidate_pairs(records, embedding)
-    assert by_dct <= {*map(tuple, by_words.tolist())}
-    assert not twins <= {*map(tuple, by_words.tolist())}
-    assert by_dct | twins <= {*map(tuple, by_embedding.tolist())}
+    embedding, vectors = np.eye(15, dtype=np.float32)[np.arange(30) % 15], np.empty((30, duplicates.VECTOR), np.float32)
+    duplicates.words_and_colours(records, vectors)
+    by_words = {*map(tuple, duplicates.candidate_pairs(records, vectors).tolist())}
+    both = {*map(tuple, duplicates.candidate_pairs(records, vectors, embedding).tolist())}
+    assert not twins <= by_words
+    assert by_words | twins <= both
+
+
+@pytest.mark.parametrize("count", [700, 1500])
+def test_many_images_are_compared_by_cells(monkeypatch, count):
+    """Noisy copies are found as if all were compared with all, in a fraction of the products."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(count, 24)).astype(np.float32)
+    points[count // 2 :] = points[: count // 2] + 0.2 * rng.normal(size=(count // 2, 24))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    exact = {*map(tuple, duplicates.neighbour_pairs(points, 13).tolist())}
+    monkeypatch.setattr(duplicates, "EXACT", count - 1)
+    monkeypatch.setattr(duplicates, "PROBED", 16)
+    cells = [*duplicates.cells_and_surroundings(points)]
+    assert sorted(np.concatenate([queries for queries, _ in cells])) == [*range(count)], "each is looked up once"
+    assert sum(len(queries) * len(near) for queries, near in cells) < 0.6 * count**2
+    found = {*map(tuple, duplicates.neighbour_pairs(points, 13).tolist())}
+    copies = {(i, i + count // 2) for i in range(count // 2)}
+    assert len(copies & exact) == len(copies)
+    assert len(copies & found) > 0.97 * len(copies)
+    assert len(exact & found) > 0.7 * len(exact)
+    again = {*map(tuple, duplicates.neighbour_pairs(points, 13).tolist())}
+    assert found == again
 
 
 def test_vectors_of_words_and_colours_have_unit_length(copied):
@@ -225,7 +332,9 @@ def test_components_are_numbered_by_their_first_image():
 # The training images are a to e: a, b and c are one group, and d has a copy in the test set.
 PAIRS = np.array([[0, 1], [0, 2], [1, 2], [3, 5]])
 EVIDENCE = np.array([[63, 20, 0.95], [63, 20, 0.97], [63, 9, 0.99], [4, 0, 0.93]])
-SHOWN = np.array([0, 0, 0, 1, 2, 1, 3]), list("abcde"), list("xxyyx"), ["s", "t"]
+GROUPS, LABELS = np.array([0, 0, 0, 1, 2, 1, 3]), class_labels("train.csv", [*"abcde"], [*"xxyyx"], "")
+DISAGREE = np.array([True, True, True, False, False])
+SHOWN = GROUPS, LABELS.names, LABELS.cells, DISAGREE, ["s", "t"]
 
 
 def test_table_names_the_closest_duplicate_and_the_evidence():
@@ -237,13 +346,16 @@ def test_table_names_the_closest_duplicate_and_the_evidence():
     assert table.found_by.tolist() == ["features"] * 3 + ["hash"] * 2
     assert table.hash_bits.tolist() == ["", "", "", "4", "4"]
     assert table.iloc[0].tolist()[-2:] == ["", "0.97"]
+    same = duplicates.table(PAIRS, np.array([duplicates.IDENTICAL[:3]] * 4), *SHOWN)
+    assert (same.found_by == "pixels").all()
     empty = duplicates.table(np.zeros((0, 2), int), np.zeros((0, 3)), np.arange(7), *SHOWN[1:])
     assert len(empty) == 0
     assert empty.columns.tolist() == table.columns.tolist()
 
 
 def test_summary_counts_duplicates_and_names_label_conflicts():
-    summary = duplicates.summary(*SHOWN[:3])
+    assert duplicates.labels_disagree(GROUPS[:5], LABELS).tolist() == DISAGREE.tolist()
+    summary = duplicates.summary(GROUPS, LABELS.names, DISAGREE)
     assert summary == dict(
         groups=2, largest=3, largest_share=pytest.approx(3 / 7), train_with_duplicate=0.6, test_with_duplicate=0.5,
         conflicts=[["a", "b", "c"]],
@@ -253,6 +365,18 @@ def test_summary_counts_duplicates_and_names_label_conflicts():
     assert "60.0% of the training and 50.0% of the test images have a duplicate" in lines[1]
     assert "a = b = c" in lines[-1]
     assert lines[-1].startswith("1 whose labels disagree (a label is wrong, or the group is)")
+
+
+def test_numbers_of_copies_may_differ_a_little():
+    """By 5 % of their range of 100, or half a standard deviation where an outlier makes the range wide."""
+    groups = np.repeat(np.arange(50), 2)
+    even = np.repeat(np.linspace(0, 100, 50), 2)
+    numbers = even + np.tile([0, 4.9], 50)
+    numbers[:2] = 0, 5.5
+    for values, wrong in ((numbers, 1), (np.append(numbers[:-1] / 100, 1000), 1)):
+        cells = [str(value) for value in values]
+        labels = TrainingLabels([*map(str, range(100))], Numbers(["n"]), values[:, None], cells, "")
+        assert duplicates.labels_disagree(groups, labels).sum() == 2 * wrong
 
 
 @pytest.mark.parametrize(
@@ -265,6 +389,13 @@ def test_summary_counts_duplicates_and_names_label_conflicts():
         (dict(conflicts=[["a", "b"]]), 3, "a = b"),
         (dict(largest=21, largest_share=0.021), 3, "--groups none"),
         (dict(largest=20, largest_share=0.5), 2, "have a duplicate"),
+        (dict(train_with_duplicate=0.5, split=7), 3, "warning: 7 sources are in several folds"),
+        (dict(train_with_duplicate=0.5, test_with_duplicate=0.5, split=7), 3, "warning: 7 sources are in several"),
+        (dict(few=1, split=1), 3, "copies of one source (same part, same camera?), too few for the folds"),
+        (dict(few=4, split=4), 3, "copies of 4 sources"),
+        (dict(joined=[80, 3]), 3, "different groups held 80 identical pairs and 3 near copies, and are joined"),
+        (dict(joined=[0, 0]), 2, "have a duplicate"),
+        (dict(blank=12), 3, "12 images of one colour"),
     ],
 )
 def test_each_finding_has_one_line(changed, count, words):

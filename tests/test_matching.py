@@ -12,9 +12,9 @@ from scipy.stats import wasserstein_distance
 from sklearn.preprocessing import normalize
 
 from kit.folds import matching
-from kit.folds.split import assign_folds, classes_missing_from_training
+from kit.folds.split import assign_folds, unlearnt_images
 from kit.report import pictures
-from kit.score.tasks import Classes
+from kit.score.tasks import Classes, Labels
 
 EACH = 20  # images of a subject
 TWO, THREE = Classes([*"ab"]), Classes([*"abc"])
@@ -193,15 +193,29 @@ def test_duplicates_stay_in_one_fold_in_each_candidate_but_the_first():
     assert np.median(plain.held_out) == pytest.approx(1, abs=1e-5), "a held-out image's copy was seen"
 
 
-def test_candidates_whose_folds_hold_out_a_whole_class_are_left_out():
-    """Class 2 has two images, which the candidates have in two folds. A class of one image, which is held out whole in
-    any folds, decides nothing."""
+@pytest.mark.parametrize(("images", "most"), [(2, 2), (1, 1), (20, 4)])
+def test_clusters_whose_folds_keep_images_from_being_learnt_are_left_out(images, most):
+    """A hundredth of 440 images may be of classes that a fold can't learn. A class of one image decides nothing: it is
+    held out whole in any folds."""
     matched = matched_to("new")
-    for images, missing in ((2, []), (1, [2])):
-        targets = np.where(np.arange(len(matched.targets)) < images, 2, matched.targets % 2)
-        candidates = matching.make_candidates(matched.points, np.arange(len(targets)), targets, 5, 777)
-        assert len(candidates) > 10
-        assert all(classes_missing_from_training(candidate.folds, targets) == missing for candidate in candidates)
+    targets = np.where(np.arange(len(matched.targets)) < images, 2, matched.targets % 2)
+    candidates = matching.make_candidates(matched.points, np.arange(len(targets)), targets, 5, 777)
+    assert len(candidates) > 10
+    assert max(unlearnt_images(candidate.folds, targets) for candidate in candidates) <= most
+
+
+@pytest.mark.parametrize("rare", [[2], [2, 2, 3], [3] * 60])
+def test_duplicates_together_is_a_candidate_whatever_the_classes(rare):
+    """Classes of one source with two or three images: a fold holds out each."""
+    points, subject = subjects(12)
+    targets = np.concatenate([np.repeat(subject[::2] % 2, 2), np.repeat(2 + np.arange(len(rare)), rare)])
+    source = np.concatenate([np.repeat(np.arange(len(subject) // 2), 2), 1000 + np.repeat(np.arange(len(rare)), rare)])
+    images = np.random.default_rng(0).normal(size=(len(targets), 32))
+    images[: len(subject)] = np.repeat(points[::2], 2, axis=0)
+    candidates = matching.make_candidates(normalize(images).astype(np.float32), source, targets, 5, 777)
+    assert [candidate.name for candidate in candidates[:2]] == ["each image alone", "duplicates together"]
+    assert len(candidates) > 10
+    assert {share_split(candidate.folds, source) for candidate in candidates[1:]} == {0}
 
 
 @pytest.mark.parametrize(("sources", "tests", "enough"), [(39, 60, False), (60, 39, False), (40, 40, True)])
@@ -295,7 +309,73 @@ def test_duplicates_stay_together_where_plain_folds_match():
     assert chosen.folds[:3].tolist() == chosen.folds[-3:].tolist()
 
 
+def of_sources(tests, seed=0):
+    """Return points of 100 sources, four images each for training, and the sources of `tests` test images."""
+    rng = np.random.default_rng(seed)
+    source = np.append(np.repeat(np.arange(100), 4), tests)
+    points = rng.normal(size=(max(source) + 1, 64))[source] + 0.15 * rng.normal(size=(len(source), 64))
+    return normalize(points).astype(np.float32), source[:400]
+
+
+def test_a_test_set_of_the_training_sets_sources_gets_folds_that_split_them():
+    points, source = of_sources(np.arange(100))
+    for shared in (True, False):  # also where the search has missed it
+        options = source, source % 3, THREE, 5, 777, "accuracy", shared
+        chosen, candidates = matching.choose_folds(points, *options)
+        assert chosen is candidates[0]
+        assert chosen.near_enough
+        assert chosen.distance < 0.05 < 0.5 < candidates[1].distance
+        assert matching.matching_lines(matching.summary(chosen, candidates))[0].startswith(
+            "each image alone: these match"
+        )
+
+
+def test_a_few_shared_duplicates_stay_together_unless_the_test_set_has_them_too():
+    """One training image in six has a copy: both plain candidates match."""
+    matched = matched_to("known")
+    copies = np.arange(0, len(matched.points), 6)
+    train = np.concatenate([matched.points[::2], matched.points[copies]])
+    source = np.append(np.arange(len(matched.points))[::2], copies)
+    targets = np.append(matched.targets[::2], matched.targets[copies])
+    for shared in (False, True):
+        options = source, targets, THREE, 5, 777, "accuracy", shared
+        chosen, candidates = matching.choose_folds(np.concatenate([train, matched.points[1::2]]), *options)
+        assert candidates[0].near_enough
+        assert candidates[1].near_enough
+        wanted = [item for item in candidates[:2] if item.nearly_best or not shared]
+        assert chosen is wanted[-1]
+
+
 # ---------------------------------------------------------------- points and matched.png
+
+
+def test_grey_pictures_are_whitened_only_as_far_as_they_vary():
+    """Their colours fill 4 of 256 cells: the rest is rounding."""
+    rng = np.random.default_rng(0)
+    grey = np.zeros((300, 256), np.float32)
+    grey[:, [36, 100, 164, 228]] = normalize(rng.uniform(size=(300, 4)))
+    assert matching.whitened(grey, 32, 777).shape[1] <= 4
+    assert matching.whitened(grey + rng.normal(0, 0.01, grey.shape), 32, 777).shape[1] == 32
+
+
+@pytest.mark.parametrize("first", [3, 5, 30])
+def test_the_nearest_of_each_fold_is_found_also_among_images_that_are_far(monkeypatch, first):
+    rng = np.random.default_rng(0)
+    train, test = (normalize(rng.normal(size=(n, 6))).astype(np.float32) for n in (30, 11))
+    candidate = matching.Candidate("", 0, 0, None, np.repeat([0, 1, 2], [26, 2, 2]))
+    monkeypatch.setattr(matching, "FIRST", first)
+    matching.measure_distances([candidate], train, test, 3, 777, block=7)
+    left = [[max(image @ train[j] for j in range(30) if candidate.folds[j] != k) for k in range(3)] for image in test]
+    assert np.sort(candidate.test.ravel()) == pytest.approx(np.sort(np.ravel(left)), abs=1e-5)
+
+
+def test_a_ridge_regression_on_many_outputs_is_fitted_in_parts(monkeypatch):
+    rng = np.random.default_rng(0)
+    points, targets = rng.normal(size=(60, 5)).astype(np.float32), (rng.random((60, 7)) < 0.4).astype(np.float32)
+    options = points, targets, np.arange(60) % 3, "column-auc", Labels([*"abcdefg"])
+    whole = matching.ridge_score(*options)
+    monkeypatch.setattr(matching, "OUTPUTS", 3)
+    assert matching.ridge_score(*options) == pytest.approx(whole, abs=1e-6)
 
 
 def test_whitened_dimensions_weigh_alike():

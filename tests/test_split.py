@@ -8,7 +8,14 @@ import pytest
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from kit.data.labels import class_labels
-from kit.folds.split import assign_folds, classes_missing_from_training, fold_table, make_folds
+from kit.folds.split import (
+    assign_folds,
+    classes_missing_from_training,
+    fold_table,
+    make_folds,
+    rarest_labels,
+    unlearnt_images,
+)
 from kit.score.tasks import Classes
 
 
@@ -84,6 +91,23 @@ def test_a_class_in_two_groups_is_in_the_training_images_groups_each_fold(seed):
 def test_a_class_must_be_in_two_folds_and_each_of_two_classes_in_all(strata, missing):
     folds = np.array([0, 1, 2, 0, 1, 2, 0, 1, 0])
     assert classes_missing_from_training(folds, np.array(strata)) == missing
+
+
+def test_labels_that_some_fold_keeps_from_training_and_their_images():
+    """Label 0 is in two folds, label 1 in one, nobody has label 2."""
+    strata = np.zeros((6, 3), bool)
+    strata[[0, 1, 2], 0] = strata[[3, 4], 1] = True
+    folds = np.array([0, 1, 2, 2, 2, 0])
+    assert classes_missing_from_training(folds, strata) == [1]
+    assert unlearnt_images(folds, strata) == 2
+    assert unlearnt_images(folds, np.array([0, 0, 0, 1, 1, 2])) == 3, "two of class 1, one of class 2"
+
+
+def test_the_rarest_label_of_each_image_is_the_first_of_equally_rare_ones():
+    strata = np.random.default_rng(0).random((50, 8)) < [0.5, 0.3, 0.3, 0.1, 0.1, 0.05, 0.02, 0]
+    expected = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
+    assert rarest_labels(strata).tolist() == expected.tolist()
+    assert rarest_labels(np.array([2, 0, 1])).tolist() == [2, 0, 1]
 
 
 def test_fewer_groups_than_folds_and_a_fold_without_one_of_two_classes_are_refused():

@@ -6,15 +6,20 @@ each image's nearest neighbours by the DCT, and by SIFT words and colours: N × 
 or rejects each pair, and `components` makes groups of the accepted ones.
 """
 
+import hashlib
+
 from common import cpu_count, listing, progress
 
 import cv2
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.sparse import coo_matrix, csgraph
+from scipy.spatial.distance import cdist
+from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize  # scales each row to length 1; a row of zeros stays so
 from threadpoolctl import threadpool_limits
+
+from kit.folds.split import components
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
 CONTRAST = 0.01  # SIFT's threshold; its default of 0.04 leaves out-of-focus and dark pictures without features
@@ -23,6 +28,8 @@ FEATURES, WORDS = 200, 1024  # SIFT features kept, the strongest; size of the SI
 COLOUR_WEIGHT, COLOUR_BINS = 0.8, 6  # of the colours beside the words; for each channel
 VECTOR = WORDS + COLOUR_BINS**3  # length of the vector of an image's words and colours
 NEIGHBOURS = 12  # candidates for each image and kind of descriptor
+EXACT = 30_000  # images up to which all are compared with all …
+NEAREST, PROBED = 3, 24  # … and cells that an image is in, and that are searched around it, above
 PAIRS_A_TASK, FEW_PAIRS = 500, 2000  # for a process; that one verifies in less time than others take to start
 # When a pair is accepted; measured by tests/bench/duplicates.py, with its table in docs/LOG.md
 MIN_INLIERS = 6  # matched features that one similarity transform explains …
@@ -31,11 +38,17 @@ MIN_AREA = 0.02  # share of either image that the features' hull covers: a share
 SCALES = 0.3, 3.3  # of one image on the other; RANSAC's chance fits collapse to 0
 MAX_BITS = 16  # of 63 by which the hashes of a pair may differ in the best orientation …
 EDGE_BLUR_HASH, MIN_CORRELATION_HASH = 3, 0.99  # … with edges like this: images without features are soft
+FINE_BLUR, MIN_CORRELATION_FINE = 1, 0.985  # surely so if finer edges correlate so well, or if the greys …
+MAX_CONTRAST, MAX_GREYS = 0.15, 3  # … differ by at most this share of the contrast, or by so many levels
 MIN_EDGES = 0.25  # grey levels a px: pictures whose edges are fainter on average prove nothing
+HASH, SURE_HASH, FEATURES_AGREE = 0, 1, 2  # how certain an accepted pair is
+IDENTICAL = -1, FEATURES, 1.0, FEATURES_AGREE  # the evidence where all pixels are the same
+CHAIN, DRAWN = 8, 32  # images of the largest group that isn't checked; pairs drawn from a group to check it
 LIMIT = np.array([8, 8, 0.2, 0.2])  # of a step in aligning two images: px right, px down, share of the size, angle
 RECORD = np.dtype([  # all that is kept of one image
     ("count", np.int32),  # of features
     ("shape", np.int32, 2),  # height, width of the thumbnail
+    ("digest", np.uint64),  # of all pixels; 0: they have one colour, as a failed scan, and prove nothing
     ("thumb", np.uint8, (THUMB, THUMB, 3)),
     ("dct", np.float32, (8, 8)),
     ("hashes", bool, (8, 63)),  # of the 8 orientations
@@ -50,6 +63,9 @@ ORIENTATIONS = np.float32([np.diag(signs)[::step] for step in (1, -1) for signs 
 def image_record(image):
     """Return the RECORD of an image, uint8 [H, W, 3] RGB."""
     record, grey = np.zeros((), RECORD), cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    if (image != image[0, 0]).any():
+        digest = hashlib.blake2b(np.ascontiguousarray(image), digest_size=8, salt=str(image.shape[0]).encode())
+        record["digest"] = int.from_bytes(digest.digest())
     scale = LONG_SIDE / max(grey.shape)
     size = [max(8, round(side * scale)) for side in grey.shape[::-1]]
     grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -86,18 +102,58 @@ def thumbnail(record):
     return record["thumb"][*map(slice, record["shape"])]
 
 
-def candidate_pairs(records, vectors, block=64):
-    """Return the pairs i < j, int [P, 2], of images that may be duplicates: neighbours by the DCT, and by `vectors`,
-    float32 [N, D] of unit length. N² products, but a block of rows at a time: scikit-learn's takes 1 GB."""
-    count, pairs = min(NEIGHBOURS + 1, len(records)), []
-    for points in (d4_blind(records["dct"]), vectors):
-        for start in range(0, len(points), block):
-            similarity = points[start : start + block] @ points.T
-            neighbours = np.argpartition(similarity, -count, axis=1)[:, -count:].astype(np.int32)
-            images = np.arange(start, start + len(neighbours), dtype=np.int32)
-            pairs.append(np.stack([np.repeat(images, count), neighbours.ravel()], axis=1))
+def grey(record):
+    """Return the thumbnail of a RECORD in grey, float32 [height, width]."""
+    return cv2.cvtColor(thumbnail(record).astype(np.float32), cv2.COLOR_RGB2GRAY)
+
+
+def candidate_pairs(records, *vectors):
+    """Return the pairs i < j, int [P, 2], of images that may be duplicates: those of the same pixels, and neighbours by
+    the DCT and by each of `vectors`, float32 [N, D] of unit length."""
+    digests = records["digest"]
+    order = np.argsort(digests, kind="stable")
+    order = order[digests[order] > 0]
+    same = digests[order[1:]] == digests[order[:-1]]
+    pairs = [np.stack([order[:-1][same], order[1:][same]], axis=1)]
+    pairs += [neighbour_pairs(points, NEIGHBOURS + 1) for points in (d4_blind(records["dct"]), *vectors)]
     pairs = np.sort(np.concatenate(pairs), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
+
+
+def neighbour_pairs(points, count, block=64):
+    """Return (image, one of the `count` points nearest to it), int32 [≤ N × count, 2], of points float32 [N, D] of unit
+    length. A block of rows at a time, since scikit-learn's takes 1 GB. Of more than EXACT points, k-means makes cells,
+    and only points of the cells around a point's own are compared: the time grows by N^1.5 in place of N²."""
+    rows = [(np.arange(start, min(start + block, len(points))), slice(None)) for start in range(0, len(points), block)]
+    if len(points) > EXACT:
+        rows, block = cells_and_surroundings(points), 1024
+    pairs = []
+    for queries, near in rows:
+        others = points[near]
+        for start in range(0, len(queries), block):
+            similarity = points[queries[start : start + block]] @ others.T
+            k = min(count, len(others))
+            nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
+            nearest = (nearest if isinstance(near, slice) else near[nearest]).astype(np.int32)
+            images = np.repeat(queries[start : start + block].astype(np.int32), k)
+            pairs.append(np.stack([images, nearest.ravel()], axis=1))
+    return np.concatenate(pairs)
+
+
+def cells_and_surroundings(points):
+    """Yield (the points nearest to the centre of a cell, the points that have one of the PROBED centres around it among
+    their NEAREST), each int. Centres by k-means of centred points: uncentred, most would be nearest to few centres."""
+    count, mean = int(4 * np.sqrt(len(points))), points.mean(axis=0)
+    sample = np.sort(np.random.default_rng(0).permutation(len(points))[: 16 * count])
+    means = KMeans(count, init="random", n_init=1, max_iter=3, random_state=0).fit(normalize(points[sample] - mean))
+    centres, parts = means.cluster_centers_, np.array_split(points, max(1, len(points) // 4096))
+    half = (centres**2).sum(axis=1) / 2
+    nearest = [np.argsort(half - normalize(part - mean) @ centres.T, axis=1)[:, :NEAREST] for part in parts]
+    nearest = np.concatenate(nearest)
+    members = pd.Series(np.repeat(np.arange(len(points)), NEAREST)).groupby(nearest.ravel()).agg(np.array)
+    around = cdist(centres, centres).argsort(axis=1)[:, :PROBED]
+    for cell, queries in pd.Series(nearest[:, 0]).groupby(nearest[:, 0]).indices.items():
+        yield queries, np.unique(np.concatenate(members[members.index.intersection(around[cell])].tolist()))
 
 
 def d4_blind(dct):
@@ -135,93 +191,164 @@ def words_and_colours(records, vectors, block=256):
 
 
 def verified_pairs(records, pairs):
-    """Verify candidate pairs, int [P, 2], on all cores. → (the accepted ones [M, 2], evidence float [M, 3]: bits,
-    inliers, correlation). `records` must be all of a mapped file: joblib 1.5 crashes on a view of one field."""
+    """Verify candidate pairs, int [P, 2]. → (the accepted ones [M, 2], evidence float [M, 3]: bits, inliers,
+    correlation). Outlines, such as leaves', form chains in which each is like the next and the ends are unlike: there
+    only sure pairs are kept, and only those with features where these form chains too."""
+    accepted, evidence = verify_all(records, pairs)
+    for least in (HASH, SURE_HASH):
+        kept = (evidence[:, 3] > least) | ~in_chains(records, accepted, evidence, least)
+        accepted, evidence = accepted[kept], evidence[kept]
+    return accepted, evidence[:, :3]
+
+
+def in_chains(records, accepted, evidence, least):
+    """Return whether an accepted pair is of a group with more than CHAIN images, of which most pairs aren't accepted or
+    are less certain than `least`, bool [M]. Looks only at groups that pairs no more certain than `least` connect."""
+    groups = components(accepted, len(records))
+    weak = np.bincount(groups[accepted[evidence[:, 3] <= least, 0]], minlength=groups.max() + 1)
+    checked = np.flatnonzero((weak > 0) & (np.bincount(groups) > CHAIN))
+    if not len(checked):
+        return np.zeros(len(accepted), bool)
+    rng, members = np.random.default_rng(0), pd.Series(groups).groupby(groups).indices
+    drawn = np.concatenate([rng.choice(members[group], (DRAWN, 2)) for group in checked])
+    drawn = drawn[drawn[:, 0] != drawn[:, 1]]
+    alike, certainty = verify_all(records, drawn)
+    alike = alike[certainty[:, 3] >= least]
+    counts = [np.bincount(groups[pair[:, 0]], minlength=len(weak)) for pair in (alike, drawn)]
+    return (counts[0] < counts[1] / 2)[groups[accepted[:, 0]]]
+
+
+def verify_all(records, pairs):
+    """Verify pairs, int [P, 2], on all cores. → (the accepted ones [M, 2], evidence as `verify` returns it, float [M,
+    4]). `records` must be all of a mapped file: joblib 1.5 crashes on a view of one field."""
     tasks, accepted = np.array_split(pairs, max(1, len(pairs) // PAIRS_A_TASK)), []
     with progress(len(pairs), "duplicates", "pair") as bar:
         pool = Parallel(cpu_count() if len(pairs) > FEW_PAIRS else 1, return_as="generator", max_nbytes=None)
         for task, rows in zip(tasks, pool(delayed(verify_task)(records, task) for task in tasks), strict=True):
             accepted += rows
             bar.update(len(task))
-    accepted = np.array(accepted, np.float64).reshape(-1, 5)
+    accepted = np.array(accepted, np.float64).reshape(-1, 6)
     return accepted[:, :2].astype(np.int64), accepted[:, 2:]
 
 
 def verify_task(records, pairs):
-    """Return [(i, j, bits, inliers, correlation), …] of the accepted pairs. In one thread: each core has a task."""
+    """Return [(i, j, *evidence), …] of the accepted pairs. In one thread: each core has a task."""
     cv2.setNumThreads(1)
     with threadpool_limits(1):
         return [(i, j, *evidence) for i, j in pairs if (evidence := verify(records[i], records[j]))]
 
 
-def components(pairs, count):
-    """Return the group of each image, int [count], numbered by first image: those that `pairs` connect share one."""
-    graph = coo_matrix((np.ones(len(pairs)), pairs.T), (count, count))
-    return pd.factorize(csgraph.connected_components(graph, directed=False)[1])[0]
+def labels_disagree(groups, labels):
+    """Return whether the TrainingLabels of each image's group (int [N]) disagree, bool [N]. Numbers may differ by 5 %
+    of their range, or half their standard deviation where that is less."""
+    apart = pd.Series(labels.task.write_targets(labels.targets)).groupby(groups).transform("nunique") > 1
+    if not labels.task.strata_are_classes:
+        numbers = pd.DataFrame(labels.targets, dtype=np.float64)
+        by_group, most = numbers.groupby(groups), np.minimum(0.05 * (numbers.max() - numbers.min()), numbers.std() / 2)
+        apart &= (by_group.transform("max") - by_group.transform("min") > most).any(axis=1)
+    return apart.to_numpy()
 
 
-def table(pairs, evidence, groups, names, labels, test_names):
+def table(pairs, evidence, groups, names, labels, disagree, test_names):
     """Return the table duplicates.csv of all images in groups of two or more: group, its size, part, image_name, label,
-    whether the group's labels disagree, and the image's closest duplicate with the evidence. Its index is `groups`'."""
+    whether the group's labels disagree (bool [N]), and the image's closest duplicate with the evidence. Its index is
+    `groups`'."""
     images = pd.DataFrame(dict(
         group=groups, size=np.bincount(groups)[groups], part=["train"] * len(names) + ["test"] * len(test_names),
         image_name=[*names, *test_names], label=[*labels, *[None] * len(test_names)],
+        labels_disagree=np.append(disagree, np.zeros(len(test_names), bool)).astype(int),
     ))  # fmt: skip
-    images["labels_disagree"] = (images.groupby("group").label.transform("nunique") > 1).astype(int)
+    images["labels_disagree"] = images.groupby("group").labels_disagree.transform("max")
     image, other = np.stack([pairs, pairs[:, ::-1]], axis=1).reshape(-1, 2).T  # each pair, seen from either image
     bits, inliers = np.repeat(evidence[:, :2].astype(int), 2, axis=0).T
+    by_pixels, by_features = bits < 0, inliers > 0
     links = pd.DataFrame(dict(
-        duplicate=(images.part + "/" + images.image_name)[other].array, found_by=np.where(inliers, "features", "hash"),
-        inliers=inliers, hash_bits=np.where(inliers, "", bits.astype(str)), correlation=np.repeat(evidence[:, 2], 2),
+        duplicate=(images.part + "/" + images.image_name)[other].array,
+        found_by=np.where(by_pixels, "pixels", np.where(by_features, "features", "hash")), inliers=inliers,
+        hash_bits=np.where(by_features, "", bits.astype(str)), correlation=np.repeat(evidence[:, 2], 2),
     ), index=image).sort_values(["inliers", "correlation"], ascending=False)  # fmt: skip
     closest = links[~links.index.duplicated()].round(4)
     return images.join(closest, how="inner").sort_values("group", kind="stable").fillna("")
 
 
-def summary(groups, names, labels):
+def summary(groups, names, disagree):
     """Return what prepared.json keeps: counts, shares, and the names in each group whose labels disagree. groups: int
-    [N + T], the training images first, of which `names` and `labels` are."""
+    [N + T], the training images first, of which `names` and disagree (bool [N]) are."""
     train, test, sizes = groups[: len(names)], groups[len(names) :], np.bincount(groups)
     in_train = np.bincount(train, minlength=len(sizes))
-    in_group = pd.DataFrame(dict(name=names, label=labels)).groupby(train)
+    conflicts = pd.Series(names)[disagree].groupby(train[disagree]).agg(list)
     return dict(
         groups=int((sizes > 1).sum()), largest=int(sizes.max()), largest_share=sizes.max() / len(groups),
         train_with_duplicate=(in_train[train] > 1).mean(), test_with_duplicate=(in_train[test] > 0).mean(),
-        conflicts=in_group.name.agg(list)[in_group.label.nunique() > 1].tolist(),
+        conflicts=conflicts.tolist(),
     )  # fmt: skip
 
 
+def joined(pairs, evidence, given, count):
+    """Return how many pairs of the first `count` images, the training images, are in different `given` groups, int [N +
+    T]: [those of the same pixels, others]."""
+    apart = (given[pairs[:, 0]] != given[pairs[:, 1]]) & (pairs.max(axis=1) < count)
+    same = int((evidence[apart, 0] < 0).sum())
+    return [same, int(apart.sum()) - same]
+
+
+def shares_sources(counts):
+    """Return whether test images are copies of training images about as often as training images are of others."""
+    return counts["test_with_duplicate"] > max(0.05, 0.75 * counts["train_with_duplicate"])
+
+
+def sources_in_words(count):
+    return "one source" if count == 1 else f"{count} sources"
+
+
 def duplicate_lines(counts):
-    """Return sentences on what `summary` returned, for the terminal and the report; none for None."""
+    """Return sentences on what `summary` returned, and 00_prepare.py added, for the terminal and the report; none for
+    None."""
     if counts is None:
         return []
     train, test, share = counts["train_with_duplicate"], counts["test_with_duplicate"], counts["largest_share"]
+    joined, few, split, blank = (counts.get(key) for key in ("joined", "few", "split", "blank"))
+    identical, near = joined or (0, 0)
+    together, shared = train > max(0.05, 2 * test), test > max(0.05, train / 2)
     large = share > 0.02 and counts["largest"] > 20  # pairs may have chained unlike images
     conflicts = [" = ".join(names[:4]) for names in counts["conflicts"]]
     lines = {
         f"{counts['groups']} of two or more images, the largest of {counts['largest']} (duplicates.csv, .png)": True,
         f"{train:.1%} of the training and {test:.1%} of the test images have a duplicate in the training set": True,
-        "duplicates stay in one fold: in several, they would make the CV too high": train > max(0.05, 2 * test),
-        "the test set shares sources with the training set: the CV may be too low": test > max(0.05, train / 2),
+        f"{blank} images of one colour, which are taken for copies of none": blank,
+        f"different groups held {identical} identical pairs and {near} near copies, and are joined": any(joined or ()),
+        f"warning: all images look like copies of {sources_in_words(few)} (same part, same camera?), too few for the "
+        "folds, of which several hold each; if they are copies, the CV is too high": few,
+        f"warning: {split} sources are in several folds, as in the test set: for new ones the CV is too high":
+            split and not few,
+        "duplicates stay in one fold: in several, they would make the CV too high": together and not split,
+        "the test set shares sources with the training set: the CV may be too low": shared and not split,
         f"{len(conflicts)} whose labels disagree (a label is wrong, or the group is): {listing(conflicts)}": conflicts,
-        f"warning: one group holds {share:.1%} of all images; if that is wrong, give --groups none or FILE.csv": large,
-    }
+        f"warning: one group holds {share:.1%} of all images; if that is wrong, give --groups none": large,
+    }  # fmt: skip
     return [line for line, holds in lines.items() if holds]
 
 
 def verify(a, b):
     """Return the evidence that two RECORDs show one source, or None: (bits of 63 by which their hashes differ, or 63
-    where features sufficed; matched features that agree, or 0 where the hashes decided; correlation of the edges)."""
+    where features sufficed; matched features that agree, or 0 where the hashes decided; correlation of the edges; HASH,
+    SURE_HASH or FEATURES_AGREE). IDENTICAL for the same pixels."""
+    if a["digest"] == b["digest"] > 0:
+        return IDENTICAL
     inliers, correlation = by_features(a, b)
     if correlation >= MIN_CORRELATION:
-        return 63, inliers, correlation
+        return 63, inliers, correlation, FEATURES_AGREE
     bits = (a["hashes"] != b["hashes"][0]).sum(axis=1)
     best = int(bits.argmin())
     if bits[best] > MAX_BITS:
         return None
     scale = b["shape"] / (a["shape"][::-1] if best >= 4 else a["shape"])
-    correlation = edge_correlation(a, b, *align(a, b, np.diag(scale[::-1]) @ ORIENTATIONS[best]), EDGE_BLUR_HASH)
-    return (int(bits[best]), 0, correlation) if correlation >= MIN_CORRELATION_HASH else None
+    aligned = align(a, b, np.diag(scale[::-1]) @ ORIENTATIONS[best])
+    correlation = edge_correlation(a, b, *aligned, EDGE_BLUR_HASH)
+    if correlation < MIN_CORRELATION_HASH:
+        return None
+    sure = edge_correlation(a, b, *aligned, FINE_BLUR) >= MIN_CORRELATION_FINE or greys_agree(a, b, *aligned)
+    return int(bits[best]), 0, correlation, SURE_HASH if sure else HASH
 
 
 def by_features(a, b):
@@ -261,8 +388,7 @@ def match_features(a, b):
 def align(a, b, turn):
     """Align image a, placed on b by `turn` [2, 2] from the middles: shift, rotate and scale it until the greys agree
     best up to brightness and contrast (Lucas and Kanade 1981). → (turn [2, 2], shift [2])."""
-    greys = [cv2.cvtColor(thumbnail(record).astype(np.float32), cv2.COLOR_RGB2GRAY) for record in (a, b)]
-    shift = np.zeros(2)
+    greys, shift = [grey(record) for record in (a, b)], np.zeros(2)
     y, x = (np.float32(axis - (axis.size - 1) / 2) for axis in np.ogrid[*map(slice, b["shape"])])
     for blur in (4, 2, 2):  # px: coarse first
         image, other = (cv2.GaussianBlur(grey, (0, 0), blur) for grey in greys)
@@ -275,6 +401,15 @@ def align(a, b, turn):
         back = np.linalg.inv([[1 + larger, -angle], [angle, 1 + larger]])
         turn, shift = back @ turn, back @ (shift - (right, down))
     return turn, shift
+
+
+def greys_agree(a, b, turn, shift):
+    """Return whether the thumbnails' greys agree up to brightness and contrast, placed as in `edge_correlation`."""
+    image, seen = overlay(grey(a), grey(b), turn, shift)
+    x, y = image[seen > 0], grey(b)[seen > 0]
+    contrast = y.std()
+    apart = contrast * np.sqrt(max(0, 1 - np.corrcoef(x, y)[0, 1] ** 2))
+    return apart <= max(MAX_GREYS, MAX_CONTRAST * contrast)
 
 
 def edge_correlation(a, b, turn, shift, blur=EDGE_BLUR):

@@ -19,21 +19,25 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import normalize
 
 from kit.folds.duplicates import WORDS, thumbnail
-from kit.folds.split import assign_folds, classes_missing_from_training
+from kit.folds.split import assign_folds, rarest_labels, unlearnt_images
 from kit.score import thresholds
 from kit.score.metrics import METRICS
 
+NO_VARIANCE = 1e-8  # of the largest variance: less is rounding, which whitening would enlarge
 DIMENSIONS = 128  # of whitened words or features; of the colours half as many
 LAB_BINS = 4, 8, 8  # of L, a, b
 MOST = 4000  # images from which PCA and Ward learn at once: Ward's memory grows with their square
-QUERIES = 2000  # held-out images, and test images, whose nearest neighbours are looked up
+QUERIES = 2000  # held-out images, and test images, whose nearest neighbours are looked up …
+FIRST = 256  # … among so many first, which all candidates share, and among all images where a fold has none of these
 LEAST = 40  # sources in the training set, and test images: fewer say nothing
+OUTPUTS = 512  # that a ridge regression fits at once: of thousands of labels, a copy takes gigabytes
+MOST_UNLEARNT = 0.01  # share of the images that candidates may add to those whose class a fold can't learn
 FEWEST, RATIO = 8, 2**0.5  # clusters of the last candidate, and how many times as many the candidate before has
 SPLIT_UP = {0: "", 0.25: ", a quarter split up", 0.5: ", half split up", 0.75: ", three quarters split up"}
 NEAR_ENOUGH, NEARLY_BEST = 0.5, 1.5  # largest distance, in standard deviations of similarities; times the least one
 
 
-@dataclass(eq=False)  # two are equal only if they are one
+@dataclass(eq=False)  # compared by identity
 class Candidate:
     """Folds that may be chosen, and how they compare with the test set."""
 
@@ -69,16 +73,18 @@ def whitened(vectors, count, seed, block=4096):
     if not np.ptp(vectors[sample], axis=0).any():  # flat pictures, all the same
         return np.zeros((len(vectors), 1), np.float32)
     pca = PCA(count, whiten=True, svd_solver="randomized", random_state=seed).fit(vectors[sample])
-    parts = [pca.transform(vectors[start : start + block]) for start in range(0, len(vectors), block)]
+    rank = (pca.explained_variance_ > NO_VARIANCE * pca.explained_variance_[0]).sum()  # grey pictures' colours have 4
+    parts = [pca.transform(vectors[start : start + block])[:, :rank] for start in range(0, len(vectors), block)]
     return normalize(np.concatenate(parts).astype(np.float32))
 
 
-def choose_folds(points, sources, targets, task, count, seed, metric):
+def choose_folds(points, sources, targets, task, count, seed, metric, shared=False):
     """Choose the folds. points: float32 [N + T, D], the training images first; of these, sources int [N] (duplicates
-    share one) and targets, as the task has them; count: of folds; metric: a key of METRICS. → (the chosen Candidate,
-    all Candidates, plain folds first), or (None, []) where there are too few images. Plain folds, with duplicates
-    together, are chosen if nearly the best; else the nearly best whose held-out images are farthest away, since a CV
-    that promises too much is the costlier mistake; if none is near enough, the nearest."""
+    share one) and targets, as the task has them; count: of folds; metric: a key of METRICS; shared: whether the test
+    images are copies of them too. → (the chosen Candidate, all Candidates, plain folds first), or (None, []) where
+    there are too few images. Plain folds are chosen if nearly the best, with duplicates together if these match too and
+    aren't shared; else the nearly best whose held-out images are farthest away, since a CV that promises too much is
+    the costlier mistake; if none is near enough, the nearest."""
     train, test = points[: len(targets)], points[len(targets) :]
     if min(len(np.unique(sources)), len(test)) < max(LEAST, 2 * count):
         return None, []
@@ -91,26 +97,29 @@ def choose_folds(points, sources, targets, task, count, seed, metric):
     best = [candidate for candidate in candidates if candidate.nearly_best] if nearest.near_enough else [nearest]
     if all(candidate.clusters for candidate in best):
         return min(best, key=lambda candidate: candidate.held_out.mean()), candidates
-    return [item for item in candidates if not item.clusters][-1], candidates  # the last has duplicates together
+    plain = [item for item in candidates if not item.clusters and (item in best or (item.near_enough and not shared))]
+    return plain[-1], candidates  # the last has duplicates together
 
 
 def make_candidates(points, sources, strata, count, seed):
     """Return the Candidates, without distances, for the training images' points float32 [N, D]. Duplicates stay
-    together in all but the first. Those with too few groups, or that keep a class from training, are left out."""
+    together in all but the first. Clusters are left out if they are too few groups, or if more images than with
+    duplicates together have a class that a fold can't learn."""
     first, source = np.unique(sources, return_index=True, return_inverse=True)[1:]  # one image represents its copies
     groupings = [("each image alone", 0, 0, np.arange(len(sources)))]
     groupings += [("duplicates together", 0, 0, source)] * (len(first) < len(sources))
     steps = int(np.log(len(first) / 2 / FEWEST) / np.log(RATIO)) + 1
     counts, finer = [round(len(first) / 2 / RATIO**step) for step in range(steps)], source
+    classes, plain = rarest_labels(strata), len(groupings)
     for clusters, labels in zip(counts, clusterings(points[first], counts, seed), strict=True):
-        finer = split_dominant_clusters(labels[source], finer, source, strata)
+        finer = split_dominant_clusters(labels[source], finer, source, classes)
         for share, words in SPLIT_UP.items():
             groups = split_up_clusters(finer, source, share, seed)
             groupings.append((f"{clusters} look-alike groups{words}", clusters, share, groups))
     candidates = [Candidate(*grouping, assign_folds(grouping[-1], strata, count, seed)) for grouping in groupings]
-    unavoidable = {*classes_missing_from_training(candidates[0].folds, strata)}  # as a class of one image
-    enough = [candidate for candidate in candidates if len(np.unique(candidate.groups)) >= count]
-    return [item for item in enough if {*classes_missing_from_training(item.folds, strata)} <= unavoidable]
+    most = unlearnt_images(candidates[plain - 1].folds, strata) + MOST_UNLEARNT * len(strata)
+    clustered = [item for item in candidates[plain:] if len(np.unique(item.groups)) >= count]
+    return candidates[:plain] + [item for item in clustered if unlearnt_images(item.folds, strata) <= most]
 
 
 def clusterings(points, counts, seed):
@@ -139,10 +148,8 @@ def clusterings(points, counts, seed):
 
 
 def split_dominant_clusters(labels, finer, source, strata):
-    """Return the clusters int [N], but where one has more than half of a class (an image's rarest label), the `finer`
-    clusters for that class' images in it and their copies: otherwise a fold could hold out all of the class."""
-    if strata.ndim == 2:
-        strata = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
+    """Return the clusters int [N]. Where one has more than half of a class (an image's rarest label), that class'
+    images in it and their copies get their `finer` clusters: otherwise a fold could hold out all of the class."""
     cell, together = np.unique(np.stack([labels, strata]), axis=1, return_inverse=True, return_counts=True)[1:]
     dominant = together[cell.ravel()] > np.bincount(strata)[strata] / 2
     dominant = (np.bincount(source, dominant) > 0)[source]
@@ -167,9 +174,9 @@ def measure_distances(candidates, train, test, count, seed, block=256):
     nearest = np.empty((len(candidates), len(queries), count), np.float32)  # in each fold
     for start in range(0, len(queries), block):
         similar = queries[start : start + block] @ train.T
+        first = np.argpartition(similar, -min(FIRST, len(train)), axis=1)[:, -FIRST:]
         for rows, candidate in zip(nearest, candidates, strict=True):
-            for fold in range(count):
-                rows[start : start + block, fold] = similar[:, candidate.folds == fold].max(axis=1)
+            rows[start : start + block] = nearest_in_folds(similar, first, candidate.folds, count)
     for candidate, rows in zip(candidates, nearest, strict=True):
         seen = np.stack([np.delete(rows, fold, axis=1).max(axis=1) for fold in range(count)], axis=1)
         candidate.held_out = seen[np.arange(len(held_out)), candidate.folds[held_out]]
@@ -183,14 +190,29 @@ def measure_distances(candidates, train, test, count, seed, block=256):
         candidate.nearly_best = bool(candidate.distance <= most)
 
 
+def nearest_in_folds(similar, first, folds, count):
+    """Return the similarity to the nearest image of each fold, float32 [Q, count]. similar: float32 [Q, N]; first: int
+    [Q, ·], the images that are most similar to a query, in any order; folds: int [N]."""
+    similarities, fold_of = np.take_along_axis(similar, first, axis=1), folds[first]
+    nearest = np.empty((len(similar), count), np.float32)
+    for fold, column in enumerate(nearest.T):
+        column[:] = np.where(fold_of == fold, similarities, -np.inf).max(axis=1)
+        if np.isneginf(column).any():
+            lost, rest = np.flatnonzero(np.isneginf(column)), np.flatnonzero(folds == fold)
+            column[lost] = similar[np.ix_(lost, rest)].max(axis=1)
+    return nearest
+
+
 def ridge_score(points, targets, folds, metric, task):
     """Return the out-of-fold score of a ridge regression on the points [N, D]: enough to show what a grouping costs."""
     table, rows = task.regression_targets(targets)
     outputs = np.zeros((len(rows), table.shape[1]), np.float32)
     for fold in np.unique(folds):
         seen = folds != fold
-        model = Ridge(alpha=1).fit(points[seen], table[rows[seen]])
-        outputs[~seen] = model.predict(points[~seen]).reshape(-1, table.shape[1])
+        for first in range(0, table.shape[1], OUTPUTS):
+            part = slice(first, first + OUTPUTS)
+            model = Ridge(alpha=1).fit(points[seen], table[rows[seen], part])
+            outputs[~seen, part] = model.predict(points[~seen]).reshape((~seen).sum(), -1)
     predictions = thresholds.held_out(metric, targets, task.from_regression(outputs), folds)
     return METRICS[metric].score(targets, predictions)
 

@@ -9,21 +9,34 @@ from common import UserError, say
 import numpy as np
 import pandas as pd
 
+from kit.data.prepared import NO_GROUPS
 from kit.data.tables import check_unique, column, is_blank, read_table, refuse
 
 
 def given_groups(flags, names, table, image_column):
-    """Return the group of each image, int [N]: by what --group-pattern finds in its name, else by --groups, a column of
-    the training `table` (or None) or a FILE.csv, where blank cells are groups of their own. flags: the Flags."""
-    groups, pattern = flags.groups, flags.group_pattern
-    if pattern:
-        try:
-            matches = [re.search(pattern, name) for name in names]
-        except re.error as error:
-            raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error})") from None
-        keys = pd.Series([match and match[match.re.groups and 1] for match in matches], names, dtype=object)
-        refuse("--group-pattern", [*keys.index[keys.isna()]], f"{pattern!r} finds nothing in *")
-        return pd.factorize(keys)[0]
+    """Return the group of each image, int [N]: images share one by what --group-pattern finds in their names, by
+    --groups, a column of the training `table` (or None) or a FILE.csv, or by both. flags: the Flags."""
+    given = [groups_by_pattern(flags.group_pattern, names)] if flags.group_pattern else []
+    if flags.groups not in NO_GROUPS:
+        given.append(groups_by_table(flags, names, table, image_column))
+    return components(np.concatenate([links(groups) for groups in given]), len(names))
+
+
+def groups_by_pattern(pattern, names):
+    """Return the group of each image, int [N], by what the regular expression finds in its name."""
+    try:
+        matches = [re.search(pattern, name) for name in names]
+    except re.error as error:
+        raise UserError(f"--group-pattern {pattern!r} is no regular expression ({error})") from None
+    keys = pd.Series([match and match[match.re.groups and 1] for match in matches], names, dtype=object)
+    refuse("--group-pattern", [*keys.index[keys.isna()]], f"{pattern!r} finds nothing in *")
+    return pd.factorize(keys)[0]
+
+
+def groups_by_table(flags, names, table, image_column):
+    """Return the group of each image, int [N], by --groups, a column of the training `table` (or None) or a FILE.csv,
+    where blank cells are groups of their own."""
+    groups = flags.groups
     if groups.endswith(".csv"):
         path = Path(groups) if Path(groups).exists() else flags.input / groups
         table = read_table(path, "name a table with the columns image_name,group with --groups", "yes")
@@ -39,6 +52,20 @@ def given_groups(flags, names, table, image_column):
     if blank := sum(isinstance(key, int) for key in keys):
         say(f"{blank} images have a blank cell for their group: each is a group of its own")
     return pd.factorize(pd.Series(keys, dtype=object))[0]
+
+
+def links(groups):
+    """Return pairs, int [N, 2], that connect the images of each group (int [N]): each image and its group's first."""
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    return np.stack([first[group], np.arange(len(groups))], axis=1)
+
+
+def components(pairs, count):
+    """Return the group of each image, int [count], numbered by first image: those that `pairs` connect share one."""
+    from scipy.sparse import coo_matrix, csgraph  # here, since 01 reads this file and needn't wait for it
+
+    graph = coo_matrix((np.ones(len(pairs)), pairs.T), (count, count))
+    return pd.factorize(csgraph.connected_components(graph, directed=False)[1])[0]
 
 
 def make_folds(labels, groups, count, seed):
@@ -59,9 +86,31 @@ def classes_missing_from_training(folds, strata):
     """Return the classes or labels, a list of int, that some fold's model can't learn, as all their images are in that
     fold; for two classes, those that a fold lacks, since its AUC is undefined. folds int [N]; strata as the task's."""
     several = strata.ndim == 2
-    counts = pd.DataFrame(strata).groupby(folds).any().sum() if several else pd.Series(folds).groupby(strata).nunique()
-    least = len(np.unique(folds)) if len(counts) == 2 and not several else 2  # of folds that have the class
-    return counts.index[(counts > 0) & (counts < least)].tolist()
+    if several:
+        counts = np.sum([strata[folds == fold].any(axis=0) for fold in np.unique(folds)], axis=0)
+    else:
+        counts = np.bincount(np.unique(np.stack([strata, folds]), axis=1)[0])
+    # of folds that have the class
+    least = len(np.unique(folds)) if np.count_nonzero(counts) == 2 and not several else 2
+    return np.flatnonzero((counts > 0) & (counts < least)).tolist()
+
+
+def unlearnt_images(folds, strata):
+    """Return how many images have a class or label that some fold's model can't learn; arguments as above."""
+    missing = classes_missing_from_training(folds, strata)
+    return int((strata[:, missing].any(axis=1) if strata.ndim == 2 else np.isin(strata, missing)).sum())
+
+
+def rarest_labels(strata):
+    """Return the rarest label of each image, int [N], 0 where it has none, from labels bool [N, K]; classes int [N] as
+    they are."""
+    if strata.ndim == 1:
+        return strata
+    images, labels = np.nonzero(strata)
+    order = np.lexsort([-labels, -strata.sum(axis=0)[labels]])
+    rarest = np.zeros(len(strata), np.int64)
+    rarest[images[order]] = labels[order]  # the last one stays
+    return rarest
 
 
 def assign_folds(groups, strata, count, seed):
@@ -80,7 +129,7 @@ def assign_folds(groups, strata, count, seed):
             folds[held_out] = fold
         return folds
     owners, classes = np.nonzero(strata) if several else (slice(None), strata)
-    share = 1 / np.maximum(1, np.bincount(classes, minlength=1))  # of its class that an image is
+    share = 1 / np.maximum(1, np.bincount(classes, minlength=1))  # one image as a part of its class
     (cell_group, cell_class), counts = np.unique(np.stack([groups[owners], classes]), axis=1, return_counts=True)
     first = np.searchsorted(cell_group, range(len(sizes) + 1))  # group g has the cells first[g] to first[g + 1]
     priority = np.zeros(len(sizes)) if several else sizes.astype(float)
@@ -97,8 +146,8 @@ def assign_folds(groups, strata, count, seed):
 
 
 def fold_table(folds, task):
-    """Return folds.csv as text of at most 120 columns: the images of each class or label in each fold, of more than 20
-    the 8 largest and the 8 smallest, or the means of numbers; of more than 10 folds the smallest and the largest."""
+    """Return folds.csv as text of at most 120 columns: the images of each class or label in each fold, above 20 of
+    the 8 largest and the 8 smallest, or the means of numbers; above 10 folds, the smallest and the largest."""
     targets = task.read_targets(folds.target)
     counts = task.by_fold(targets, folds.fold.to_numpy()).add_prefix("fold ")
     images = folds.fold.value_counts().sort_index().add_prefix("fold ")
