@@ -1,4 +1,4 @@
-"""Training of an experiment's folds: a model and out-of-fold predictions for each.
+"""Training of an experiment's folds: a model, the epoch that is kept, and out-of-fold predictions for each.
 
     python 01_train_fold.py --fold 2                                 # the thesis' recipe, experiment "base"
     python 01_train_fold.py --fold all --exp convnext @recipes/convnext.args
@@ -67,7 +67,7 @@ def make_parser():
         "thesis'")  # fmt: skip
     add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="%(choices)s")
     add("--weight-decay", type=number(float, 0), default=1e-4, help="weight decay")
-    add("--schedule", choices=SCHEDULES, default="ranger21", help="of the learning rate: %(choices)s")
+    add("--schedule", choices=SCHEDULES, default="ranger21", help="learning rate schedule: %(choices)s")
     add("--warmup", type=number(float, 0), help="share of steps with a rising rate (default: ranger21 0.22, cosine 0)")
     add("--layer-decay", type=number(float, above=0), help="multiply the learning rate by X per layer, towards the "
         "input (default: 1)")  # fmt: skip
@@ -83,7 +83,7 @@ def make_parser():
 
     add = parser.group("time, memory and machine")
     add("--track", choices=TRACKERS, help="log the training live to %(choices)s")
-    add("--stop-after", type=duration, metavar="8.5h", help="save and end after this time; the same command goes on")
+    add("--stop-after", type=duration, metavar="8.5h", help="save and end after this time; the same command resumes")
     add("--save-minutes", type=number(float, 0), default=10, help="between resume files within an epoch; 0: none")
     add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
     add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
@@ -98,10 +98,10 @@ def defaults():
 
 
 def train_step(run, images, targets, share, is_last):
-    """Compute the forward and the backward pass of a batch: what to change to learn differently from an image.
+    """Compute the forward and the backward pass of a batch; edit it to change the training step.
 
-    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: the batch's part of the step's gradient;
-    is_last: whether the step ends with it. → (logits, loss), detached."""
+    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: the batch's part of the update's gradient;
+    is_last: whether the update follows it. → (logits, loss), detached."""
     with distributed.syncing(run.model, is_last):
         with autocast(run.experiment.device, run.experiment.amp):
             logits = run.model(images)
@@ -125,7 +125,7 @@ def update(run, number):
 
 
 def train_epoch(run, state):
-    """Train from step state["step"] to the end of the epoch. → the scores of its images, each as the model was then.
+    """Train from step state["step"] to the end of the epoch. → the scores of its images, each predicted in its step.
 
     `state` is kept up to date, and saved when due. A step here is a batch; `accumulate` of them make an update."""
     config, device = run.experiment.config, run.experiment.device
@@ -158,12 +158,12 @@ def train_epoch(run, state):
 
 
 def validate(run, model, bar):
-    """Return the logits of the fold's held-out images, float32 [n, K], without random transforms. bar: its name."""
+    """Return the logits of the fold's held-out images, float32 [n, K], not augmented. bar: the progress bar's name."""
     experiment = run.experiment
     machine = experiment.device, experiment.amp, experiment.workers
     logits = predict(model, experiment.images, run.valid_rows, PREDICT_BATCH, *machine, bar)
     if not np.isfinite(logits).all():
-        raise UserError(f"{bar}: the predictions are no numbers: lower --lr, or train with --amp none")
+        raise UserError(f"{bar}: the predictions are NaN or infinite: lower --lr, or train with --amp none")
     return logits
 
 

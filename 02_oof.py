@@ -113,7 +113,7 @@ def write_predictions(oof):
 
 
 def score_predictions(oof, submitted, other_metric, draws):
-    """Score the best epoch, the last one and what is submitted, so that the optimism of choosing is visible; the latter
+    """Score the best epoch, the last one and what is submitted, so that the optimism of choosing is visible; the third
     by `other_metric` too. → ({row: (pooled, mean of the folds)}, each (score, bootstrap values); a table of them)."""
     metric, scores, table = oof.prepared.metric, {}, pd.DataFrame(columns=["pooled", "mean of the folds"])
     note = " (optimistic: chosen by this score)" if oof.config["keep"] == "best" else ""
@@ -149,7 +149,7 @@ def forecast_lines(oof, score, values):
     if not candidates or np.isnan(score):
         return []
     perfect = metric.score(*oof.task.perfect(oof.targets))
-    tests = len(read_table(oof.prepared.folder / "test.csv", f"{common.PREPARE} --overwrite"))
+    tests = len(read_table(oof.prepared.folder / "test.csv", f"{common.PREPARE} again, with the same flags"))
     forecast = intervals.leaderboard(score, values, perfect, candidates, len(oof.folds), tests)
     return intervals.leaderboard_lines(forecast, candidates)
 
@@ -170,7 +170,7 @@ def evaluate(oof, other_metric, draws):
 def print_scores(evaluation, oofs):
     """Print the evaluation of one of `oofs`; the CV last, in bold where it is the only one."""
     oof, name, alone = evaluation.oof, METRICS[evaluation.oof.prepared.metric].name, len(oofs) == 1
-    finished = f", {oof.folds_said}" if oof.folds_said else ""
+    finished = f", {oof.folds_text}" if oof.folds_text else ""
     if oof is not oofs[0]:
         say()
     if alone:  # the reports of several have these
@@ -200,8 +200,8 @@ def blends_of(oofs, rows, folds):
 
 
 def compare(oofs, other_metric, draws, input_folder):
-    """Print several experiments and their blends side by side, on the folds that all of them have. Write the weights of
-    a blend where that pays. → (one-sentence verdicts, the ledger's cells of the mean blend)."""
+    """Print several experiments and their blends side by side, on the folds that all of them have. Write blend weights
+    where they beat equal ones. → (one-sentence verdicts, the ledger's cells of the mean blend)."""
     shared, rows = shared_folds(oofs)
     oof, first, metric = oofs[0], rows[0], oofs[0].prepared.metric
     targets, folds = oof.targets[first], oof.folds.fold[first].to_numpy()
@@ -236,7 +236,7 @@ def weigh(oofs, targets, models, scores, input_folder):
     gain, (low, high) = sign * (greedy[0] - mean[0]), intervals.interval(sign * (greedy[1] - mean[1]))
     if np.isnan(gain + low):
         return ["greedy weights can't be judged: the score is undefined in too many bootstrap samples"]
-    gains = f"{METRICS[metric].name}: greedy weights gain {gain:+.4f} ({low:+.4f} to {high:+.4f}) on equal ones"
+    gains = f"{METRICS[metric].name}: greedy weights gain {gain:+.4f} ({low:+.4f} to {high:+.4f}) over equal ones"
     if low <= 0:
         return [f"{gains}: {'within the noise' if high >= 0 else 'a loss'}: take equal weights"]
     weights = dict(zip(exps, fit_weights(metric, targets, models).tolist(), strict=True))

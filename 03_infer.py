@@ -50,7 +50,7 @@ def make_parser():
     parser.shared(add)
 
     add = parser.group("test images that 00_prepare.py hasn't seen")
-    add("--test-images", nargs="+", help="folders or archives; the folds' files are enough then")
+    add("--test-images", nargs="+", help="folders or archives; only the folds' files are needed")
     add("--sample-submit", type=Path, metavar="FILE", help="their sample submission")
     add("--test-csv", type=Path, metavar="FILE", help="their table, where the sample's ids aren't image names")
     add("--within", type=duration, metavar="8h", help="leave out views, then folds, to end in this time")
@@ -130,8 +130,8 @@ def kind_of(oof, tta):
 
 def cross_validate(oofs, tta, mix, fitted_cv=None):
     """Return (the blend's out-of-fold score over the images that all experiments share; thresholds float [K] for a
-    metric of sets of labels, else None). The score is of thresholds fitted on the other folds; fitted_cv, that of
-    weights fitted so, goes before it."""
+    metric of sets of labels, else None). Thresholds are fitted on the other folds; `fitted_cv`, the score of
+    fitted weights, replaces the score."""
     parts, (_, shared), metric = [], shared_folds(oofs), oofs[0].prepared.metric
     for oof, rows in zip(oofs, shared, strict=True):
         kind = kind_of(oof, tta)
@@ -148,7 +148,7 @@ def cross_validate(oofs, tta, mix, fitted_cv=None):
 def read_test_set(oofs, folder):
     """Return the TestSet. folder: INPUT, with or without a solution.csv."""
     prepared = oofs[0].prepared
-    table, layout = read_tests(prepared.folder, f"{common.PREPARE} --overwrite")
+    table, layout = read_tests(prepared.folder, f"{common.PREPARE} again, with the same flags")
     names = table.image_name.tolist()
     images = {size: prepared.open_images("test", size, len(names)) for size in {oof.config["size"] for oof in oofs}}
     content_hash = f"{file_hash(prepared.folder / 'test.csv')} {prepared.made_from['test_images']}"
@@ -195,7 +195,7 @@ def fold_logits(oof, fold, test, tta, machine):
     bad = ~np.isfinite(logits).all(axis=1)
     if bad.any():
         remedy = "train the fold again" if amp == "none" else "predict with --amp none, or train the fold again"
-        raise UserError(f"{name}: the predictions of {bad.sum()} images are no numbers: {remedy}")
+        raise UserError(f"{name}: the predictions of {bad.sum()} images are NaN or infinite: {remedy}")
     if RANK == 0:
         about.unlink(missing_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -243,7 +243,7 @@ def submit(path, oofs, test, predictions, name, cv, competition, fitted):
         say(submit_line(competition, path, f"{name} CV {cv:.4f}", form["header"]))
     for oof in oofs:
         if oof.missing:
-            say(f"{oof.exp}: {oof.folds_said}")
+            say(f"{oof.exp}: {oof.folds_text}")
     if prepared.limit:
         say(f"a quick look at {count} test images (--limit {prepared.limit}): not to be submitted")
     if prepared.per_id:

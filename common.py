@@ -16,6 +16,17 @@ import textwrap
 import time
 from pathlib import Path
 
+
+def _one_line_for_ctrl_c(kind, error, trace, default=sys.excepthook):
+    """Print one line for Ctrl-C, no traceback. The process still dies of SIGINT, which ends a shell loop too."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C: run it again to resume", file=sys.stderr)
+    else:
+        default(kind, error, trace)
+
+
+sys.excepthook = _one_line_for_ctrl_c  # before the imports that take a second
+
 import numpy as np
 import pandas as pd
 from scipy import special
@@ -35,7 +46,7 @@ RANK, LOCAL_RANK, WORLD, LOCAL_WORLD = (
 )
 joined = False  # whether the process group is there; until then each process finds the same mistakes
 PREPARE = "run python 00_prepare.py"  # a remedy
-AGAIN = f"{PREPARE} again, with its other flags and"
+AGAIN = f"{PREPARE} again, with the same flags and"
 OWN_FOLDERS = ("prepared", "unpacked", "tensorboard", "wandb")  # in --output, not of experiments
 WIDTH = 120  # characters of the widest line that is printed
 BOLD, RED, YELLOW = 1, 31, 33  # a terminal's codes
@@ -68,7 +79,7 @@ def run(main, parser=None):
 
 def _stop(number, frame):
     """Leave by an exception at SIGTERM, by which Slurm and torchrun end a process, so that no temporary file stays."""
-    print(f"{Path(sys.argv[0]).name}: stopped by SIGTERM: run it again to go on", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: stopped by SIGTERM: run it again to resume", file=sys.stderr)
     sys.exit(128 + number)
 
 
@@ -77,8 +88,8 @@ def fail(message):
     a terminal's control code in them is escaped."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
     if LOCAL_RANK > 0 and not joined:
-        # The machine's first process makes the same mistake and will say so; torchrun then ends this one silently.
-        # If this one ended first, torchrun would stop the first one before it has said anything.
+        # The machine's first process finds the same mistake and prints it; torchrun then ends this one silently.
+        # If this one ended first, torchrun would stop the first one before it has printed anything.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(60)
     print(f"{styled(f'{Path(sys.argv[0]).name}: error:', RED, sys.stderr)} {shown}", file=sys.stderr)
@@ -102,17 +113,6 @@ def listing(items, most=10):
     items = [str(item) for item in items]
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + rest
-
-
-def _one_line_for_ctrl_c(kind, error, trace, default=sys.excepthook):
-    """Print one line for Ctrl-C, no traceback. The process still dies of SIGINT, which ends a shell loop too."""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{Path(sys.argv[0]).name}: stopped by Ctrl-C: run it again to go on", file=sys.stderr)
-    else:
-        default(kind, error, trace)
-
-
-sys.excepthook = _one_line_for_ctrl_c
 
 
 class Parser(argparse.ArgumentParser):
@@ -145,7 +145,10 @@ class Parser(argparse.ArgumentParser):
         add("--version", action="version", version=f"foldkit {__version__}", help="show the kit's version and exit")
 
     def convert_arg_line_to_args(self, line):
-        return shlex.split(line, comments=True)
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError as error:
+            self.error(f"the line {line!r} of an @FILE can't be read ({error}): mend its quotes")
 
     def error(self, message):
         sys.exit(fail(f"{message} (--help lists the flags)"))
@@ -209,7 +212,8 @@ def prepared_folder(output):
 def experiment_folder(output, name):
     """Return OUTPUT/EXP. Raises UserError unless the name is a plain folder name, and none of the kit's own folders."""
     if not name or name != Path(name).name or name in (".", "..", *OWN_FOLDERS):
-        raise UserError(f"--exp {name!r} can't be an experiment's name: use letters, digits, - and _")
+        own = f"the kit has a folder {name}" if name in OWN_FOLDERS else "it must be a plain folder's name"
+        raise UserError(f"{name!r} can't be an experiment's name, since {own}: give another")
     if (output / name).is_file():
         raise UserError(f"--exp {name}: {output / name} is a file: give another name")
     return output / name

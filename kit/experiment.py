@@ -47,7 +47,11 @@ def train_again(folder, fold):
 
 def read_record(folder, fold):
     """Return the content of foldK.json."""
-    return read_json(folder / f"fold{fold}.json", train_again(folder, fold))
+    path = folder / f"fold{fold}.json"
+    record = read_json(path, train_again(folder, fold))
+    if not isinstance(record, dict) or "config" not in record:
+        raise UserError(f"{path} is of another version of the kit, or damaged: {train_again(folder, fold)}")
+    return record
 
 
 def check_config(folder, config, replaced):
@@ -69,8 +73,8 @@ def lock_fold(folder, fold):
 
 @contextlib.contextmanager
 def lock_config(folder, config, replaced):
-    """Write `config` to config.json, and keep it so for the block. Raises UserError where other settings have those of
-    the finished folds that aren't `replaced`, or of the folds that another process trains at this moment."""
+    """Write `config` to config.json, and keep it so for the block. Raises UserError where finished
+    folds that aren't `replaced`, or folds that another process trains at this moment, have other settings."""
     path = folder / "config.json"
     with opened(folder / ".lock") as file:
         alone = lock(file, wait=False)
@@ -88,7 +92,7 @@ def lock_config(folder, config, replaced):
 
 
 def logit_columns(count):
-    """Return the columns of foldK.csv with the logits; for many classes, foldK_logits.npy holds them and it a hash."""
+    """Return foldK.csv's logit columns; for many classes one column, the hash of foldK_logits.npy, which holds them."""
     return [f"{kind}_{k}" for kind in KINDS for k in range(count)] if count <= MOST_COLUMNS else ["logits"]
 
 
@@ -137,7 +141,7 @@ class Oof:
         return self.task.predictions(self.logits("views"))
 
     @property
-    def folds_said(self):
+    def folds_text(self):
         """'3 of 5 folds', or '' where all are finished."""
         return f"{len(self.present)} of {self.prepared.folds} folds" if self.missing else ""
 
@@ -148,7 +152,9 @@ def read_oof(output, exp):
     prepared, folds = read_prepared(output)
     present = [k for k in range(prepared.folds) if is_finished(folder, k)]
     if not present:
-        raise UserError(f"{folder} has no finished fold: train with 01_train_fold.py --exp {exp} --fold all")
+        seeds = listing(sorted(path.name for path in output.glob(f"{exp}_*/") if is_finished(path, 0)))
+        meant = f"; {seeds} have some" if seeds else ""
+        raise UserError(f"{folder} has no finished fold: train with 01_train_fold.py --exp {exp} --fold all{meant}")
     records = {k: read_record(folder, k) for k in present}
     config = records[present[0]]["config"]  # not config.json's: an --overwrite that failed may have changed that
     for k, record in records.items():
@@ -188,7 +194,7 @@ def read_fold(folder, fold, count, expected):
             raise UserError(f"{path} is missing or damaged ({error}): {remedy}") from None
     bad = table.image_name[~np.all([np.isfinite(kind).all(axis=1) for kind in logits], axis=0)]
     if len(bad):
-        raise UserError(f"{path} has predictions that are no numbers ({listing(bad)}): {remedy}")
+        raise UserError(f"{path} has predictions that are NaN or infinite ({listing(bad)}): {remedy}")
     return logits
 
 
@@ -205,7 +211,7 @@ def warn_of_mixed_provenance(exp, records):
 
 def note_in_ledger(output, experiment, cells):
     """Write `cells` (a dict of column: value) into the experiment's row of OUTPUT/experiments.csv. None leaves a cell
-    as it is, and so stay other rows and columns, the user's own included. → the table, all strings."""
+    as it is; other rows and columns, the user's own included, stay. → the table, all strings."""
     path, remedy = output / "experiments.csv", "run python 02_oof.py for each experiment"
     with locked(output / ".experiments.lock", path, wait=True):
         table = read_table(path, remedy, dtype=str) if path.exists() else pd.DataFrame(columns=["experiment"])

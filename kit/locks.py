@@ -57,7 +57,7 @@ def locked(path, what, wait=False):
 
 
 def remove_leftovers(folder, *names):
-    """Remove the temporary files that a killed process left of `names`. Only the holder of their lock may."""
+    """Remove temporary files of `names` that a killed process left; the caller must hold their lock."""
     for name in names:
         for path in folder.glob(f".tmp*.{name}"):
             path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from kit.score.metrics import METRICS
 from kit.score.tasks import Classes, Labels, Numbers
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
-GAIN = re.compile(r"(.+): greedy weights gain (\S+) \((\S+) to (\S+)\) on equal ones: (.+)")
+GAIN = re.compile(r"(.+): greedy weights gain (\S+) \((\S+) to (\S+)\) over equal ones: (.+)")
 TARGETS = np.arange(600) % 2
 FOLDS = np.arange(600) % 3  # as experiment() makes them
 TWO = Classes(["a", "b"])

@@ -244,7 +244,7 @@ def test_stop_after_ends_an_epoch_of_one_step(flags):
     command = [sys.executable, ROOT / TRAIN, *flags, *TINY, "--fold", 0, "--batch-size", 20, "--stop-after", "1s"]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert result.returncode == 75, result.stderr
-    assert "stopped by --stop-after; run it again to go on after 1 of 2 epochs" in result.stdout
+    assert "stopped by --stop-after; run it again to resume after 1 of 2 epochs" in result.stdout
     assert "goes on in epoch 2" in done(TRAIN, *flags, *TINY, "--fold", 0, "--batch-size", 20)
 
 

@@ -163,7 +163,7 @@ def test_thresholds_are_fitted_on_the_blend_of_the_same_images(bare):
     assert "other/fold0.csv holds other images than base's: leave one" in refused(INFER, *case.flags, "base", "other")
     for name in ("base/fold0.pt", "other/fold1.pt"):
         (case.output / name).unlink()
-    assert "no fold is there of all experiments" in refused(INFER, *case.flags, "base", "other")
+    assert "no fold is present in all experiments" in refused(INFER, *case.flags, "base", "other")
 
 
 def test_a_folder_holds_what_the_archive_holds(bare, tmp_path):

@@ -156,7 +156,7 @@ def test_a_model_of_other_folds_or_settings_is_refused(copied):
         key: value * torch.nan if value.is_floating_point() else value for key, value in saved["model"].items()
     }
     torch.save(saved, path)
-    assert "no numbers" in refused("03_infer.py", *flags, "--tta", "none")
+    assert "NaN or infinite" in refused("03_infer.py", *flags, "--tta", "none")
     assert not list((output / "base").glob("submission*"))
     folds = output / "prepared" / "folds.csv"
     rows = folds.read_text().splitlines()

@@ -130,7 +130,7 @@ def test_qwk_reads_the_grade_nearest_to_the_expected_one():
     assert METRICS["qwk"].read(p).dtype == np.int64
     assert METRICS["f1"].read(p).tolist() == p.argmax(axis=1).tolist() == [0, 0, 0, 1, 0, 2]
     assert METRICS["qwk"].score(np.array([1, 1, 1, 2, 0, 2]), p) == 1
-    assert {key for key in OF_CLASSES if METRICS[key].read} == {key for key in OF_CLASSES if METRICS[key].of_labels}
+    assert {key for key in OF_CLASSES if METRICS[key].read} == {key for key in OF_CLASSES if METRICS[key].scores_class}
     probabilities = made_up(5)[1]
     assert METRICS["qwk"].read(probabilities).tolist() == nearest_grades(probabilities).tolist()
 

@@ -90,7 +90,7 @@ def test_kaggle_trains_in_two_sessions_and_predicts_a_hidden_test_set(toy, tmp_p
     done("00_prepare.py", *folders, "--folds", 2, "--size", 32, "--groups", "none")
     done("01_train_fold.py", *folders, *TINY, "--weights", weights, "--fold", 0)
     first = run_notebook("kaggle.ipynb", tmp_path, flags, HOURS=0)
-    assert first.count("stopped by --stop-after; run it again to go on after 1 of 3 steps") == 1
+    assert first.count("stopped by --stop-after; run it again to resume after 1 of 3 steps") == 1
     assert "fold1.resume.pt" in names(scratch)
     kept = names(working)
     assert {"prepared.json", "folds.csv", "samples.png", "fold0.pt", "fold0.csv", "fold0.json", "config.json"} <= kept

@@ -124,7 +124,7 @@ def test_the_head_is_scikit_learns_logistic_regression(of_classes, resnet, class
     flags = of_classes(classes)
     out = done(TRAIN, *flags, *resnet, *PROBE, "--fold", 1, "--sampler", sampler)
     printed = float(re.search(r"^fold 1: a logistic regression on frozen features, C = (\S+)$", out, re.M)[1])
-    strength = linear_probe.STRENGTHS[np.abs(np.log(linear_probe.STRENGTHS / printed)).argmin()]
+    strength = linear_probe.C_VALUES[np.abs(np.log(linear_probe.C_VALUES / printed)).argmin()]
     assert printed == pytest.approx(strength, rel=0.05)
     folds = pd.read_csv(flags[3] / "prepared" / "folds.csv")
     count, vectors = len(folds), np.load(features_path(flags)).mean(1, dtype=np.float32)
@@ -184,12 +184,12 @@ def test_c_has_the_least_log_loss():
     for distance in (0.0, 0.3, 3.0):
         points = rng.normal(0, 1, (200, 20)) + distance * targets[:, None]
         losses = []
-        for c in linear_probe.STRENGTHS:
+        for c in linear_probe.C_VALUES:
             parts = [(folds != k, folds == k) for k in range(4)]
             fits = [(LogisticRegression(C=c).fit(points[train], targets[train]), valid) for train, valid in parts]
             losses.append(np.mean([log_loss(targets[valid], fit.predict_proba(points[valid])) for fit, valid in fits]))
         chosen.append(linear_probe.fit_classes(points, targets, folds, 2, False)[2])
-        assert chosen[-1] == linear_probe.STRENGTHS[np.argmin(losses)]
+        assert chosen[-1] == linear_probe.C_VALUES[np.argmin(losses)]
     assert chosen[0] < chosen[1] < chosen[2]
 
 
@@ -199,10 +199,10 @@ def test_c_where_each_class_is_one_group():
     vectors = np.random.default_rng(0).normal(0, 1, (30, 4)).astype(np.float32)
     weight, _, strength = linear_probe.fit_head(vectors, targets, targets, 3, False, 1)
     assert np.isfinite(weight).all()
-    assert strength in linear_probe.STRENGTHS
+    assert strength in linear_probe.C_VALUES
     rows = targets < 2  # two sources: the inner folds' training images are of one class
     _, _, strength = linear_probe.fit_head(vectors[rows], targets[rows], targets[rows], 3, False, 1)
-    assert strength in linear_probe.STRENGTHS
+    assert strength in linear_probe.C_VALUES
 
 
 def test_a_head_of_several_layers_is_refused(flags, resnet, monkeypatch):
@@ -312,7 +312,7 @@ def test_features_are_stopped_by_stop_after_and_resume(flags, resnet, monkeypatc
     monkeypatch.setattr(linear_probe, "BLOCK", 32)
     result = kit(TRAIN, *flags, *resnet, *PROBE, "--fold", 0, *STEP)
     assert result.code == 75
-    assert "features: stopped by --stop-after; run it again to go on after 1 of" in result.out
+    assert "features: stopped by --stop-after; run it again to resume after 1 of" in result.out
     done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
 
 
@@ -330,7 +330,7 @@ def test_features_that_fp16_cannot_hold_are_refused(flags, resnet, weights, tmp_
     state = torch.load(weights["test_resnet"], weights_only=True)
     torch.save(state | {"bn1.weight": state["bn1.weight"] * 1e7}, tmp_path / "huge.pth")
     line = refused(TRAIN, *flags, *resnet, *PROBE, "--weights", tmp_path / "huge.pth", "--fold", 0)
-    assert "test_resnet: features are no numbers, or too large for fp16" in line
+    assert "test_resnet: features are NaN, or too large for fp16" in line
     assert not list((flags[3] / "prepared").glob("features*"))
 
 

@@ -58,7 +58,7 @@ def test_folds_train_in_an_array_and_the_submission_follows(toy, tmp_path):
     submit(tmp_path, toy(train=60), *TINY, "--batch-size", 15, "--epochs", 1, "--stop-after", "1s")
     log = wait_until_done(tmp_path)
     assert "folds in job" in log
-    assert log.count("stopped by --stop-after; run it again to go on after 1 of 2 steps") == 2
+    assert log.count("stopped by --stop-after; run it again to resume after 1 of 2 steps") == 2
     assert "Job is pending" not in log, "the last fold must queue itself again, not the whole array"
     assert log.count("goes on in epoch 1 after 1 of 2 steps") == 2
     assert log.count("10 rows, checked") == 1

@@ -186,7 +186,7 @@ def test_reason_against_a_metric_that_does_not_suit():
     assert reason_against("qwk-numbers", "numbers", ["a"]) is None
     assert reason_against("qwk-numbers", "numbers", ["a", "b"]) == "it needs one number, and there are 2"
     assert OF_SETS == ["f1-samples", "f2", "f1-labels", "f1-sets"]
-    assert not any(METRICS[key].of_labels for key in OF_LABELS + OF_NUMBERS)
+    assert not any(METRICS[key].scores_class for key in OF_LABELS + OF_NUMBERS)
 
 
 # ---------------------------------------------------------------- thresholds
@@ -200,7 +200,7 @@ def test_the_shared_threshold_is_the_best_of_the_grid(key):
         assert thresholds.curve(key, targets, p) == pytest.approx(scores, abs=1e-12)
         (threshold,) = set(thresholds.fit(key, targets, p))
         assert scores[thresholds.GRID.tolist().index(threshold)] == pytest.approx(scores.max(), abs=1e-12)
-        gain = METRICS[key].score(targets, thresholds.best(key, targets, p)) - METRICS[key].score(targets, p)
+        gain = METRICS[key].score(targets, thresholds.in_sample(key, targets, p)) - METRICS[key].score(targets, p)
         assert gain > (0.005 if shift == -4 else -1e-12)
     assert np.diff(thresholds.GRID).max() < 0.0101
     assert (thresholds.GRID[0], thresholds.GRID[-1]) == (0.001, 0.99)
@@ -277,7 +277,7 @@ def test_held_out_images_do_not_affect_their_thresholds(key):
     other[folds == 1] = 1 - other[folds == 1]
     assert np.array_equal(thresholds.held_out(key, other, p, folds)[folds == 1], moved[folds == 1])
     alone = thresholds.held_out(key, targets, p, 0 * folds + 4)
-    assert np.array_equal(alone, thresholds.best(key, targets, p))
+    assert np.array_equal(alone, thresholds.in_sample(key, targets, p))
 
 
 @pytest.mark.parametrize("key", OF_SETS)
@@ -286,4 +286,4 @@ def test_without_labels_or_finite_predictions_the_threshold_is_one_half(key):
     assert thresholds.fit(key, 0 * targets, p).tolist() == [0.5] * 5
     p[3, 1] = np.nan
     assert thresholds.fit(key, targets, p).tolist() == [0.5] * 5
-    assert np.isnan(METRICS[key].score(targets, thresholds.best(key, targets, p)))
+    assert np.isnan(METRICS[key].score(targets, thresholds.in_sample(key, targets, p)))

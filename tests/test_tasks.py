@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from kit.folds.split import assign_folds
 from kit.score import thresholds
 from kit.score.tasks import Classes, Labels, Numbers, task_from_json
-from kit.train.linear_probe import STRENGTHS, fit_head
+from kit.train.linear_probe import C_VALUES, fit_head
 from kit.train.losses import LOSSES, binary_cross_entropy, squared_error
 from kit.train.settings import for_task
 
@@ -382,7 +382,7 @@ def test_the_shared_head_is_scikit_learns_logistic_regression(kind):
         targets[3, 1] = targets[50:60, 2] = np.nan
     weight, bias, strength = fit_head(vectors, targets, np.arange(120), 3, False, 777)
     assert (weight.shape, bias.shape, weight.dtype) == ((3, 5), (3,), np.float32)
-    assert strength in STRENGTHS
+    assert strength in C_VALUES
     scaler = StandardScaler().fit(vectors)
     for c in range(3):
         model = logistic(scaler.transform(vectors), targets[:, c].astype(float), strength)
@@ -394,7 +394,7 @@ def test_the_shared_head_is_scikit_learns_logistic_regression(kind):
         assert vectors @ weight[c] + bias[c] == pytest.approx(expected, rel=0.02, abs=0.02)
     losses = {}
     folds = assign_folds(np.arange(120), np.nan_to_num(targets) > 0.5, 4, 777)
-    for other in STRENGTHS:
+    for other in C_VALUES:
         found = []
         for fold in range(4):
             seen, points = folds != fold, scaler.transform(vectors)
@@ -435,7 +435,7 @@ def test_probes_of_labels_and_numbers(kind, copied):
     targets = world.task.to_01(world.task.read_targets(folds.target))
     seen, column = (folds.fold != 0).to_numpy(), targets[:, 1].astype(float)
     scaler = StandardScaler().fit(features[seen])
-    strength = STRENGTHS[np.abs(np.log(STRENGTHS / float(strengths[0]))).argmin()]
+    strength = C_VALUES[np.abs(np.log(C_VALUES / float(strengths[0]))).argmin()]
     model = logistic(scaler.transform(features[seen]), column[seen], strength)
     by_kit = features @ heads[0]["head.weight"][1].numpy() + heads[0]["head.bias"][1].numpy()
     expected = model.decision_function(scaler.transform(features))

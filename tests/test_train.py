@@ -83,7 +83,7 @@ def test_the_recipes_are_the_thesis_three_variants():
         (["--optimizer", "ranger22"], "invalid choice: 'ranger22'"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
         (["--size", "64"], "--size 64"),
-        (["--exp", "../x"], "--exp"),
+        (["--exp", "../x"], "plain folder"),
         (["--device", "cuda:9"], "cuda:9"),
         (["--model-kwargs", "nonsense=1"], "nonsense=1"),
     ],
@@ -298,7 +298,7 @@ def test_nan_losses_are_skipped_by_the_grad_scaler_and_counted(monkeypatch, caps
                 epoch_monitor.after(step, loss, False)
 
     epoch(good, bad, bad, good)
-    assert "2 of 4 losses were no numbers" in capsys.readouterr().err
+    assert "2 of 4 losses were NaN or infinite" in capsys.readouterr().err
     with pytest.raises(common.UserError, match="loss is nan at step 6 of 6"):
         epoch(good, bad, bad, bad, bad, bad)
     run.scaler = SimpleNamespace(is_enabled=lambda: False)

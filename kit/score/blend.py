@@ -42,7 +42,7 @@ def blend(predictions: Sequence[Array], how: str, weights: Sequence[float] | Non
 def fit_weights(metric_key: str, targets: Array, predictions: Sequence[Array]) -> Array:
     """Return the weights of a mean blend, float [M] with sum 1, by greedy forward selection with replacement (Caruana
     et al. 2004); equal weights where every score is undefined. Each round adds the model that leaves the mean best; the
-    best of all rounds counts, since the way to nine to one leads past one to one, which may be worse than one alone."""
+    best of all rounds counts: from 1 : 0 to 9 : 1 the weights pass through 1 : 1, which may be worse than either."""
     if METRICS[metric_key].of_sets:  # which need thresholds that fit the blend
         metric_key = "binary-logloss"
     sign = 1 if METRICS[metric_key].larger_is_better else -1

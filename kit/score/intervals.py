@@ -12,7 +12,7 @@ Scored = tuple[float, Array]  # a score, and its values in the bootstrap samples
 
 def bootstrap_weights(groups: Array, draws: int, seed: int = 777) -> Array:
     """Return how often each image is in each bootstrap sample, the same for every experiment: groups [N] → uint8
-    [draws, N]. Groups are drawn whole: duplicates are one piece of evidence, drawn images would be sure of too much."""
+    [draws, N]. Groups are drawn whole: duplicates are one piece of evidence; drawing images would narrow intervals."""
     names, groups = np.unique(groups, return_inverse=True)
     rng, count = np.random.default_rng(seed), len(names)
     counts = (np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(draws))
@@ -64,10 +64,10 @@ def leaderboard(score: float, draws: Array, perfect: float, candidates: list[dic
 
     score: the CV; draws: its values in bootstrap samples of the groups, float [D]; perfect: the score of perfect
     predictions; candidates: those of prepared.json; images, tests: how many are scored out of fold and in the test set.
-    From the chosen candidate to another the odds of an error change as much as those of the simple model do (for a
+    The odds of an error change from the chosen candidate to another by the same factor as the ridge regression's (for a
     score without an upper bound, as log loss, the error itself). The interval spans the candidates that are nearly the
-    best, each as wide as the middle 80 % of the draws; and wider, as the test set is a draw too, and a smaller one
-    varies more."""
+    best, each with the middle 80 % of the draws, widened because the test set is a sample too, the more the smaller it
+    is."""
     (chosen,), larger_is_better = [item for item in candidates if item["chosen"]], score <= perfect
     scores = [score, *(candidate["score"] for candidate in candidates if candidate["score"] is not None)]
     worst = -perfect if min(scores) < 0 else 0  # QWK goes below 0, down to -1

@@ -38,8 +38,8 @@ def suggest(targets: Array, probabilities: Array) -> Array:
 
 
 def expected_count(targets: Array, probabilities: Array) -> float:
-    """Return how many labels would be suspected if none were wrong and the probabilities honest: a label drawn from
-    them is another than the surest class this often."""
+    """Return how many labels would be suspected if none were wrong and the probabilities calibrated: so often a label
+    drawn from them isn't the surest class."""
     surest = above_threshold(targets, probabilities).max(axis=1)
     return float((1 - surest[surest >= 0]).sum())
 

@@ -7,6 +7,7 @@ Shapes: N images; K classes, labels or numbers; D draws (bootstrap samples). tas
 float32 [N, K]) and predictions (float [N, K]) each task has; those of classes and labels are probabilities.
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -28,7 +29,7 @@ class Metric(NamedTuple):
     larger_is_better: bool = True
     draws: Callable | None = None  # (targets, predictions, weights uint8 [D, N]) → float [D]; None: `function` D times
     fits: Callable[[list[str]], str | None] = lambda names: None  # why these K names don't suit the metric, or None
-    of_labels: bool = False  # a submission holds the classes' names: it scores one class for each image alone
+    scores_class: bool = False  # a submission holds the classes' names: it scores one class for each image alone
     task: str = "classes"  # the key of a task in kit/score/tasks.py
     read: Callable | None = None  # probabilities [N, K] → the class [N] that it scores; None: it scores probabilities
     of_sets: tuple = ()  # for a metric of sets of labels, `over` and `quality` of set_metric; empty for others
@@ -47,7 +48,7 @@ class Metric(NamedTuple):
 @np.errstate(invalid="ignore")  # 0 / 0 is NaN: undefined
 def areas(targets: Array, probabilities: Array, weights: Array, missed: float = 1) -> Array:
     """Compute for each draw, float64 [D], the AUC of the second of two classes; for more classes, the mean of each
-    against the rest; for labels, the mean over them; without those that no image has, or each.
+    against the rest; for labels, the mean over them; without those that no image or every image has.
 
     missed=0.2 makes it ISIC 2024's partial AUC: only the area above a true positive rate of 80 %, 0 to 0.2. A curve's x
     counts missed positives, its y negatives."""
@@ -99,7 +100,7 @@ def kappas(true: Array, read: Array, weights: Array) -> list:
 
 def mean_metric(name: str, values: Callable, weigh: Callable = lambda targets, weights: weights, **fields) -> Metric:
     """Make a Metric of a mean over images: values(probabilities [N, K], those of the targets [N]) → float [N]; for
-    labels, of a mean over images and labels, those of the targets [N, K] being that a label is there, or that it isn't.
+    labels, of a mean over images and labels, those of the targets [N, K] being p of a label that is there, else 1 - p.
     weigh: (targets, weights) → the weights of the mean."""
 
     def draws(targets, probabilities, weights):
@@ -166,7 +167,7 @@ def sets_of(targets: Array, predictions: Array) -> list[csr_array]:
     return [csr_array(labels.T, dtype=np.float64) for labels in (read, targets > 0)]
 
 
-def share_of_hits(hits: Array, read: Array, true: Array) -> Array:
+def recall(hits: Array, read: Array, true: Array) -> Array:
     return hits / true
 
 
@@ -219,23 +220,27 @@ TWO, ONE = _needs(2, "two classes"), _needs(1, "one number")
 
 
 def _grades(names):
-    numbers = [int(name) for name in names if name.lstrip("+-").isdecimal()]
+    numbers = [float(name) for name in names if re.fullmatch(r"[+-]?[0-9]+(\.0*)?", name)]
     fit = len(numbers) == len(names) and len(set(np.diff(numbers))) == 1
     return None if fit else f"it needs whole numbers in order, at equal distances, and not {listing(names)}"
 
 
-CLASS = dict(task="classes", of_labels=True, read=most_probable, of_sets=())  # of metrics of the most probable class
+CLASS = dict(task="classes", scores_class=True, read=most_probable, of_sets=())  # of metrics of the most probable class
 METRICS: dict[str, Metric] = {
     "auc": Metric("AUC", draws=areas),
     "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO),
-    "accuracy": set_metric("accuracy", "all", share_of_hits, **CLASS),
-    "balanced-accuracy": set_metric("balanced accuracy", "each label", share_of_hits, **CLASS),
+    "accuracy": set_metric("accuracy", "all", recall, **CLASS),
+    "balanced-accuracy": set_metric("balanced accuracy", "each label", recall, **CLASS),
     "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
     "f1": set_metric("macro F1", "each label", f_beta, **CLASS),
     "f1-positive": Metric("F1", draws=positive_f1, fits=TWO, **CLASS),
     "f1-micro": set_metric("micro F1", "all", f_beta, **CLASS),
     "qwk": Metric(
-        "QWK", draws=lambda t, p, w: kappas(t, expected_grade(p), w), fits=_grades, of_labels=True, read=expected_grade
+        "QWK",
+        draws=lambda t, p, w: kappas(t, expected_grade(p), w),
+        fits=_grades,
+        scores_class=True,
+        read=expected_grade,
     ),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),

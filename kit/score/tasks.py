@@ -106,7 +106,7 @@ class Task:
         return np.nan_to_num(distance).argmax(axis=1)
 
     def table_of_each(self, targets: Array, predictions: Array, most: int = 20) -> pd.DataFrame | None:
-        """Return a row for each label or number, of many for the commonest ones; None for classes."""
+        """Return a row for each label or number, or for the commonest of many; None for classes."""
         rows = {}
         for k, name in enumerate(self.names):
             known = np.isfinite(targets[:, k])

@@ -1,6 +1,6 @@
 """Decision thresholds for multi-label metrics, fitted on held-out images.
 
-Metrics, blends and submissions all read a label above 0.5. So a threshold isn't handed around: predictions are moved,
+Metrics, blends and submissions predict a label above 0.5. So a threshold isn't handed around: predictions are moved,
 each label's in the same order as before, until the threshold is at 0.5.
 Shapes: N images, K labels, T thresholds tried; targets float32 [N, K] of 0 and 1, predictions float64 [N, K], 0 to 1.
 """
@@ -51,7 +51,7 @@ def curve(metric_key: str, targets: Array, predictions: Array) -> Array:
 def best_threshold(true: Array, scores: Array) -> float:
     """Return the threshold above which one label's F1 is best: true bool [N], scores float [N] from 0 to 1. The best
     set ends with an image that has the label: going on to one that hasn't only adds a mistake."""
-    positives = np.sort(scores[true & (scores > 0)])  # there is nothing between 0 and a threshold below
+    positives = np.sort(scores[true & (scores > 0)])  # a score of 0 is above no threshold
     if not len(positives):
         return 0.5
     every = np.sort(scores)
@@ -71,14 +71,14 @@ def apply(predictions: Array, thresholds: Array) -> Array:
     return np.where(predictions > thresholds, above, predictions / (2 * thresholds))
 
 
-def best(metric_key: str, targets: Array, predictions: Array) -> Array:
+def in_sample(metric_key: str, targets: Array, predictions: Array) -> Array:
     """Return what `held_out` does, with thresholds fitted on the same images, so that epochs can be compared."""
     return held_out(metric_key, targets, predictions, np.zeros(len(targets)))
 
 
 def held_out(metric_key: str, targets: Array, predictions: Array, folds: Array) -> Array:
     """Return predictions float64 [N, K], each fold's moved by thresholds fitted on the other folds (int [N]); for other
-    metrics as they are. Their score is honest, unless there is one fold only: then they are fitted on itself."""
+    metrics as they are. Their score is honest, unless there is one fold only, on which they are then fitted."""
     if not METRICS[metric_key].of_sets:
         return predictions
     moved = np.empty(predictions.shape)

@@ -43,7 +43,7 @@ def save_fold(run, kept, logits, epochs):
     path, chosen = folder / f"fold{fold}.pt", kept[experiment.config["keep"]]
     table = folds.loc[folds.fold == fold, ["image_name", "target"]].reset_index(drop=True)
     kinds = dict(best=kept["best"]["logits"], last=kept["last"]["logits"], views=logits)
-    # new keys: pickle writes a string that it has met before as a reference, and those of a resume file are others
+    # the code's strings as keys: pickle writes a repeated string object as a reference, and a resume file's differ
     valid = {key: chosen["scores"][key] for key in ("loss", "accuracy", metric) if key in chosen["scores"]}
     record = dict(fold=fold, epoch=chosen["epoch"], config=experiment.config, scores=valid) | prepared.for_test()
     how = dict(version=common.__version__, torch=torch.__version__, timm=timm.__version__)
@@ -85,7 +85,7 @@ class ResumeFile:
     def stop_if_late(self, name, done):
         """End the script, whose state is saved, where --stop-after says so."""
         if distributed.broadcast(self.time_is_up()):
-            say(f"{name}: stopped by --stop-after; run it again to go on after {done}")
+            say(f"{name}: stopped by --stop-after; run it again to resume after {done}")
             sys.exit(75)  # EX_TEMPFAIL of sysexits.h, "try again later"
 
     def save(self, state):

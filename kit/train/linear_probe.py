@@ -1,7 +1,7 @@
 """Linear probe: a logistic regression on frozen features, kept by --tune probe, or where --init probe starts.
 
 prepared/features_MODEL_SIZE_HASH.npy: float16 [N + M, V, D], the head's inputs for N training and M test images in the
-V views of the experiment. All folds, seeds and experiments share it; HASH is of all that decides it. A .part beside it
+V views of the experiment. All folds, seeds and experiments share it; HASH covers all that decides them. A .part file
 is unfinished, and continued.
 """
 
@@ -26,7 +26,7 @@ from kit.train.losses import binary_cross_entropy
 from kit.train.monitor import note_epoch, scores
 
 BLOCK = 1024  # images after which a stop loses nothing
-STRENGTHS = 10.0 ** np.arange(-4, 1.5, 0.5)  # C of the logistic regression
+C_VALUES = 10.0 ** np.arange(-4, 1.5, 0.5)  # C of the logistic regression
 INNER = 4  # folds among the training images, by which C is chosen
 
 
@@ -46,7 +46,8 @@ class Views(nn.Module):
 
 def paths(prepared, config, weights):
     """Return {key of TTAS: the path of the features in these views}. weights: as foldK.json holds them."""
-    tables = [read_table(prepared.folder / name, f"{common.PREPARE} --overwrite") for name in ("folds.csv", "test.csv")]
+    again = f"{common.PREPARE} again, with the same flags"
+    tables = [read_table(prepared.folder / name, again) for name in ("folds.csv", "test.csv")]
     record = {key: config[key] for key in ("model", "model_kwargs", "head", "norm", "size")}
     record |= dict(weights=weights, names=[name for table in tables for name in table.image_name])
     record |= {part: prepared.made_from[f"{part}_images"] for part in ("train", "test")}
@@ -92,7 +93,7 @@ def compute(run, path):
         with np.errstate(over="ignore"):  # or NumPy's warning would be printed before the error below
             block = predict(views, images, rows, PREDICT_BATCH, *machine, bar).astype(np.float16)
         if not np.isfinite(block).all():
-            what = "features are no numbers, or too large for fp16"
+            what = "features are NaN, or too large for fp16"
             raise UserError(f"{experiment.config['model']}: {what}: take another --model, or no probe")
         if RANK == 0:
             save_array(parts[number], [block], block.shape)
@@ -125,20 +126,20 @@ def fit_head(vectors, targets, groups, outputs, balanced, seed):
     points, strata = scaler.transform(vectors), targets if targets.ndim == 1 else np.nan_to_num(targets) > 0.5
     inner = assign_folds(groups, strata, INNER, seed)
     if targets.ndim == 1:
-        weight, bias, strength = fit_classes(points, targets, inner, outputs, balanced)
+        weight, bias, c = fit_classes(points, targets, inner, outputs, balanced)
     else:
-        weight, bias, strength = fit_outputs(points, targets, inner)
+        weight, bias, c = fit_outputs(points, targets, inner)
     weight = weight / scaler.scale_
-    return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), strength
+    return weight.astype(np.float32), (bias - weight @ scaler.mean_).astype(np.float32), c
 
 
-def choose_strength(loss):
-    """Return the C with the least loss; two larger, worse ones in turn end the search. loss: a function of C."""
+def choose_c(loss):
+    """Return the C with the least loss; two worse ones in a row end the search. loss: a function of C."""
     best, losses = None, []
-    for strength in STRENGTHS:
-        losses.append(loss(strength))
+    for c in C_VALUES:
+        losses.append(loss(c))
         if losses[-1] == min(losses):
-            best = strength
+            best = c
         elif losses[-1] > losses[-2] and min(losses) not in losses[-2:]:
             break
     return best
@@ -153,28 +154,28 @@ def fit_classes(points, targets, folds, outputs, balanced):
     parts = [(LogisticRegression(warm_start=True, **options), folds != k) for k in np.unique(folds)]
     parts = [(m, s) for m, s in parts if len(np.unique(targets[s])) > 1 and np.isin(targets[~s], targets[s]).any()]
 
-    def held_out_loss(strength):
+    def held_out_loss(c):
         losses = []
         for model, train in parts:
-            model.set_params(C=strength).fit(points[train], targets[train])
+            model.set_params(C=c).fit(points[train], targets[train])
             rows = ~train & np.isin(targets, model.classes_)
             losses.append(log_loss(targets[rows], model.predict_proba(points[rows]), labels=model.classes_))
         return np.mean(losses)
 
-    strength = choose_strength(held_out_loss) if parts else 1.0  # too few groups for inner folds
-    model = LogisticRegression(C=strength, **options).fit(points, targets)
+    c = choose_c(held_out_loss) if parts else 1.0  # too few groups for inner folds
+    model = LogisticRegression(C=c, **options).fit(points, targets)
     pair = np.array([[-0.5], [0.5]]) if len(model.classes_) == 2 else 1  # for two classes there is one row
     weight = np.zeros((outputs, points.shape[1]))
     bias = np.full(outputs, model.intercept_.min() - 10)  # of classes without training images
     weight[model.classes_], bias[model.classes_] = pair * model.coef_, (pair * model.intercept_).ravel()
-    return weight, bias, strength
+    return weight, bias, c
 
 
 def fit_outputs(points, targets, folds):
     """Fit logistic regressions of one C to labels or numbers, float [n, K]. → as fit_classes."""
     points, targets = torch.from_numpy(points).float(), torch.from_numpy(targets)
 
-    def fit(points, targets, strength):
+    def fit(points, targets, c):
         """Minimise the summed binary cross entropy plus half the squared weights over C. → (weight, bias)."""
         count = (~targets.isnan()).sum()
         weight = torch.zeros(targets.shape[1], points.shape[1], requires_grad=True)
@@ -184,23 +185,23 @@ def fit_outputs(points, targets, folds):
         def closure():
             optimizer.zero_grad()
             loss = binary_cross_entropy(points @ weight.T + bias, targets) * count
-            loss = (loss + (weight**2).sum() / (2 * strength)) / count
+            loss = (loss + (weight**2).sum() / (2 * c)) / count
             loss.backward()
             return loss
 
         optimizer.step(closure)
         return weight.detach(), bias.detach()
 
-    def held_out_loss(strength):
+    def held_out_loss(c):
         losses = []
         for fold in np.unique(folds):
             train = torch.from_numpy(folds != fold)
-            weight, bias = fit(points[train], targets[train], strength)
+            weight, bias = fit(points[train], targets[train], c)
             losses.append(binary_cross_entropy(points[~train] @ weight.T + bias, targets[~train]).item())
         return np.mean(losses)
 
-    strength = choose_strength(held_out_loss)
-    return *(part.double().numpy() for part in fit(points, targets, strength)), strength
+    c = choose_c(held_out_loss)
+    return *(part.double().numpy() for part in fit(points, targets, c)), c
 
 
 def start_head(run):
@@ -211,9 +212,9 @@ def start_head(run):
         raise UserError(f"--head {config['head']} is no single layer that a probe could fit: give --head fresh")
     vectors, groups = features(run), experiment.folds.group.to_numpy()
     data = vectors[rows].mean(axis=1, dtype=np.float32), experiment.targets[rows], groups[rows]
-    weight, bias, strength = fit_head(*data, len(task), config["sampler"] == "imbalanced", config["seed"])
+    weight, bias, c = fit_head(*data, len(task), config["sampler"] == "imbalanced", config["seed"])
     head.load_state_dict(dict(weight=torch.from_numpy(weight), bias=torch.from_numpy(bias)))
-    say(f"fold {run.fold}: a logistic regression on frozen features, C = {strength:.2g}")
+    say(f"fold {run.fold}: a logistic regression on frozen features, C = {c:.2g}")
     return vectors
 
 

@@ -141,10 +141,10 @@ def no_missing_weights():
         logger.setLevel(level)
 
 
-def check_name(name):
+def check_name(name, flag="--model"):
     """Raise UserError for a model's name, or its tag, that timm doesn't know."""
     names = timm.list_models() + timm.list_pretrained()
     if name not in names:
         similar = difflib.get_close_matches(name, names, 3)
         hint = f"did you mean {' or '.join(similar)}?" if similar else "timm.list_models() lists them"
-        raise UserError(f"--model {name} is no model of timm {timm.__version__}: {hint}")
+        raise UserError(f"{flag} {name} is no model of timm {timm.__version__}: {hint}")

@@ -34,7 +34,7 @@ def scores(run, logits, targets):
     loss = sum(run.criterion(*block).item() * len(block[1]) for block in blocks) / len(targets)
     predictions, targets = task.predictions(logits), task.from_01(targets)
     if METRICS[metric].of_sets:
-        predictions = thresholds.best(metric, targets, predictions)
+        predictions = thresholds.in_sample(metric, targets, predictions)
     names = dict.fromkeys([*task.extra_metrics, metric])
     return dict(loss=loss) | {name: float(METRICS[name].score(targets, predictions, None)) for name in names}
 
@@ -59,7 +59,7 @@ class EpochMonitor(contextlib.AbstractContextManager):
     def __exit__(self, *error):
         self.bar.close()
         if self.skipped and error[0] is None:
-            warn(f"{self.name}: {self.skipped} of {self.steps} losses were no numbers, their steps were skipped")
+            warn(f"{self.name}: {self.skipped} of {self.steps} losses were NaN or infinite, their steps were skipped")
 
     def after(self, step, loss, save):
         """Note a step and its loss (a tensor). save: whether a resume file is about to be written."""
