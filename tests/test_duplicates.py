@@ -10,7 +10,7 @@ from bench.duplicates import candidates, digits, drawn, pieces, with_copies
 from PIL import Image
 
 from kit.data.labels import TrainingLabels, class_labels
-from kit.folds import duplicates
+from kit.folds import duplicates, neighbours
 from kit.report import pictures
 from kit.score.tasks import Numbers
 
@@ -285,18 +285,18 @@ def test_many_images_are_compared_by_cells(monkeypatch, count):
     points = rng.normal(size=(count, 24)).astype(np.float32)
     points[count // 2 :] = points[: count // 2] + 0.2 * rng.normal(size=(count // 2, 24))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
-    exact = {*map(tuple, duplicates.neighbour_pairs(points, 13).tolist())}
-    monkeypatch.setattr(duplicates, "EXACT", count - 1)
-    monkeypatch.setattr(duplicates, "PROBED", 16)
-    cells = [*duplicates.cells_and_surroundings(points)]
+    exact = {*map(tuple, neighbours.neighbour_pairs(points, 13).tolist())}
+    monkeypatch.setattr(neighbours, "EXACT", count - 1)
+    monkeypatch.setattr(neighbours, "PROBED", 16)
+    cells = [*neighbours.cells_and_surroundings(points)]
     assert sorted(np.concatenate([queries for queries, _ in cells])) == [*range(count)], "each is looked up once"
     assert sum(len(queries) * len(near) for queries, near in cells) < 0.6 * count**2
-    found = {*map(tuple, duplicates.neighbour_pairs(points, 13).tolist())}
+    found = {*map(tuple, neighbours.neighbour_pairs(points, 13).tolist())}
     copies = {(i, i + count // 2) for i in range(count // 2)}
     assert len(copies & exact) == len(copies)
     assert len(copies & found) > 0.97 * len(copies)
     assert len(exact & found) > 0.7 * len(exact)
-    again = {*map(tuple, duplicates.neighbour_pairs(points, 13).tolist())}
+    again = {*map(tuple, neighbours.neighbour_pairs(points, 13).tolist())}
     assert found == again
 
 

@@ -330,20 +330,25 @@ def test_a_test_set_of_the_training_sets_sources_gets_folds_that_split_them():
         )
 
 
-def test_a_few_shared_duplicates_stay_together_unless_the_test_set_has_them_too():
-    """One training image in six has a copy: both plain candidates match."""
-    matched = matched_to("known")
-    copies = np.arange(0, len(matched.points), 6)
-    train = np.concatenate([matched.points[::2], matched.points[copies]])
-    source = np.append(np.arange(len(matched.points))[::2], copies)
-    targets = np.append(matched.targets[::2], matched.targets[copies])
-    for shared in (False, True):
-        options = source, targets, THREE, 5, 777, "accuracy", shared
-        chosen, candidates = matching.choose_folds(np.concatenate([train, matched.points[1::2]]), *options)
-        assert candidates[0].near_enough
-        assert candidates[1].near_enough
-        wanted = [item for item in candidates[:2] if item.nearly_best or not shared]
-        assert chosen is wanted[-1]
+@pytest.mark.parametrize(
+    ("distances", "shared", "chosen"),
+    [((0.01, 0.02), False, 1), ((0.01, 0.02), True, 0), ((0.01, 0.012), True, 1), ((0.01, 0.2), False, 0),
+     ((0.2, 0.3), False, 0), ((0.3, 0.2), True, 1)],
+)  # fmt: skip
+def test_duplicates_stay_together_where_that_matches_unless_the_test_set_shares_them(
+    monkeypatch, distances, shared, chosen
+):
+    """Distances below 0.05 match; within half of the least they are nearly the best."""
+
+    def measured(candidates, *_):
+        for candidate in candidates:
+            distance = candidate.distance = distances[candidate.name != "each image alone"] + (candidate.clusters > 0)
+            candidate.near_enough, candidate.nearly_best = distance < 0.05, distance <= 1.5 * min(distances)
+
+    monkeypatch.setattr(matching, "measure_distances", measured)
+    points, source = of_sources(np.arange(100))
+    picked, candidates = matching.choose_folds(points, source, source % 3, THREE, 5, 777, "accuracy", shared)
+    assert picked is candidates[chosen]
 
 
 # ---------------------------------------------------------------- points and matched.png

@@ -366,6 +366,24 @@ def test_rows_that_the_sample_repeats_are_predicted_once_and_written_each_time(c
     assert written[2][1] == written[5][1]
 
 
+def test_the_submission_has_the_samples_separator_decimal_commas_and_line_ends(competition):
+    rows = [("image", "label"), *((n, i % 2) for i, n in enumerate(N))]
+    flags = competition(rows, None)
+    lines = ["id;p", *(f"{name};0,5" for name in T)]
+    (flags[1] / "sample_submission.csv").write_bytes("".join(f"{line}\r\n" for line in lines).encode())
+    prepared = prepare(flags)[1]["submission"]
+    assert [prepared[key] for key in ("separator", "decimal", "newline")] == [";", ",", "\r\n"]
+    done("01_train_fold.py", *flags, *TINY, "--epochs", 1, "--head", "fresh", "--fold", "all")
+    done("03_infer.py", *flags, "--name", flags[3] / "s.csv")
+    written = (flags[3] / "s.csv").read_bytes().decode().split("\r\n")
+    assert written[0] == "id;p"
+    assert all(re.fullmatch(rf"{name};0,[0-9]+", line) for name, line in zip(T, written[1:5], strict=True)), written
+    assert written[5:] == [""]
+    more = ["--test-images", flags[1] / "test", "--sample-submit", flags[1] / "sample_submission.csv"]
+    done("03_infer.py", *flags, *more, "--name", flags[3] / "hidden.csv")
+    assert (flags[3] / "hidden.csv").read_bytes() == (flags[3] / "s.csv").read_bytes()
+
+
 def test_a_sample_is_made_of_the_table_of_test_images(competition):
     rows = [("image", "age", "label"), *((n, i, words(i)) for i, n in enumerate(N))]
     flags = competition(rows, None, files={"test.csv": [("image", "age"), *((t, 7) for t in T)]})
@@ -402,6 +420,14 @@ def test_ids_that_may_be_images_or_those_of_a_table_are_refused(competition):
     tests = [f"{i}.png" for i in range(4)]
     flags = competition(rows, [("id", "label"), (0, 0.5), (1, 0.5)], tests=tests, files={"test.csv": patients(3)})
     assert "--test-csv test.csv" in refuse(flags)
+
+
+def test_ids_that_are_images_are_not_split_into_an_image_and_a_class(competition):
+    rows = [("image", "label"), *((n, i % 2) for i, n in enumerate(N))]
+    tests = [f"{stem}.png" for stem in ("10", "11", "100", "101", "110", "111")]
+    flags = competition(rows, sample(names=["100", "101", "110", "111"]), tests=tests)
+    prepare(flags)
+    assert read_table(flags[3] / "prepared" / "test.csv", "").image_name.tolist() == ["100", "101", "110", "111"]
 
 
 def test_a_test_table_beside_the_sample_is_used_where_the_ids_are_no_images(competition):

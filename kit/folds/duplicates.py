@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.spatial.distance import cdist
-from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize  # scales each row to length 1; a row of zeros stays so
 from threadpoolctl import threadpool_limits
 
+from kit.folds.neighbours import d4_blind, neighbour_pairs
 from kit.folds.split import components
 
 LONG_SIDE = 256  # px at which SIFT looks: 10 ms an image; smaller copies are enlarged to it
@@ -28,8 +27,6 @@ FEATURES, WORDS = 200, 1024  # SIFT features kept, the strongest; size of the SI
 COLOUR_WEIGHT, COLOUR_BINS = 0.8, 6  # of the colours beside the words; for each channel
 VECTOR = WORDS + COLOUR_BINS**3  # length of the vector of an image's words and colours
 NEIGHBOURS = 12  # candidates for each image and kind of descriptor
-EXACT = 30_000  # images up to which all are compared with all …
-NEAREST, PROBED = 3, 24  # … and cells that an image is in, and that are searched around it, above
 PAIRS_A_TASK, FEW_PAIRS = 500, 2000  # for a process; that one verifies in less time than others take to start
 # When a pair is accepted; measured by tests/bench/duplicates.py, with its table in docs/LOG.md
 MIN_INLIERS = 6  # matched features that one similarity transform explains …
@@ -118,50 +115,6 @@ def candidate_pairs(records, *vectors):
     pairs += [neighbour_pairs(points, NEIGHBOURS + 1) for points in (d4_blind(records["dct"]), *vectors)]
     pairs = np.sort(np.concatenate(pairs), axis=1)
     return np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0)
-
-
-def neighbour_pairs(points, count, block=64):
-    """Return (image, one of the `count` points nearest to it), int32 [≤ N × count, 2], of points float32 [N, D] of unit
-    length. A block of rows at a time, since scikit-learn's takes 1 GB. Of more than EXACT points, k-means makes cells,
-    and only points of the cells around a point's own are compared: the time grows by N^1.5 in place of N²."""
-    rows = [(np.arange(start, min(start + block, len(points))), slice(None)) for start in range(0, len(points), block)]
-    if len(points) > EXACT:
-        rows, block = cells_and_surroundings(points), 1024
-    pairs = []
-    for queries, near in rows:
-        others = points[near]
-        for start in range(0, len(queries), block):
-            similarity = points[queries[start : start + block]] @ others.T
-            k = min(count, len(others))
-            nearest = np.argpartition(similarity, -k, axis=1)[:, -k:]
-            nearest = (nearest if isinstance(near, slice) else near[nearest]).astype(np.int32)
-            images = np.repeat(queries[start : start + block].astype(np.int32), k)
-            pairs.append(np.stack([images, nearest.ravel()], axis=1))
-    return np.concatenate(pairs)
-
-
-def cells_and_surroundings(points):
-    """Yield (the points nearest to the centre of a cell, the points that have one of the PROBED centres around it among
-    their NEAREST), each int. Centres by k-means of centred points: uncentred, most would be nearest to few centres."""
-    count, mean = int(4 * np.sqrt(len(points))), points.mean(axis=0)
-    sample = np.sort(np.random.default_rng(0).permutation(len(points))[: 16 * count])
-    means = KMeans(count, init="random", n_init=1, max_iter=3, random_state=0).fit(normalize(points[sample] - mean))
-    centres, parts = means.cluster_centers_, np.array_split(points, max(1, len(points) // 4096))
-    half = (centres**2).sum(axis=1) / 2
-    nearest = [np.argsort(half - normalize(part - mean) @ centres.T, axis=1)[:, :NEAREST] for part in parts]
-    nearest = np.concatenate(nearest)
-    members = pd.Series(np.repeat(np.arange(len(points)), NEAREST)).groupby(nearest.ravel()).agg(np.array)
-    around = cdist(centres, centres).argsort(axis=1)[:, :PROBED]
-    for cell, queries in pd.Series(nearest[:, 0]).groupby(nearest[:, 0]).indices.items():
-        yield queries, np.unique(np.concatenate(members[members.index.intersection(around[cell])].tolist()))
-
-
-def d4_blind(dct):
-    """Return vectors of unit length, float [N, 70], from DCT blocks [N, 8, 8], the same for all 8 orientations and any
-    brightness and contrast: sums and differences of the magnitudes of each two coefficients that a transpose swaps."""
-    rows, columns = np.array(np.triu_indices(8))[:, 1:]  # without the first one, the mean brightness
-    upper, lower = np.abs(dct[:, rows, columns]), np.abs(dct[:, columns, rows])
-    return normalize(np.hstack([upper + lower, np.abs(upper - lower)]))
 
 
 def words_and_colours(records, vectors, block=256):

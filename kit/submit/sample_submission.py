@@ -173,8 +173,9 @@ def find_test_images(path, ids, id_name, source, tests, flags, task):
         names = column, flags.target_column
         ids, targets = ([tests.columns[name][row_of[cell]] for cell in ids] for name in names)
         refuse(path, sorted({*targets} - {*task.names}), "asks for *, which the training table hasn't")
-    elif not key and (split := split_targets(ids, source, task.names)):
-        (ids, targets), why = split, ("certain", "each row asks for one class of an image", "")
+    elif not key and not any(source.find(cell) is not None for cell in ids[: tables.CHECKED_ROWS]):
+        if split := split_targets(ids, source, task.names):
+            (ids, targets), why = split, ("certain", "each row asks for one class of an image", "--target-column")
     number_of = id_of_image = {cell: number for number, cell in enumerate(dict.fromkeys(ids))}
     if key and targets[0] is None:
         rows = zip(tests.columns[column], tests.columns[key], strict=True)

@@ -156,18 +156,27 @@ def check_submission(path, layout, task, form):
     text = path.read_bytes().decode()
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=form.get("separator", ",")))
     assert not form["header"] or rows.pop(0) == form["header"], "the header differs from the sample's"
+    if form.get("decimal") == ",":  # the layout has points
+        rows = [[new if is_number(new := cell.replace(",", ".")) else cell for cell in row] for row in rows]
     filled = value_columns(form, layout)
     kept = [i for i in range(layout.shape[1] - 2) if i not in filled]
     expected = layout[[f"c{i}" for i in kept]].to_numpy(object).tolist()
     assert all(len(row) == layout.shape[1] - 2 for row in rows), "a row has another number of columns than the sample's"
     assert [[row[i] for i in kept] for row in rows] == expected, "rows, names or their order differ from the sample's"
-    right, decimal = SUBMISSIONS[form["value"]].right, form.get("decimal", ".")
-    cells = [row[i] for row in rows for i in filled]
-    numbers = [cell.replace(",", ".") if decimal == "," and cell not in task.names else cell for cell in cells]
-    assert all(right(cell, task, form) for cell in numbers), f"a value is no {form['value']}"
-    words = {*layout[[f"c{i}" for i in filled]].to_numpy(object).ravel()} - {""}
-    if words and not is_number(*words) and not words & {*cells, *task.names} and form["value"] == "label":
-        warn(f"no written label is among the sample's words ({listing(sorted(words), 3)}): compare the two files")
+    right = SUBMISSIONS[form["value"]].right
+    assert all(right(row[i], task, form) for row in rows for i in filled), f"a value is no {form['value']}"
+    warn_of_other_cells(layout, [*zip(*rows, strict=True)], filled, task)
+
+
+def warn_of_other_cells(layout, columns, filled, task):
+    """Warn where the written cells are of another kind than the sample's, or the sample's words are no classes."""
+    for i in filled:
+        asked = {*layout[f"c{i}"]} - {""}
+        if asked and is_number(*asked) != is_number(*columns[i]):
+            kinds = ("numbers", "words")[:: 1 if is_number(*asked) else -1]
+            warn("the sample's cells are {} and the written ones {}: compare the two files".format(*kinds))
+        elif asked and not is_number(*asked) and task.right_or_wrong and not asked & {*task.names, *columns[i]}:
+            warn(f"no class is among the sample's words ({listing(sorted(asked), 3)}): compare the two files")
 
 
 def write_submission(path: Path, layout, predictions, task, metric, form):
