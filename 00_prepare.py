@@ -56,8 +56,8 @@ def make_parser():
     add("--join", help="another table, joined on the columns that both have")
 
     add = parser.group("images and labels")
-    add("--image-column", help="the images' names (default: image_name, else the first that fits)")
-    add("--label-column", nargs="+", help="the labels (default: label, else those that the sample's header names)")
+    add("--image-column", help="the images' names (default: the column that names files)")
+    add("--label-column", nargs="+", help="the labels (default: as the sample names them, else label)")
     add("--label-form", choices=("auto", *LABEL_FORMS), default="auto", help="what the label columns hold: %(choices)s")
     add("--separator", default=" ", metavar="TEXT", help="between the labels of a list (default: a blank)")
     add("--label-pattern", metavar="REGEX", help="the class is what this finds in an image's path, such as (cat|dog)")
@@ -96,8 +96,9 @@ def changed_flags(flags):
 
 
 def earlier_run(competition, size):
-    """Return (Prepared, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged. Raises
-    UserError where files or settings differ: scores on other folds can't be compared with those so far."""
+    """Return (Prepared, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged.
+    Writes a new metric and submission, which change no fold, into the earlier run. Raises UserError where files or
+    other settings differ: scores on other folds can't be compared with those so far."""
     folder, names = competition.prepared.folder, competition.names
     if not all((folder / name).exists() for name in ("prepared.json", "folds.csv")):
         return None
@@ -111,7 +112,7 @@ def earlier_run(competition, size):
         earlier.metric, earlier.submission, changed = now["metric"], now["submission"], []
         earlier.write()
         say(f"the {' and the '.join(asked)} changed; folds that are trained keep the earlier for other test images")
-    if not all((folder / name).exists() for name in ("test.csv", "sample.csv")):
+    if asked or not all((folder / name).exists() for name in ("test.csv", "sample.csv")):
         write_tests(folder, competition.sample)
     remedy = "restore the earlier flags (see prepared.json) and files, or give another --output"
     again = "--overwrite prepares again; if the folds change, models become unusable"

@@ -148,7 +148,7 @@ class Parser(argparse.ArgumentParser):
         try:
             return shlex.split(line, comments=True)
         except ValueError as error:
-            self.error(f"the line {line!r} of an @FILE can't be read ({error}): mend its quotes")
+            self.error(f"the line {line!r} of an @FILE can't be read ({error}): fix its quotes")
 
     def error(self, message):
         sys.exit(fail(f"{message} (--help lists the flags)"))

@@ -14,8 +14,8 @@ import pandas as pd
 from kit.data import image_source, labels, tables
 from kit.data.image_source import ImageSource, PixelSource, check_images, find_images
 from kit.data.prepared import FLAGS_FOR_TEST, Flags, Prepared
-from kit.data.reading import Decision, fit_of, pick_image_column
-from kit.folds.split import given_groups, make_folds
+from kit.data.reading import Decision, fit_of
+from kit.folds.split import given_groups, make_folds, rarest_labels
 from kit.score.metrics import METRICS, reason_against
 from kit.submit.sample_submission import Sample, read_sample, read_sample_cells
 from kit.submit.submission import SUBMISSIONS
@@ -30,7 +30,7 @@ class Competition:
     sample: Sample
     groups: np.ndarray  # int [N], before any image is looked at; a test image is a group of its own
     sources: dict[str, ImageSource | PixelSource]  # "train", "test" → where the images are
-    prepared: Prepared  # decided so far; its fields from `sizes` on, which follow from the images, are empty
+    prepared: Prepared  # decided so far; of the fields from `sizes` on only `evidence`
 
 
 def read_competition(flags: Flags) -> Competition:
@@ -46,7 +46,9 @@ def read_competition(flags: Flags) -> Competition:
     metric, decision = pick_metric(flags.metric, sample)
     files = files_decision(flags, table, sample_path, sources)
     decisions = [files, *training.decisions, *sample.decisions, decision, groups_decision(flags)]
-    groups = read_groups(training.names, table, sources["train"], flags)
+    groups = np.arange(len(training.names))
+    if flags.gives_groups:
+        groups = given_groups(flags, training.names, table, training.image_column)
     if flags.limit:
         rows = rows_of_each_class(training, flags.limit, flags.folds, flags.seed)
         training, groups, sample = training.part(rows), groups[rows], sample.part(flags.limit)
@@ -65,7 +67,7 @@ def read_competition(flags: Flags) -> Competition:
         groups=" and ".join(filter(None, (flags.group_pattern, flags.groups + embedded))),
         submission=sample.form, limit=flags.limit,
         per_id=flags.per_id if len(sample.images) != len({*sample.submission_ids}) else None,
-        reading={name: value for name, value in for_test.items() if value not in (None, "auto")},
+        reading={name: value for name, value in for_test.items() if value not in (None, "auto", " ")},
         evidence=[decision._asdict() for decision in decisions],
     )  # fmt: skip
     groups = np.concatenate([groups, groups.max() + 1 + np.arange(len(sample.images))])
@@ -73,7 +75,7 @@ def read_competition(flags: Flags) -> Competition:
 
 
 def warn_of_shared_images(sources, names, tests):
-    """Warn where a training and a test image are one file, as where both parts are in one folder and one is missing."""
+    """Warn where a file is both a training and a test image, as when the parts share a folder."""
     if str(sources["train"].path) == str(sources["test"].path) and not sources["train"].table:
         shared = [*{*map(sources["train"].find, names)} & {*map(sources["test"].find, tests)}]
         if shared:
@@ -103,15 +105,13 @@ def read_training_table(source, words, flags):
 
 
 def read_test_table(source, sample_path, flags):
-    """Return the Table of test images: --test-csv, or test.csv beside the sample if it names images of `source`."""
-    options = dict(is_name=lambda name: source.find(name) is not None, encoding=flags.encoding)
-    if flags.test_csv:
-        return tables.read_table(flags.input / flags.test_csv, "see --test-csv", **options)
-    path = tables.find_table(flags.input, None, image_source.TABLES["test"])
-    if not path.exists() or path == sample_path:
+    """Return the Table of test images: --test-csv, or INPUT's test.csv if it names images of `source`, or None."""
+    path = tables.find_table(flags.input, flags.test_csv, image_source.TABLES["test"])
+    if not flags.test_csv and (not path.exists() or path == sample_path):
         return None
+    options = dict(is_name=lambda name: source.find(name) is not None, encoding=flags.encoding)
     table = tables.read_table(path, "see --test-csv", **options)
-    return table if any(fit_of(cells, source) for cells in table.columns.values()) else None
+    return table if flags.test_csv or any(fit_of(cells, source) for cells in table.columns.values()) else None
 
 
 def pick_metric(given, sample):
@@ -136,7 +136,7 @@ def pick_metric(given, sample):
 
 
 def files_decision(flags, table, sample_path, sources):
-    """Return the Decision about the files that are read; others of usual names are its evidence."""
+    """Return the Decision about the files that are read, and unread ones of usual names."""
     paths = [table.path if table else None, sample_path, *(source.path for source in sources.values())]
     used = [path.name for path in dict.fromkeys(paths) if isinstance(path, Path)]
     images = [
@@ -161,19 +161,9 @@ def groups_decision(flags):
     return Decision("groups", " and ".join(given), *how, "--groups, --group-pattern")
 
 
-def read_groups(names, table, source, flags):
-    """Return the group of each training image, int [N], before any image is looked at."""
-    if not flags.gives_groups:
-        return np.arange(len(names))
-    images = table and pick_image_column(table, source, flags.image_column)[0]
-    return given_groups(flags, names, table, images)
-
-
 def rows_of_each_class(training, count, least, seed):
     """Return the rows of about `count` training images: each class has its share, and at least `least`."""
-    strata = training.task.strata(training.targets)
-    if strata.ndim == 2:  # an image of several labels counts for the rarest
-        strata = np.where(strata, strata.sum(axis=0), len(strata) + 1).argmin(axis=1)
+    strata = rarest_labels(training.task.strata(training.targets))
     shuffled = pd.Series(strata).sample(frac=1, random_state=seed)
     by_class = shuffled.groupby(shuffled)
     share = (by_class.transform("size") * count / len(shuffled)).round().clip(lower=least)

@@ -455,7 +455,7 @@ def test_the_metric_is_written_and_printed(toy):
     assert prepare(flags, 32, "--metric", "logloss", "--overwrite")
     assert settings(flags)["metric"] == "logloss"
     relabel(flags, lambda i: "abc"[i % 3])
-    assert "one probability, and there are 3 classes (a, b, c)" in refused_prepare(flags, "--overwrite")
+    assert "one probability of 3 classes (a, b, c)" in refused_prepare(flags, "--overwrite")
     write_csv(flags[1] / "sample_submit.csv", [(f"t{i:03}.png", "a") for i in range(10)])
     prepare(flags, 32, "--overwrite")
     assert settings(flags)["metric"] == "accuracy"

@@ -21,14 +21,14 @@ from common import UserError, listing, say
 
 from kit.locks import locked
 
-PACKED = (".7z", ".tar.gz", ".tgz")  # no single file in them can be read without all before it
+PACKED = (".7z", ".tar.gz", ".tgz")  # to read a file in them, all before it must be unpacked
 BZ2_OR_XZ = (".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
 DAMAGED = tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError, OSError
 UNZIPPED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}  # methods
 UNZIPPED |= {getattr(zipfile, "ZIP_ZSTANDARD", zipfile.ZIP_STORED)}  # since Python 3.14
 LITTER = "__macosx", ".ds_store", "@eadir", "thumbs.db", "desktop.ini"  # in lower case
 A_TABLE = re.compile(r"\.(csv|tsv|txt|json|xlsx?|parquet)\b", re.IGNORECASE)
-ALIKE = 0.6  # difflib's ratio, from which on a name is proposed for another
+ALIKE = 0.6  # difflib's least ratio at which a name is proposed
 RESERVE = 2**28  # bytes that unpacking leaves free on the disk
 
 

@@ -27,9 +27,9 @@ IMAGE_ENDINGS = tuple(
     ".png .jpg .jpeg .jpe .jfif .jfi .pjpeg .jp2 .webp .avif .heic .heif .gif .bmp .tif .tiff .ppm .pgm .dcm .dicom "
     ".npy".split()
 )
-MOST_BYTES = 2**29  # of one file, unpacked: what claims more is no photo but a bomb
+MOST_BYTES = 2**29  # of one file, unpacked: more is a decompression bomb
 MOST_JPEG = 2**30  # px of a JPEG that is read at an eighth of its size
-JPEG, END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"  # after the end libjpeg leaves the rows that it lacks grey
+JPEG, END_OF_JPEG = b"\xff\xd8\xff", b"\xff\xd9"  # an early end makes libjpeg fill missing rows with grey
 PNG = b"\x89PNG\r\n\x1a\n"
 CHUNKS = re.compile(b"PLTE|tRNS|IDAT|IEND")  # of a PNG, that its pixels need
 PLAIN_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
@@ -44,7 +44,7 @@ DEPTHS = 8, 10, 12, 14, 16  # bits, as cameras store them
 MOST_BANDS = 12  # of an array [H, W, C]
 HEIC = b"ftyphei", b"ftyphev", b"ftypmif"  # from the fifth byte on
 TIFFS = b"II*\0", b"MM\0*", b"II+\0"  # the last is BigTIFF
-SLIDE, LEVEL = 8192, 4096  # px: a TIFF page that is wider is a slide, of which a level of at most this size is read
+SLIDE, LEVEL = 8192, 4096  # px: a larger TIFF page is a slide, of which a level of at most this size is read
 MOST_PAGES = 100  # of a slide that are looked at
 LOSSLESS = 1, 5, 8, 32773, 32946, 34925, 50000  # none, LZW, deflate, PackBits, LZMA, zstd: unpack to what the tags say
 
@@ -75,7 +75,7 @@ def read_picture(data, bands=None, least=None, depth=None):
     The format is what the first bytes say:
 
     - TIFF and .npy: `bands` (4, 3, 2), which count from 1, become R, G, B, and one band grey, each stretched between
-      its 2nd and 98th percentile. Without it, a TIFF of more than 4 bands or of floating-point values is refused.
+      its 2nd and 98th percentile. Without it, a TIFF of 2 or over 4 bands, or of floats, is refused.
     - a slide (a TIFF wider than 8192 px): its largest level of at most 4096 px a side.
     - a JPEG too large for Pillow: an eighth of its size.
     - .npy: [H, W] is grey, [H, W, 3] and [3, H, W] are RGB, uint8 [H, W, 4] is RGBA, other [H, W, C] need `bands`. The

@@ -17,7 +17,7 @@ from kit.data.tables import refuse
 
 GREY = 128
 SEEN = 256  # px at which kit/folds looks at images
-AT_ONCE = 4096  # images handed to the threads: each waits in 1.5 KB
+AT_ONCE = 4096  # images queued for the threads, 1.5 KB each
 USED = 0.95  # share of the 16-bit images whose depth the scale holds
 
 

@@ -81,7 +81,7 @@ class ImageSource:
         self.has_one_top = len(self.tops) == 1 and all(inner)
         if self.has_one_top:  # what is in it counts as the top too
             self.tops |= {folder for folders in inner for folder in folders[1:2]}
-        self.inner = set().union(*inner) - self.roots  # names of folders at any depth
+        self.inner = set().union(*inner) - self.roots  # folders' names at any depth
         self.beside = set().union(*map(names_beside, paths)) - self.roots  # and of those that aren't of the source
 
     def find(self, name):

@@ -27,7 +27,7 @@ from kit.score.tasks import Classes, Labels, Numbers, Task
 
 MARKS = {"true": "1", "false": "0"}  # in lower case
 FEW = 20  # different whole numbers, which are classes unless their column says otherwise
-CLASS_WORDS = {"id", "class", "category", "species", "type"}  # in the name of a column of numbers that are classes …
+CLASS_WORDS = {"id", "class", "category", "species", "type"}  # in names of columns whose whole numbers are classes …
 NUMBER_WORDS = set("age count counts number score weight height length width area price year speed amount".split())
 
 
@@ -41,7 +41,8 @@ class TrainingLabels:
     cells: list[str]  # the targets as folds.csv and the pictures show them
     summary: str  # a few words on what they are, and where they were read
     columns: tuple[str, ...] = ()  # of the training table that they were read from
-    decisions: tuple[Decision, ...] = ()  # by what evidence
+    decisions: tuple[Decision, ...] = ()  # how they were read
+    image_column: str | None = None  # of the training table
 
     def part(self, rows: np.ndarray) -> "TrainingLabels":
         """Return the labels of some images; the ranges of numbers become those of these images."""
@@ -95,7 +96,7 @@ def class_form(path, names, columns, flags):
 
 
 def columns_with_1(path, columns):
-    """Return the names of the columns in which each image has a 1. Raises UserError for cells that aren't 0 or 1."""
+    """Return for each image the columns that hold a 1. Raises UserError for cells that aren't 0 or 1."""
     columns = {name: [MARKS.get(cell.lower(), cell) for cell in cells] for name, cells in columns.items()}
     wrong = {cell for cells in columns.values() for cell in cells if not is_number(cell) or float(cell) not in (0, 1)}
     meaning = " ".join(f"--class-values={cell}=0" for cell in sorted(wrong)[:3])
@@ -175,12 +176,10 @@ def pick_form(path, columns, sample, metric):
     Decision). Raises UserError where classes and numbers are equally likely, or several columns hold classes."""
     task = None if metric == "auto" else METRICS[metric].task
     one, single, several = FORMS_OF_TASK[task or Classes.key]
-    if len(columns) == 1 and task:
+    if task and (len(columns) == 1 or one == several):
         form, how, why = one, "given", f"--metric {metric}"
     elif len(columns) == 1:
         form, how, why = form_of_column(path, *columns.items(), sample)
-    elif one == several:
-        form, how, why = one, "given", f"--metric {metric}"
     else:
         form, how, why = form_of_columns(path, columns, single, several)
     return form, task_decision(form, how, why)
@@ -196,11 +195,10 @@ def form_of_column(path, column_of, sample):
     """Return (form, how sure, evidence) of the only label column, (name, cells), with no metric given."""
     name, cells = column_of
     present = {cell for cell, blank in zip(cells, blanks(cells), strict=True) if not blank}
+    refuse(path, not present, f"has no label in column {name!r}: name another with --label-column")
     odd = sorted(cell for cell in present if not is_number(cell))
-    mixed = (
-        f"has {len(present)} different cells in column {name!r}, all numbers but *: correct these, or give --label-form"
-    )
-    refuse(path, odd if len(present) - len(odd) > max(FEW, 4 * len(odd)) else [], f"{mixed} class")
+    mixed = f"has {len(present)} different cells in column {name!r}, all numbers but *: correct these"
+    refuse(path, len(present) - len(odd) > max(FEW, 4 * len(odd)) and odd, f"{mixed}, or give --label-form class")
     pairs = f"has cells such as {odd[:1]} in column {name!r}, numbers with a decimal comma or pairs of labels"
     is_pair = all(re.fullmatch(r"\d+,\d+", cell) for cell in present)
     refuse(path, is_pair, f"{pairs}: write points, or see --label-form list")
@@ -254,10 +252,10 @@ def form_of_columns(path, columns, single, several):
         raise UserError(f"{path} has several targets, {listing(columns)}: run all scripts once for each ({runs}), then "
                         "put the columns of their submissions together")  # fmt: skip
     if numbers <= {-1, 0, 1}:
-        marks = np.array([[MARKS.get(cell.lower(), cell) for cell in cells] for cells in columns.values()])
-        ones = np.isin(marks, ("1", "1.0")).sum(axis=0)
-        form = single if (ones == 1).all() and numbers == {0, 1} else several
-        return form, "certain", "zeros and ones" + ", a single 1 in each row" * (form == single)
+        marks = [[MARKS.get(cell.lower(), cell) for cell in cells] for cells in columns.values()]
+        ones = {sum(is_number(cell) and float(cell) == 1 for cell in row) for row in zip(*marks, strict=True)}
+        is_single = ones == {1} and numbers == {0, 1}
+        return single if is_single else several, "certain", "zeros and ones" + ", a single 1 in each row" * is_single
     if any(number % 1 for number in numbers):
         return "number", "certain", "decimals"
     if not any(is_code({float(cell) for cell in cells if is_number(cell)}) for cells in columns.values()):
@@ -352,4 +350,4 @@ def read_labels(table, source, sample, flags):
     if form == "class":
         columns = {name: tidied(path, names, cells, sample, flags) for name, cells in columns.items()}
     labels = LABEL_FORMS[form](path, names, columns, flags)
-    return replace(labels, columns=(*columns,), decisions=(*decisions, decision))
+    return replace(labels, columns=(*columns,), decisions=(*decisions, decision), image_column=images)

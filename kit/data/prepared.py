@@ -13,7 +13,7 @@ from kit.score.tasks import Task, task_from_json
 
 # What 03 needs, beside the task, for other test images; and the flags in `reading`, if they aren't the defaults
 KEYS_FOR_TEST = "metric submission per_id reading depth".split()
-FLAGS_FOR_TEST = "bands channels encoding image_column target_column submit_header".split()
+FLAGS_FOR_TEST = "bands channels encoding image_column separator submit_columns submit_header target_column".split()
 NO_GROUPS = "auto", "copies", "none"  # kinds of --groups that name no column and no file
 
 
@@ -35,7 +35,7 @@ class Flags:
     bands: list[int] | None = None  # of a TIFF or an array that are red, green and blue, counted from 1
     channels: list[str] | None = None  # ends of the names of an image's three files
     image_column: str | None = None  # the images' names; None: found by the images
-    label_column: list[str] | None = None  # the labels; None: the usual ones
+    label_column: list[str] | None = None  # the labels; None: by the sample
     label_form: str = "auto"  # a key of LABEL_FORMS
     label_pattern: str | None = None  # a regular expression that finds the class in an image's path
     separator: str = " "  # between the labels of a list

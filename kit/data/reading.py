@@ -1,6 +1,7 @@
 """Evidence: which columns name the images and hold the labels, how classes are spelled, and which flags say otherwise.
 
-Flags come first, then what the sample submission names and holds, then what the files are called, then usual names.
+Flags come first. Images: what the files are called, then the sample's ids, then usual names. Labels: what the sample
+names and holds, then usual names.
 Two columns that fit equally well and would give different data are refused: the user names one.
 """
 
@@ -16,7 +17,7 @@ from common import UserError, listing, say, wrapped
 from kit.data.decode import IMAGE_ENDINGS
 from kit.data.tables import CHECKED_ROWS, Dialect, Table, clean, column, is_number, refuse
 
-FILE, NAME, NUMBER = 3, 2, 1  # what a column's cells are as names of images: an ending is better evidence than a number
+FILE, NAME, NUMBER = 3, 2, 1  # kinds of cells that name images, the best evidence first
 IMAGE_WORDS = re.compile("image|img|file|photo|picture|path", re.IGNORECASE)  # in the name of a column
 UNSURE = {"nan", "NaN", "NA", "N/A", "<NA>", "None", "null", "NULL"}  # no label, as libraries write it, or a class
 USUAL_LABELS = "label", "category_id"
@@ -80,8 +81,8 @@ class Fit(NamedTuple):
 
 
 def fit_of(cells, source):
-    """Return the Fit of a column's cells, or None where they name no images: no more than half are found, and no more
-    than half end like a file."""
+    """Return the Fit of a column's cells, or None where at most half of them are found among the images, and at most
+    half end like a file."""
     checked = [cell for cell in cells if cell][:CHECKED_ROWS]
     keys = tuple(source.find(cell) for cell in checked)
     found = [cell for cell, key in zip(checked, keys, strict=True) if key is not None]
@@ -95,7 +96,7 @@ def fit_of(cells, source):
 
 
 def best_fits(fits):
-    """Return the keys of the best of {key: Fit}: whole file names before numbers, distinct cells before others."""
+    """Return the keys of the best of {key: Fit}: file names before others, numbers last; then distinct cells."""
     best = max(((fit.kind, fit.distinct) for fit in fits.values()), default=None)
     return [key for key, fit in fits.items() if (fit.kind, fit.distinct) == best]
 
@@ -104,7 +105,7 @@ def pick_image_column(table: Table, source, given, named=None, besides=()) -> tu
     """Return (the column of `table` that names the images, the Decision).
 
     given: the user's column, or None; named: what the sample calls its column of ids; besides: columns that hold
-    something else. Raises UserError where none fits, or where two name different images and no name decides."""
+    something else. Raises UserError where none fits by cells or name, or two do and no name decides."""
     flag = "--image-column"
     if given:
         fit = fit_of(table.columns[column(table, given, flag)], source)
@@ -191,15 +192,15 @@ def pick_id_column(rows, source) -> int | None:
     fits = {i: fit for i, fit in fits.items() if fit and fit.found and (fit.kind, fit.distinct) > (NUMBER, i > 0)}
     tied = best_fits(fits)
     if len({fits[i].keys for i in tied}) > 1:
-        header = [*map(clean, rows[0])]
+        header, before = [*map(clean, rows[0])], tied
         tied = [i for i in tied if IMAGE_WORDS.search(header[i]) or re.fullmatch(".*id", header[i], re.IGNORECASE)]
-        problem = "has several columns that may name the test images (*): leave one of them"
-        refuse("the sample", len({fits[i].keys for i in tied}) != 1 and [*map(repr, header)], problem)
+        problem = "has several columns that may name the test images (*): keep one of them"
+        refuse("the sample", len({fits[i].keys for i in tied}) != 1 and [repr(header[i]) for i in before], problem)
     return tied[0] if tied else None
 
 
 def class_values(flags):
-    """Return {label of the training data: what it is called instead} of --class-values."""
+    """Return --class-values as {label of the training data: its new name}."""
     items = [item.rpartition("=") for item in flags.class_values or []]
     refuse("--class-values", not all(equals for _, equals, _ in items), "needs pairs LABEL=VALUE")
     return {label: value for label, _, value in items}
@@ -209,13 +210,13 @@ def renamed(path, columns, flags):
     """Return {column: cells} with --class-values applied. Raises UserError where it names a label that isn't there."""
     values, cells = class_values(flags), {cell for cells in columns.values() for cell in cells}
     lacking = [f"{label!r}" for label in values if not any(label in cell for cell in cells)]
-    refuse("--class-values", lacking, f"names *, which {path} hasn't")
+    refuse("--class-values", lacking, f"names *, which {path} lacks")
     return {name: [values.get(cell, cell) for cell in cells] for name, cells in columns.items()}
 
 
 def tidied(path, names, cells, sample, flags):
     """Return class labels as the sample spells them: cat for Cat, 2.0 or 2 for 2.0. Raises UserError where one is
-    blank, may be a class or none (nan, NA), or differs from another in case only, unless sample or flags have it so."""
+    blank, may be a class or none (nan, NA), or differs from another only in case, blanks, - and _, unless known."""
     unlabelled = [name for name, cell in zip(names, cells, strict=True) if not cell]
     refuse(path, unlabelled, "has no label for *: label or remove them, or see --drop-unlabelled")
     spellings, known = {}, {*sample.words, *class_values(flags).values()}

@@ -30,9 +30,9 @@ OTHER_FILES = {  # how a file begins that is no table → what it is, and the re
     r"version https://git-lfs": "is a pointer of Git LFS, not a table: fetch the file itself, git lfs pull",
 }
 ENCODINGS = "cp932 cp1252 mac_roman euc_jp cp1250 cp1251 cp850 gb18030 cp949 big5".split()  # besides UTF-8 and UTF-16
-# The letters beyond ASCII in words of an encoding. cp932: of two bytes, with kana or not beside small ASCII letters, as
-# accents are that it reads as kanji. cp1252: accented letters amid ASCII letters, and a sign alone.
-SURE = 0.7  # of the letters, from which share on they are words
+# Letters beyond ASCII that look like words. cp932: of two bytes, with kana or without a small ASCII letter beside them
+# (accents misread as kanji have one). cp1252: accented letters amid ASCII letters, and a sign alone.
+SURE = 0.7  # least share of such letters in a right reading
 WIDE, SMALL, CAPITAL = r"\xa1-\ud7ff\uf900-\uff60\uffe0-\uffef", "ß-öø-ÿ", "À-ÖØ-Þ"
 LETTERS = {
     "cp932": re.compile(rf"(?<![a-z{WIDE}])[{WIDE}]++(?![a-z])|[{WIDE}]*[ぁ-ヿ][{WIDE}]*"),
@@ -44,7 +44,7 @@ LETTERS = {
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MISSING = "nan", "na", "n/a", "<na>", "null", "none"  # a missing number, as libraries write it, in lower case
 csv.field_size_limit(2**31 - 1)  # a cell may hold an image's outline
-CHECKED_ROWS = 200  # by which a column of image names or ids is recognised
+CHECKED_ROWS = 200  # of a column that are checked for image names or ids
 
 
 class Dialect(NamedTuple):
@@ -101,7 +101,7 @@ def read_text(path, remedy, encoding=None, known=lambda word: False):
     # A spreadsheet's "Unicode text" is UTF-16, marked by its first two bytes.
     text = decoded(raw, "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
     if text is None or "\0" in text:
-        problem = "is binary, neither UTF-8 nor cp932 text (of a workbook, save the sheet as CSV)"
+        problem = "is binary, not text (of a workbook, save the sheet as CSV)"
         refuse(path, not encoding and b"\0" in raw, f"{problem}: {remedy}")
         encoding = encoding or guess_encoding(path, raw, known)
         text = decoded(raw, encoding)
@@ -245,7 +245,7 @@ def clean(cell):
 
 
 def is_bare(path, columns, is_name):
-    """Return whether the first row is none of names of columns: it names an image file or, by `is_name`, an image; or
+    """Return whether the table has no header: its first row names an image file or, by `is_name`, an image; or
     it is like the names of images below it, im0 above im1. Raises UserError where the other columns say otherwise.
     columns: the cells of each, the first row among them."""
     if any(cells[0].lower().endswith(IMAGE_ENDINGS) for cells in columns):

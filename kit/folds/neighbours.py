@@ -1,8 +1,8 @@
 """Nearest neighbours of unit vectors: exact up to some tens of thousands, by k-means cells above.
 
-Comparing all with all takes 8 minutes for 100,000 images and 14 hours for a million, cells a third and about a tenth of
-that (N^1.56 in place of N^1.96). Copies are found as often: of turned and cropped pieces of photos among 11,751 images,
-95.4 % are candidates by cells and 95.7 % by comparing all.
+Measured on 100,000 mixtures of photos' vectors, one thread, SIFT words and colours: 141 s, and about 450 s for all with
+all; N^1.56 in place of N^1.96. Turned and cropped copies among 11,751 images are candidates as often: 95.4 % by cells,
+95.7 % by comparing all.
 """
 
 import numpy as np

@@ -72,7 +72,7 @@ def make_folds(labels, groups, count, seed):
     """Return the table folds.csv: shuffled stratified folds (thesis 3.1.2) of TrainingLabels, no group (int [N]) split.
     Raises UserError where the groups are fewer than the folds, or one of two classes isn't in all folds."""
     task, number, flag = labels.task, len(np.unique(groups)), f"--folds {count}:"
-    refuse(flag, number < count, f"there are only {number} groups of images: lower it, or see --groups")
+    refuse(flag, number < count, f"fewer groups of images than folds ({number}): lower it, or see --groups")
     strata = task.strata(labels.targets)
     folds = assign_folds(groups, strata, count, seed)
     missing = classes_missing_from_training(folds, strata) if task.is_binary else []
@@ -146,8 +146,8 @@ def assign_folds(groups, strata, count, seed):
 
 
 def fold_table(folds, task):
-    """Return folds.csv as text of at most 120 columns: the images of each class or label in each fold, above 20 of
-    the 8 largest and the 8 smallest, or the means of numbers; above 10 folds, the smallest and the largest."""
+    """Return folds.csv as text of at most 120 columns: the images of each class or label in each fold, or the means of
+    numbers. Of more than 20 classes the 8 largest and the 8 smallest, of more than 10 folds the extremes are shown."""
     targets = task.read_targets(folds.target)
     counts = task.by_fold(targets, folds.fold.to_numpy()).add_prefix("fold ")
     images = folds.fold.value_counts().sort_index().add_prefix("fold ")

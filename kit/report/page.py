@@ -130,10 +130,11 @@ def duplicate_groups(oof, pictures):
         rows = read_table(prepared.folder / "duplicates.csv", PREPARE)
         group_of = rows[rows.part == "train"].set_index("image_name").group
         members = members.assign(group=members.image_name.map(group_of)).dropna().astype(dict(group=int))
+        disagree = {*rows.group[rows.labels_disagree == 1]}
     groups = members.groupby("group").label.agg(labels="nunique", images="size")
     conflicts = group_figures(
         oof, "groups whose images have different labels: a label is wrong, or the group is", members.group,
-        groups.index[groups.labels > 1], pictures,
+        groups.index[groups.index.isin(disagree) if prepared.duplicates else groups.labels > 1], pictures,
     )  # fmt: skip
     largest = groups[groups.images > 1].sort_values("images", ascending=False, kind="stable").index
     several = group_figures(oof, "groups of two or more of these images", members.group, largest, pictures)

@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     images: list[str]  # of the test set, each once
     submission_ids: np.ndarray  # int [images]: the id whose prediction an image counts for
     layout: pd.DataFrame  # a row for each row: submission_id, target (the class asked for; -1: all), cells c0, c1, …
-    decisions: tuple[Decision, ...] = ()  # by what evidence
+    decisions: tuple[Decision, ...] = ()  # how it was read
 
     def part(self, count: int) -> "Sample":
         """Return the sample's first `count` ids."""
@@ -172,10 +172,9 @@ def find_test_images(path, ids, id_name, source, tests, flags, task):
         refuse(path, lost, f"names * and {tests.path} doesn't: name the right --test-csv")
         names = column, flags.target_column
         ids, targets = ([tests.columns[name][row_of[cell]] for cell in ids] for name in names)
-        refuse(path, sorted({*targets} - {*task.names}), "asks for *, which the training table hasn't")
-    elif not key and not any(source.find(cell) is not None for cell in ids[: tables.CHECKED_ROWS]):
-        if split := split_targets(ids, source, task.names):
-            (ids, targets), why = split, ("certain", "each row asks for one class of an image", "--target-column")
+        refuse(path, sorted({*targets} - {*task.names}), "asks for *, which the training table lacks")
+    elif not (key or is_image(ids, source)) and (split := split_targets(ids, source, task.names)):
+        (ids, targets), why = split, ("certain", "each row asks for one class of an image", "--target-column")
     number_of = id_of_image = {cell: number for number, cell in enumerate(dict.fromkeys(ids))}
     if key and targets[0] is None:
         rows = zip(tests.columns[column], tests.columns[key], strict=True)
@@ -188,6 +187,11 @@ def find_test_images(path, ids, id_name, source, tests, flags, task):
     if len(number_of) < len(ids) and targets[0] is None:
         why = (why[0], f"{why[1]}; rows that repeat an id: {len(ids) - len(number_of)}, predicted once", why[2])
     return [*id_of_image], np.array([*id_of_image.values()]), np.array([number_of[cell] for cell in ids]), targets, why
+
+
+def is_image(ids, source):
+    """Return whether any of the first ids is an image's name."""
+    return any(source.find(cell) is not None for cell in ids[: tables.CHECKED_ROWS])
 
 
 def pick_key(path, ids, id_name, source, tests, column, flags):
@@ -250,9 +254,7 @@ def choose_form(path, task, names, values, long, flags, label_columns):
     few = f"has one value column for {len(classes)} numbers, {listing(classes)}: see --label-column"
     refuse(path, value == "number" and len(classes) > 1, few)
     lacks = value != "number" and not task.is_binary and not flags.positive
-    asks = (
-        f"asks for one probability, and there are {len(classes)} classes (*): name those that it is of with --positive"
-    )
+    asks = f"asks for one probability of {len(classes)} classes (*): name those that it is of with --positive"
     refuse(path, lacks and classes, f"{asks}, or give --submit-value label, or --metric rmse if they are numbers")
     return form, decisions
 
@@ -262,19 +264,19 @@ def columns_of(path, classes, names, width, value, label_columns):
     ends with. Without names they are in the order of the training table's columns, or of numbers; other numbers in the
     training table's order, and then a line says so."""
     problem = f"has {width} value columns ({listing(names or [])}), and the classes are *"
-    refuse(
-        path, [] if width == len(classes) else classes, f"{problem}: there must be one column, or one for each class"
-    )
+    problem += ": there must be one column, or one for each class"
+    refuse(path, width != len(classes) and classes, problem)
     if names is None:
         by_table = sorted(label_columns) == sorted(classes)
         unclear = not by_table and not is_number(*classes)
-        refuse(path, unclear and classes, "has no header to say which column is which of *: give them in order with "
-               "--submit-columns")  # fmt: skip
-        return [*(label_columns if by_table else classes)], "likely", "no header; in the training table's order"
+        problem = "has no header to say which column is which of *: give them in order with --submit-columns"
+        refuse(path, unclear and classes, problem)
+        why = "in the training table's order" if by_table else "by value"
+        return [*(label_columns if by_table else classes)], "likely", f"no header; {why}"
     columns = [class_in(name, classes) for name in names]
     if {*columns} == {*classes}:
         return columns, "certain", "the header names them"
-    refuse(path, [] if value == "number" else classes, f"{problem}: there must be one column, or one for each class")
+    refuse(path, value != "number" and classes, problem)
     fitting = [[c for c in classes if c.startswith(name) or name.startswith(c)] for name in names]
     single = [found[0] for found in fitting if len(found) == 1]
     columns = single if len({*single}) == len(classes) else classes
@@ -292,9 +294,8 @@ def pick_value(path, task, names, values, long, flags):
         ranked = task.can_rank and (metric in RANKED or not is_number(*first))
         named = names is not None and {*names} <= {*classes}
         is_top = ranked and not long and {*first} <= {*classes} and not named
-        return (
-            ("top", "certain", "classes in each row") if is_top else (task.column_value, "certain", "several columns")
-        )
+        why = "classes in each row" if is_top else "a row for each class" if long else "several columns"
+        return "top" if is_top else task.column_value, "certain", why
     if task.single_value:
         return task.single_value, "certain", f"the task is {task.key}"
     parts = split_cell(first[0], list_style(first[0], classes, " ")["between"])
@@ -342,7 +343,7 @@ def list_style(cell, classes, usual):
 def order_classes(path, task, names, form, flags):
     """Decide which class a single column of probabilities wants: by --positive, the sample's header or, of two numbers,
     the larger. → (the task, where it is the second of two; the form, with `summed` where more than two classes have
-    several that it wants the sum of; [Decision, …]). names: of the value columns, or None."""
+    several whose sum it wants; [Decision, …]). names: of the value columns, or None."""
     classes, given = task.names, flags.positive
     wants_one = form["value"] == "probability" and not form["columns"]
     order = "by value" if is_number(*classes) else "in alphabetical order"
@@ -358,7 +359,7 @@ def order_classes(path, task, names, form, flags):
     named = [class_in(name, classes) for name in names or [] if wants_one and class_in(name, classes) is not None]
     truth = [name for name in classes if name.lower() == "true" and {c.lower() for c in classes} == {"true", "false"}]
     if given or named:
-        positive, how, why = (given or named)[0], *(("given", "--positive") if given else ("certain", "the header's"))
+        positive, how, why = (given or named)[0], *(("given", "--positive") if given else ("certain", "the header"))
     elif truth:
         positive, how, why = truth[0], "likely", "the other is false"
     else:

@@ -57,7 +57,7 @@ def scored_cells(row, columns, task, metric, form):
 
 
 def set_cells(row, columns, task, metric, form):
-    """Return the labels above one half, to which 03 has moved their thresholds; where none is, the most probable."""
+    """Return the labels above 0.5, where 03 has moved the thresholds; if none, the most probable."""
     chosen = np.flatnonzero(row > 0.5)
     return [join_labels([task.names[k] for k in (chosen if len(chosen) else [row.argmax()])], form)]
 
