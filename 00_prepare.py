@@ -80,8 +80,8 @@ def make_parser():
 
     add = parser.group("folds, and the images that stay in one (thesis 3.1.2)")
     add("--folds", type=number(int, 2), default=5, help="number of stratified folds")
-    add("--groups", default="auto", metavar="HOW", help="auto: match the test set; copies: keep duplicates together; "
-        "none; a column or CSV, joined with duplicates")  # fmt: skip
+    add("--groups", default="auto", metavar="HOW", help="auto: match the test set; copies: duplicates together; none; "
+        "a column or CSV")  # fmt: skip
     add("--group-pattern", metavar="REGEX", help="the group is what this finds in an image's name, such as ^[0-9]+")
     add("--embed", metavar="MODEL", help="compare the features of this timm model too, to find duplicates")
     add("--weights", metavar="FILE", help="weights of the --embed model: hub, none, or a file (default: hub)")

@@ -39,7 +39,7 @@ def read_competition(flags: Flags) -> Competition:
     sample_path = tables.find_table(flags.input, flags.sample_submit, tables.SAMPLE)
     tests = sources["test"].table or read_test_table(sources["test"], sample_path, flags)
     cells = read_sample_cells(sample_path, sources["test"], tests, flags)
-    table = read_training_table(sources["train"], {*chain(*cells.rows)}, flags)
+    table = read_training_table(sources["train"], cells, flags)
     training = labels.read_labels(table, sources["train"], cells, flags)
     sample = read_sample(cells, sources["test"], training.task, tests, flags, training.columns)
     training = training.with_task(sample.task)
@@ -82,8 +82,9 @@ def warn_of_shared_images(sources, names, tests):
             warn(f"{len(shared)} files are training and test images both: {listing(shared)}")
 
 
-def read_training_table(source, words, flags):
-    """Return the training Table, or None where the images' paths hold their labels. words: the sample's cells."""
+def read_training_table(source, sample, flags):
+    """Return the training Table, or None where the images' paths hold their labels. sample: its SampleCells. Raises
+    UserError where another table of a usual name has the columns that the sample names."""
     if source.table:
         return source.table
     paths = [tables.find_table(flags.input, name, tables.TRAIN) for name in flags.train_csv or [None]]
@@ -96,8 +97,16 @@ def read_training_table(source, words, flags):
     remedy = "put the competition's table there, or name it with --train-csv"
     if pattern := image_source.pattern_of_classes(source.files):
         remedy += f", or read the classes in the images' names by --label-pattern '{pattern}'"
-    options = dict(is_name=lambda name: source.find(name) is not None, encoding=flags.encoding, words=words)
+    options = dict(is_name=lambda name: source.find(name) is not None, encoding=flags.encoding)
+    options["words"] = {*chain(*sample.rows)}
     options["lists"] = "," in flags.separator
+    usual = [flags.input / f"{name}{packed}" for name in tables.TRAIN for packed in tables.PACKED]
+    present = [path for path in usual if path.exists()]
+    if len(present) > 1 and not (flags.train_csv or flags.join):
+        headers = {path: tables.read_rows(path, remedy, flags.encoding)[0][0] for path in present}
+        having = [path.name for path, names in headers.items() if {*sample.names} & {*map(tables.clean, names)}]
+        lacks = f"lacks what the sample names ({listing(sample.names, 3)}), and * has it: give --train-csv, or --join"
+        tables.refuse(paths[0], having if paths[0].name not in having else [], lacks)
     table = tables.stack([tables.read_table(path, remedy, flags.train_header, **options) for path in paths])
     if not flags.join:
         return table

@@ -501,15 +501,15 @@ def test_a_missing_first_test_image_is_not_taken_for_the_header(toy, first):
 
 
 @pytest.mark.parametrize(
-    "header", [("id", "label"), ("", "target"), ("id", "0", "1"), ("id", "p0", 1), ("id", "1"), ("image", "has 1")]
+    "header", [("id", "label"), ("", "target"), ("id", "0", "1"), ("id", "q0", "q2"), ("id", "1"), ("image", "has 1")]
 )
 def test_headers_are_recognised(toy, header):
     flags = toy()
     rows = [header, *((f"t{i:03}.png", *[0.5] * (len(header) - 1)) for i in range(3))]
     write_csv(flags[1] / "sample_submit.csv", rows)
     result = kit("00_prepare.py", *flags, "--size", 32, "--groups", "none")
-    if header[1] == "p0":
-        assert "2 value columns (p0, 1)" in result.err, "a header, but of other columns"
+    if header[1] == "q0":
+        assert "2 value columns (q0, q2)" in result.err, "a header, but of other columns"
     else:
         assert result.code == 0, result.err
         assert settings(flags)["submission"]["header"] == list(header)

@@ -3,6 +3,7 @@
 import json
 import re
 import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
 from common import UserError, read_table
@@ -15,7 +16,7 @@ from kit.data.labels import read_labels
 from kit.data.prepared import Flags
 from kit.data.reading import SampleCells
 from kit.data.tables import Dialect, Table
-from kit.submit.sample_submission import find_id_column
+from kit.submit.sample_submission import class_in, find_id_column
 
 QUICK = "--size 32 --groups none --folds 2".split()
 N, T = [f"{i}.png" for i in range(20)], [f"t{i}.png" for i in range(4)]
@@ -456,6 +457,118 @@ def test_the_metric_and_the_value_change_without_overwrite(competition):
     (flags[3] / "prepared" / "sample.csv").unlink()
     prepare(flags, "--metric", "accuracy", "--submit-value", "probability")
     assert (flags[3] / "prepared" / "sample.csv").exists()
+
+
+# ---------------------------------------------------------------- what a stranger found
+
+
+def labels_as_read(columns, asked, files):
+    """→ {image: label} of a table {column: cells} of images `files`, read beside a sample of rows `asked`."""
+    stems = {file.rpartition(".")[0]: file for file in files}
+    source = SimpleNamespace(path="train", table=None, find=lambda n: n if n in files else stems.get(n))
+    cells = SampleCells("sample.csv", asked, Dialect(), find_id_column(asked, source, None))
+    found = read_labels(Table(Path("train.csv"), columns), source, cells, Flags())
+    return dict(zip(found.names, found.cells, strict=True))
+
+
+FILES = [*(f"{i}.png" for i in range(300)), *(f"a{i:03}.png" for i in range(40)), *(f"t{i}.png" for i in range(9))]
+ASKED = [["image_id", "label"], *([f"t{i}", "cat"] for i in range(9))]
+
+
+def test_an_index_does_not_replace_ids_of_which_some_repeat_or_that_differ_late():
+    ids = [*map(str, range(5, 25)), "5", "6"]
+    right = {name: ("cat", "dog")[int(name) % 2] for name in ids}
+    columns = {"": [*map(str, range(22))], "image_id": ids, "label": [right[name] for name in ids]}
+    assert labels_as_read(columns, ASKED, FILES) == right
+    late = [*map(str, range(205)), *map(str, range(210, 255))]
+    columns = {"index": [*map(str, range(250))], "image_id": late, "label": ["cat", "dog"] * 125}
+    assert [*labels_as_read(columns, ASKED, FILES)] == late
+
+
+def test_a_column_of_other_files_does_not_replace_the_ids_that_the_sample_names():
+    names = [f"a{i:03}" for i in range(30)]
+    for other in ("{:03}_mask.png", "a{:03}.png"):
+        columns = {"image_id": names, "file": [other.format(i + 1) for i in range(30)], "label": ["cat", "dog"] * 15}
+        assert [*labels_as_read(columns, ASKED, FILES)] == names
+
+
+def test_a_placeholder_word_of_another_column_does_not_make_it_the_label():
+    names = [f"a{i:03}" for i in range(30)]
+    columns = {"image_id": names, "sex": ["male", "unknown", "female"] * 10, "label": ["cat", "dog"] * 15}
+    rows = [["t0", "unknown"], ["t1", "unknown"]]
+    assert {*labels_as_read(columns, [["image_id", "label"], *rows], FILES).values()} == {"cat", "dog"}
+    with pytest.raises(UserError, match="'label' by its name, or 'sex', which has the sample's words"):
+        labels_as_read(columns, [["image_id", "target"], *rows], FILES)
+
+
+@pytest.mark.parametrize("labels", [("A", "a", "b"), ("a_b", "a-b", "c"), ("10", "1e1", "ff")])
+def test_labels_that_differ_are_not_merged_by_the_samples_spelling(labels):
+    names = [f"a{i:03}" for i in range(30)]
+    columns = {"image_id": names, "label": [*labels] * 10}
+    asked = [["image_id", "label"], *([f"t{i}", labels[0]] for i in range(9))]
+    with pytest.raises(UserError, match=r"has the labels .* spell them alike"):
+        labels_as_read(columns, asked, FILES)
+
+
+def test_the_word_usage_respells_no_label():
+    names = [f"a{i:03}" for i in range(30)]
+    columns = {"image_id": names, "label": ["public", "private", "state"] * 10}
+    asked = [["image_id", "label", "Usage"], *([f"t{i}", "state", ("Public", "Private")[i % 2]] for i in range(9))]
+    assert {*labels_as_read(columns, asked, FILES).values()} == {"public", "private", "state"}
+
+
+@pytest.mark.parametrize("cells", [("a|b", "b|c|d", "a|c"), ("a;b", "b;c", "c"), ("a b", "b a", "c a")])
+def test_cells_of_several_labels_are_no_classes(cells):
+    names = [f"a{i:03}" for i in range(30)]
+    asked = [["image_id", "label"], *([f"t{i}", "a"] for i in range(9))]
+    with pytest.raises(UserError, match="may be one class or several labels"):
+        labels_as_read({"image_id": names, "label": [*cells] * 10}, asked, FILES)
+
+
+def test_a_numeric_column_of_ids_is_found_wherever_it_stands(competition):
+    rows = [("file", "label"), *((n, i % 4) for i, n in enumerate(N))]
+    tests = [f"{i}.png" for i in range(8)]
+    order = [3, 1, 0, 2, 7, 6, 5, 4]
+    for header, row in ((("", "id", "label"), lambda k, i: (k, i, 1)), (("label", "id"), lambda k, i: (k % 2, i))):
+        flags = competition(rows, [header, *(row(k, i) for k, i in enumerate(order))], tests=tests)
+        prepared = prepare(flags, "--overwrite", "--label-column", "label", "--metric", "accuracy")[1]
+        assert prepared["submission"]["id_column"] == 1
+        assert read_table(flags[3] / "prepared" / "test.csv", "").image_name.tolist() == [*map(str, order)]
+
+
+def test_another_usual_table_that_has_what_the_sample_names_is_asked_for(competition):
+    sexes = [("image_id", "sex"), *((n, "mf"[i % 2]) for i, n in enumerate(N))]
+    labels = [("image_id", "label"), *((n, i % 3) for i, n in enumerate(N))]
+    flags = competition(sexes, sample(1), files={"train_labels.csv": labels})
+    assert "train_labels.csv has it: give --train-csv, or --join" in refuse(flags)
+    assert prepare(flags, "--train-csv", "train_labels.csv")[1]["classes"] == ["0", "1", "2"]
+
+
+def test_two_classes_that_the_sample_has_as_cells_are_labels(competition):
+    rows = [("image", "label"), *((n, 1 + i % 2) for i, n in enumerate(N))]
+    assert prepare(competition(rows, sample(2)))[1]["submission"]["value"] == "label"
+    mixed = [("image", "label"), *((n, "12x"[i % 3]) for i, n in enumerate(N))]
+    assert prepare(competition(mixed, sample(2)), "--overwrite")[1]["submission"]["value"] == "label"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("p_no finding", "no finding"),
+        ("not_pneumonia", None),
+        ("pneumonia_or_no finding", None),
+        ("pneumonia(p)", "pneumonia"),
+    ],
+)
+def test_a_columns_name_means_one_class_or_none(name, found):
+    assert class_in(name, ["no finding", "pneumonia"]) == found
+
+
+def test_a_one_hot_column_without_any_1_is_named(competition):
+    header = ("image", "cat", "dog", "bird")
+    rows = [header, *((n, 1 - i % 2, i % 2, 0) for i, n in enumerate(N))]
+    line = refuse(competition(rows, sample(header=header)))
+    assert "has no 1 in bird: give --label-column cat dog" in line
 
 
 # ---------------------------------------------------------------- drawn tables of two readings

@@ -257,9 +257,10 @@ def test_conflicts_and_groups_are_of_duplicates_not_of_the_folds_groups(tmp_path
     page = (tmp_path / "base" / "report.html").read_text()
     assert "or the group is: 6, 6 shown" in section(page, "Label conflicts"), "no search for duplicates"
     groups = {7: ("000000.png", "000002.png"), 12: ("000010.png", "000013.png"), 15: ("000020.png", "000022.png")}
-    rows = [(group, 2, "train", name) for group, names in groups.items() for name in names]
-    rows += [(16, 2, "train", "000030.png"), (16, 2, "test", "000031.png")]  # the name of a test image as well
-    write_csv(tmp_path / "prepared" / "duplicates.csv", [("group", "size", "part", "image_name"), *rows])
+    rows = [(group, 2, "train", name, int(group == 12)) for group, names in groups.items() for name in names]
+    rows += [(16, 2, "train", "000030.png", 0), (16, 2, "test", "000031.png", 0)]  # the name of a test image as well
+    header = ("group", "size", "part", "image_name", "labels_disagree")
+    write_csv(tmp_path / "prepared" / "duplicates.csv", [header, *rows])
     counts = dict(groups=4, largest=2, largest_share=0.03, train_with_duplicate=0.1, test_with_duplicate=0.1)
     with_candidates(tmp_path, 40, duplicates=counts | dict(conflicts=[["000010.png", "000013.png"]]))
     done("02_oof.py", *flags)
@@ -276,7 +277,8 @@ def test_conflicts_and_groups_are_of_duplicates_not_of_the_folds_groups(tmp_path
 def test_a_report_without_any_duplicates(tmp_path):
     targets = np.arange(60) % 2
     flags = experiment(tmp_path, "base", targets, noisy(targets, 2, 1), groups=np.arange(60) // 10)
-    write_csv(tmp_path / "prepared" / "duplicates.csv", [("group", "size", "part", "image_name")])
+    header = ("group", "size", "part", "image_name", "labels_disagree")
+    write_csv(tmp_path / "prepared" / "duplicates.csv", [header])
     counts = dict(groups=0, largest=1, largest_share=0.01, train_with_duplicate=0.0, test_with_duplicate=0.0)
     with_candidates(tmp_path, 40, duplicates=counts | dict(conflicts=[]))
     done("02_oof.py", *flags)

@@ -5,6 +5,8 @@ entry in LABEL_FORMS. Without a table, the images' paths name their classes. Fla
 """
 
 import re
+import shlex
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from common import UserError, listing, say
@@ -12,10 +14,10 @@ from common import UserError, listing, say
 import numpy as np
 
 from kit.data.reading import (
-    UNSURE,
     USUAL_LABELS,
     Decision,
     class_values,
+    is_unsure,
     pick_image_column,
     pick_label_columns,
     renamed,
@@ -27,7 +29,7 @@ from kit.score.tasks import Classes, Labels, Numbers, Task
 
 MARKS = {"true": "1", "false": "0"}  # in lower case
 FEW = 20  # different whole numbers, which are classes unless their column says otherwise
-CLASS_WORDS = {"id", "class", "category", "species", "type"}  # in names of columns whose whole numbers are classes …
+CLASS_WORDS = {*"id class category group species type".split()}  # in names of columns of numbers: classes, and …
 NUMBER_WORDS = set("age count counts number score weight height length width area price year speed amount".split())
 
 
@@ -112,6 +114,9 @@ def onehot_form(path, names, columns, flags):
     sets = columns_with_1(path, columns)
     wrong = [name for name, labels in zip(names, sets, strict=True) if len(labels) != 1]
     refuse(path, wrong, "has no single 1 for *: see --label-form binary")
+    empty = [name for name in columns if [name] not in sets]
+    others = " ".join(shlex.quote(name) for name in columns if name not in empty)
+    refuse(path, empty, f"has no 1 in *: give --label-column {others}, and fill the rest of the submission by hand")
     return class_labels(path, names, [label for [label] in sets], f"{len(columns)} columns, a 1 in one of them")
 
 
@@ -203,7 +208,7 @@ def form_of_column(path, column_of, sample):
     is_pair = all(re.fullmatch(r"\d+,\d+", cell) for cell in present)
     refuse(path, is_pair, f"{pairs}: write points, or see --label-form list")
     if odd:
-        return form_of_words(path, name, cells)
+        return form_of_words(path, name, cells, sample)
     values, asked = {*map(float, present)}, [cells for cells in sample.columns if is_number(*cells)]
     if len(values) == 2:
         return "class", "certain", f"two values, {listing(in_order(present))}"
@@ -223,7 +228,7 @@ def form_of_column(path, column_of, sample):
     raise UserError(f"{path} has {whole} in column {name!r}, which may be classes or numbers: give {both}")
 
 
-def form_of_words(path, name, cells):
+def form_of_words(path, name, cells, sample):
     """Return (form, how sure, evidence) of a label column whose cells aren't numbers: classes, or sets of labels."""
     if name != "category_id":
         several = [cell for cell in cells if re.search(r"\S[ ,;|]+\S", cell)]
@@ -232,9 +237,13 @@ def form_of_words(path, name, cells):
             return "list", "certain", f"lists such as {several[0]}"
         if 10 * len(several) > len(cells) and is_number(*parts):
             return "list", "certain", f"several numbers such as {several[0]}"
-        sets = 10 * len(several) > len(cells) and parts <= {*cells}
+        marks = [cell for cell in {*several} if re.search(r"[|;]|,\S", cell)]
+        counts = Counter(part for cell in marks for part in {*re.split("[ ,;|]+", cell)})
+        shared = len(marks) > 1 and 2 * sum(count > 1 for count in counts.values()) > len(counts)
+        asked = parts & sample.words - {*cells}
+        sets = 10 * len(several) > len(cells) and (parts <= {*cells} or shared or asked)
         both = f"has cells such as {several[:1]} in column {name!r}, which may be one class or several labels"
-        refuse(path, sets, f"{both}: give --label-form class, or --label-form list (see --separator)")
+        refuse(path, bool(sets), f"{both}: give --label-form class, or --label-form list (see --separator)")
     return "class", "certain", "its cells aren't all numbers"
 
 
@@ -247,7 +256,7 @@ def form_of_columns(path, columns, single, several):
     """Return (form, how sure, evidence) of several label columns: `single` where each row has one 1, else `several`."""
     cells = {MARKS.get(cell.lower(), cell) for cells in columns.values() for cell in cells}
     numbers = {float(cell) for cell in cells if is_number(cell)}
-    if not all(is_number(cell) or cell.lower() in (*map(str.lower, UNSURE), "") for cell in cells):
+    if not all(is_number(cell) or not cell or is_unsure(cell) or cell == "none" for cell in cells):
         runs = ", ".join(f"--label-column {name} --output output/{name}" for name in [*columns][:2])
         raise UserError(f"{path} has several targets, {listing(columns)}: run all scripts once for each ({runs}), then "
                         "put the columns of their submissions together")  # fmt: skip
@@ -310,9 +319,10 @@ def labels_from_paths(source, sample, flags):
 
 def labelled_rows(path, rows, sample, flags):
     """Return the rows, tuples (image, cell, …), of --drop-unlabelled: those that have a label."""
-    unsure = UNSURE - {*sample.words, *class_values(flags).values()}
+    known = {*sample.words, *class_values(flags).values()}
     columns = [*zip(*rows, strict=True)][1:]
-    blank = np.array([[b or cell in unsure for cell, b in zip(cells, blanks(cells), strict=True)] for cells in columns])
+    unsure = [[is_unsure(cell) and cell not in known for cell in cells] for cells in columns]
+    blank = np.array([*map(blanks, columns)]) | np.array(unsure)
     labelled = [row for row, none in zip(rows, blank.all(axis=0), strict=True) if not none]
     refuse(path, not labelled, "has no labelled rows")
     return labelled

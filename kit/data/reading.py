@@ -6,6 +6,7 @@ Two columns that fit equally well and would give different data are refused: the
 """
 
 import re
+import shlex
 import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,10 @@ from common import UserError, listing, say, wrapped
 from kit.data.decode import IMAGE_ENDINGS
 from kit.data.tables import CHECKED_ROWS, Dialect, Table, clean, column, is_number, refuse
 
+DISTINCT = 0.9  # least share of different cells in a column of names; rows may be repeated
 FILE, NAME, NUMBER = 3, 2, 1  # kinds of cells that name images, the best evidence first
 IMAGE_WORDS = re.compile("image|img|file|photo|picture|path", re.IGNORECASE)  # in the name of a column
-UNSURE = {"nan", "NaN", "NA", "N/A", "<NA>", "None", "null", "NULL"}  # no label, as libraries write it, or a class
+UNSURE = {"nan", "na", "n/a", "<na>", "null"}  # in lower case: no label, as libraries write it, or a class
 USUAL_LABELS = "label", "category_id"
 
 
@@ -64,6 +66,13 @@ class SampleCells:
         """All cells but the ids, the first row's among them."""
         return {*self.names}.union(*self.columns) - {""}
 
+    def label_words(self, labels) -> set[str]:
+        """The cells that may spell labels: those of columns but Usage and, where several are labels, their names."""
+        cells = [cells for name, cells in zip(self.names, self.columns, strict=True) if name.lower() != "usage"]
+        known = {*map(folded, labels)}
+        names = self.names if sum(folded(name) in known for name in self.names) > 1 else []
+        return {*names}.union(*cells) - {""}
+
     @property
     def id_name(self) -> str | None:
         """The name of the column of ids, if the first row is a header."""
@@ -74,7 +83,7 @@ class Fit(NamedTuple):
     """How well the cells of a column name images."""
 
     kind: int  # FILE, NAME or NUMBER
-    distinct: bool  # no cell comes twice
+    distinct: bool  # few cells come twice
     found: int  # of the checked cells, how many are images
     checked: int
     keys: tuple  # the images that they name
@@ -92,13 +101,31 @@ def fit_of(cells, source):
         kind = NUMBER if 2 * sum(map(is_number, found)) > len(found) else NAME
     else:
         return None
-    return Fit(kind, len({*cells}) == len(cells), len(found), len(checked), keys)
+    return Fit(kind, len({*cells}) >= DISTINCT * len(cells), len(found), len(checked), keys)
 
 
-def best_fits(fits):
-    """Return the keys of the best of {key: Fit}: file names before others, numbers last; then distinct cells."""
-    best = max(((fit.kind, fit.distinct) for fit in fits.values()), default=None)
-    return [key for key, fit in fits.items() if (fit.kind, fit.distinct) == best]
+def choose_fit(columns, source, named, is_name):
+    """Choose the column that names images. → (its key in `columns`, {key: cells}, or None; how sure; {key: Fit} of all
+    that fit; the keys of those between which nothing decides).
+
+    named: what the sample calls its ids, or None; is_name: whether a column's key sounds like images. A file's name or
+    another word goes before a number; a column of repeated numbers (a patient, an age) names none by itself."""
+    fits = {key: fit for key, cells in columns.items() if (fit := fit_of(cells, source))}
+    fits = {key: fit for key, fit in fits.items() if fit.found} or fits
+    strong = [key for key, fit in fits.items() if fit.kind > NUMBER]
+    rivals = strong or [key for key, fit in fits.items() if fit.distinct or key == named or is_name(key)]
+    if named in fits and named not in rivals:
+        rivals.append(named)
+    images = {key: [*map(source.find, columns[key])] for key in fits} if len(fits) > 1 else dict.fromkeys(fits)
+    if all(images[key] == images[rivals[0]] for key in rivals):
+        alike = [key for key in fits if rivals and images[key] == images[rivals[0]]]
+        return (named if named in rivals else next(iter(alike), None)), "certain", fits, []
+    decided = [key for key in rivals if is_name(key)]
+    if named in rivals:
+        decided = [named] if fits[named].kind > NUMBER or not strong else []
+    if decided and all(images[key] == images[decided[0]] for key in decided):
+        return decided[0], "likely", fits, []
+    return None, "", fits, rivals
 
 
 def pick_image_column(table: Table, source, given, named=None, besides=()) -> tuple[str, Decision]:
@@ -110,26 +137,18 @@ def pick_image_column(table: Table, source, given, named=None, besides=()) -> tu
     if given:
         fit = fit_of(table.columns[column(table, given, flag)], source)
         return given, Decision("images", f"column {given!r}", "given", in_words(fit, source), flag)
-    fits = {name: fit_of(cells, source) for name, cells in table.columns.items() if name not in besides}
-    fits = {name: fit for name, fit in fits.items() if fit}
-    tied, how = best_fits(fits), "certain"
-    images = [name for name in tied if IMAGE_WORDS.search(name)]
-    if tied and fits[tied[0]][:2] == (NUMBER, False):  # a patient's number, a class or an age, unless its name says no
-        tied = [named] if named in tied else images
-    if len({fits[name].keys for name in tied}) > 1:
-        decided = [named] if named in tied else images
-        both = f"may be those in column {' or '.join(map(repr, tied))}: name one with {flag}"
-        refuse(f"{table.path}: the images", len({fits[name].keys for name in decided}) != 1, both)
-        tied, how = decided, "likely"
-    if not tied:  # a usual name, whose images are missing
-        tied = [name for name in (named, "image_name") if name in table.columns and name not in besides][:1]
+    columns = {name: cells for name, cells in table.columns.items() if name not in besides or name == named}
+    chosen, how, fits, rivals = choose_fit(columns, source, named, lambda name: bool(IMAGE_WORDS.search(name)))
+    both = f"may be those in column {' or '.join(map(repr, rivals))}: name one with {flag}"
+    refuse(f"{table.path}: the images", bool(rivals), both)
+    if chosen is None:  # a usual name, whose images are missing
+        chosen, how = next((name for name in (named, "image_name") if name in columns), None), "likely"
         problem = f"has no column that names the images in {source.path}: name one of * with {flag}"
-        refuse(table.path, not tied and [*table.columns], problem)
-    chosen = fits.get(tied[0])
-    first = next((name for name, fit in fits.items() if chosen and fit.keys == chosen.keys), tied[0])
-    others = [repr(name) for name, fit in fits.items() if not chosen or fit.keys != chosen.keys]
-    evidence = in_words(chosen, source) + (f"; also fits: {listing(others, 3)}" if others else "")
-    return first, Decision("images", f"column {first!r}", how, evidence, flag)
+        refuse(table.path, chosen is None and [*table.columns], problem)
+    fit = fits.get(chosen)
+    others = [repr(name) for name, other in fits.items() if not fit or other.keys != fit.keys]
+    evidence = in_words(fit, source) + (f"; also fits: {listing(others, 3)}" if others else "")
+    return chosen, Decision("images", f"column {chosen!r}", how, evidence, flag)
 
 
 def in_words(fit, source):
@@ -145,14 +164,19 @@ def pick_label_columns(table: Table, images, sample: SampleCells, given) -> tupl
     if given:
         chosen = [column(table, name, flag) for name in given]
         return chosen, Decision("labels", in_columns(chosen), "given", "all of them", flag)
-    others = {name: {*cells} for name, cells in table.columns.items() if name != images}
+    others = {name: {*map(folded, cells)} for name, cells in table.columns.items() if name != images}
     named = [name for name in sample.names if name in others]
-    words = [{*cells} - {""} for cells in sample.columns if not any(map(is_number, cells))]
-    words += [{*sample.names}] if len(sample.names) > 1 and not named else []
+    named = [name for name in named if len(others[name]) > 1 or is_number(*table.columns[name])]  # not a constant Usage
+    words = [{*map(folded, {*cells} - {""})} for cells in sample.columns if not any(map(is_number, cells))]
+    words += [{*map(folded, sample.names)}] if len(sample.names) > 1 and not named else []
     spoken = [name for name, cells in others.items() if any(part and part <= cells for part in words)]
-    if named and words and spoken and not {*spoken} & {*named}:
-        named = []  # the sample's words are cells of another column
     usual = [name for name in USUAL_LABELS if name in others][:1]
+    claimed = named or usual
+    if len(spoken) == 1 and claimed and spoken[0] not in claimed:
+        numeric = all(is_number(*table.columns[name]) for name in claimed)  # then the words say what they mean
+        named, usual = ([], []) if numeric else (named, usual)
+        both = f"{claimed[0]!r} by its name, or {spoken[0]!r}, which has the sample's words: give {flag} with one"
+        refuse(f"{table.path}: the labels may be in column", not named and not numeric, both)
     ways = {
         "the sample's header names them": named,
         "its cells are the sample's words": spoken if len(spoken) == 1 else [],
@@ -162,15 +186,15 @@ def pick_label_columns(table: Table, images, sample: SampleCells, given) -> tupl
     evidence, chosen = next(((why, names) for why, names in ways.items() if names), ("", []))
     problem = f"has no column that is clearly the label: name one of * with {flag}"
     refuse(table.path, not chosen and [*others], problem)
-    check_sample_agrees(table, chosen, sample)
+    varied = check_sample_agrees(table, chosen, sample)
     rivals = [repr(name) for names in ways.values() for name in names if name not in chosen]
     evidence += f"; also fits: {listing(dict.fromkeys(rivals), 3)}" if rivals else ""
-    return chosen, Decision("labels", in_columns(chosen), "likely" if rivals else "certain", evidence, flag)
+    return chosen, Decision("labels", in_columns(chosen), "likely" if rivals or varied else "certain", evidence, flag)
 
 
 def check_sample_agrees(table, chosen, sample):
     """Raise UserError where some of the chosen columns vary in the sample and others don't: they may be given there,
-    as a site or an age is, and not asked for."""
+    as a site or an age is, and not asked for. → whether several vary."""
     cells = dict(zip(sample.names, sample.columns, strict=True))
     varied = [name for name in chosen if len({*cells.get(name, ())}) > 1]
     constant = [name for name in chosen if len({*cells.get(name, ())}) == 1]
@@ -178,6 +202,7 @@ def check_sample_agrees(table, chosen, sample):
         several = f"--label-column {' '.join(constant)}, or {' '.join(chosen)} for all"
         differ = f"varies in {listing(varied)} and not in {listing(constant)}, which {table.path} has too"
         raise UserError(f"{sample.path} {differ}: which are asked for? Give {several}")
+    return len(varied) > 1
 
 
 def in_columns(names):
@@ -187,16 +212,15 @@ def in_columns(names):
 
 def pick_id_column(rows, source) -> int | None:
     """Return the number of the sample's column that names test images, or None. Raises UserError where two do."""
-    columns = zip(*(rows[1:] or rows), strict=True)
-    fits = {i: fit_of([*map(clean, cells)], source) for i, cells in enumerate(columns)}
-    fits = {i: fit for i, fit in fits.items() if fit and fit.found and (fit.kind, fit.distinct) > (NUMBER, i > 0)}
-    tied = best_fits(fits)
-    if len({fits[i].keys for i in tied}) > 1:
-        header, before = [*map(clean, rows[0])], tied
-        tied = [i for i in tied if IMAGE_WORDS.search(header[i]) or re.fullmatch(".*id", header[i], re.IGNORECASE)]
-        problem = "has several columns that may name the test images (*): keep one of them"
-        refuse("the sample", len({fits[i].keys for i in tied}) != 1 and [repr(header[i]) for i in before], problem)
-    return tied[0] if tied else None
+    header = [*map(clean, rows[0])]
+    columns = {i: [*map(clean, cells)] for i, cells in enumerate(zip(*(rows[1:] or rows), strict=True))}
+    is_id = re.compile(rf"{IMAGE_WORDS.pattern}|id$", re.IGNORECASE)
+    chosen, _, fits, rivals = choose_fit(columns, source, None, lambda i: bool(is_id.search(header[i])))
+    problem = "has several columns that may name the test images (*): keep one of them"
+    refuse("the sample", [repr(header[i]) for i in rivals], problem)
+    repeated = 0 in fits and len({*columns[0]}) > 1  # ids that the sample repeats
+    chosen = 0 if chosen is None and repeated else chosen
+    return chosen if chosen is not None and fits[chosen].found else None
 
 
 def class_values(flags):
@@ -220,29 +244,36 @@ def tidied(path, names, cells, sample, flags):
     unlabelled = [name for name, cell in zip(names, cells, strict=True) if not cell]
     refuse(path, unlabelled, "has no label for *: label or remove them, or see --drop-unlabelled")
     spellings, known = {}, {*sample.words, *class_values(flags).values()}
-    for word in sorted(sample.words):
+    asked, different = sample.label_words(cells), {*cells}
+    for word in sorted(asked):
         spellings.setdefault(folded(word), []).append(word)
-    new, numeric = {}, is_number(*{*cells})
-    pointed = any("." in word and not float(word) % 1 for word in filter(is_number, sample.words))
+    new, numeric = {}, is_number(*different)
+    pointed = any("." in word and not float(word) % 1 for word in filter(is_number, asked))
     for cell in {*cells} - known:
         found = spellings.get(folded(cell), [])
-        new[cell] = found[0] if len(found) == 1 and not numeric else cell
+        new[cell] = found[0] if len(found) == 1 and not numeric and found[0] not in different else cell
         if numeric and not float(cell) % 1 and "." in cell:
             new[cell] = f"{float(cell):.{int(pointed)}f}"
     changed = [f"{cell} → {label}" for cell, label in sorted(new.items()) if cell != label]
     if changed:
         say(f"labels are spelled {'as in the sample' if not numeric else 'as whole numbers'}: {listing(changed)}")
     cells = [new.get(cell, cell) for cell in cells]
-    unsure = sorted({*cells} & UNSURE - known)
+    unsure = sorted(cell for cell in {*cells} - known if is_unsure(cell))
     problem = "has labels (*) that may be a class or none: give --drop-unlabelled, or --class-values"
     refuse(path, unsure, f"{problem} {' '.join(f'{cell}={cell}' for cell in unsure)}")
     alike = {}
     for cell in sorted({*cells}):
         alike.setdefault(folded(cell), []).append(cell)
     for first, *others in [group for group in alike.values() if not {*group} <= known]:
-        spelled = f"spell them alike, as --class-values {' '.join(f'{other}={first}' for other in others)} does"
+        pairs = " ".join(shlex.quote(f"{other}={first}") for other in others)
+        spelled = f"spell them alike, as --class-values {pairs} does, or name each as itself there"
         refuse(path, others, f"has the labels {first} and *: {spelled}")
     return cells
+
+
+def is_unsure(cell):
+    """Return whether a label may be a class or none: nan, NA, None. In lower case none is a class."""
+    return cell.lower() in UNSURE or cell in ("None", "NONE")
 
 
 def folded(label):

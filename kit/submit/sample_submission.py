@@ -1,6 +1,7 @@
 """The sample submission: its rows, the test images behind them, and the form of its cells."""
 
 import re
+import shlex
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -47,8 +48,10 @@ def read_sample_cells(path, source, tests, flags) -> SampleCells:
     rows, dialect = tables.read_rows(path, tables.NO_SAMPLE, *options)
     column = find_id_column(rows, source, tests)
     names_images = any(source.find(cell) is not None or cell.lower().endswith(IMAGE_ENDINGS) for cell in rows[0])
-    if flags.submit_columns and not names_images:
-        blank = [""] * len(flags.submit_columns)
+    blank = [""] * len(flags.submit_columns or ())
+    if blank and names_images and len(rows[0]) == 1:
+        rows, column = [[*row, *blank] for row in rows], 0
+    elif blank and not names_images:
         rows = [[rows[0][column or 0], *flags.submit_columns], *([row[column or 0], *blank] for row in rows[1:])]
         column = 0
     return SampleCells(path, rows, dialect, column)
@@ -91,9 +94,13 @@ def class_in(name, classes):
     if name in classes:
         return name
     bare = name.rstrip(" )]}")
+    if is_number(*classes):
+        return next((c for c in classes if re.fullmatch(rf".*[^0-9.]{re.escape(c)}", bare)), None)
     fits = [c for c in classes if re.fullmatch(rf"{re.escape(c)}[\W_].*|.*[\W_]{re.escape(c)}", bare, re.IGNORECASE)]
-    is_opposite = {"no", "not", "non"} & {*re.split(r"[\W_]+", name.lower())}
-    return None if is_opposite else max(fits, key=len, default=None)
+    longest = max(fits, key=len, default="")
+    others = re.split(r"[\W_]+", bare.lower().replace(longest.lower(), ""))
+    is_opposite = {"no", "not", "non", "without", "free"} & {*others}
+    return None if is_opposite or any(c not in longest for c in fits) else longest or None
 
 
 def is_header(rows, source, classes):
@@ -203,7 +210,8 @@ def pick_key(path, ids, id_name, source, tests, column, flags):
     found = sum(source.find(cell) is not None for cell in checked)
     direct = "certain", in_words(fit_of(ids, source), source), "--test-csv"
     fits = key_columns(tests, ids, besides=column if source.table else None)
-    key = id_name if id_name in fits else next(iter(fits), column)
+    same_name = [name for name in fits if id_name is not None and name.lower() == id_name.lower()]
+    key = next(iter([*same_name, *fits]), column)
     if key == column:
         return None, direct
     image_of = dict(zip(tests.columns[key], tests.columns[column], strict=True))
@@ -211,7 +219,11 @@ def pick_key(path, ids, id_name, source, tests, column, flags):
     unclear = column in fits if flags.test_csv else found
     both = f"has ids that may be images, or those in column {key!r} of {tests.path}, which has other images for them"
     remedy = f"give --test-csv {tests.path.name} and a sample whose header names that column, or move that table away"
-    refuse(path, unclear and not same and key != id_name and not source.table, f"{both}: {remedy}")
+    refuse(path, unclear and not same and not same_name and not source.table, f"{both}: {remedy}")
+    known = {*tests.columns[key]}
+    rivals = [name for name in fits if {*tests.columns[name]} == known and tests.columns[name] != tests.columns[key]]
+    both = f"has ids that may be those in column {key!r} of {tests.path}, or in * as well"
+    refuse(path, [] if same_name else rivals, f"{both}: give a sample whose header names the column")
     return key, ("given" if flags.test_csv else "likely", f"column {key!r} of {tests.path}", "--test-csv")
 
 
@@ -289,7 +301,8 @@ def columns_of(path, classes, names, width, value, label_columns):
 def pick_value(path, task, names, values, long, flags):
     """Return (the key of SUBMISSIONS that the sample's value cells ask for, how sure, evidence). Raises UserError where
     the cells are numbers and the classes words."""
-    classes, first, metric = task.names, values[0], flags.metric
+    classes, metric = task.names, flags.metric
+    first = max(values[: tables.CHECKED_ROWS], key=lambda row: len(row[0].split()))  # a list, if there is one
     if long or len(first) > 1:
         ranked = task.can_rank and (metric in RANKED or not is_number(*first))
         named = names is not None and {*names} <= {*classes}
@@ -303,7 +316,7 @@ def pick_value(path, task, names, values, long, flags):
         return "top", "certain", f"--metric {metric}" if metric in RANKED else f"cells such as {first[0]!r}"
     if is_number(first[0].rpartition(" ")[2]) and first[0].rpartition(" ")[0] in classes:
         return "scored", "certain", f"cells such as {first[0]!r}"
-    return pick_single_value(path, task, [row[0] for row in values if row[0]], flags)
+    return pick_single_value(path, task, [row[0] for row in values if not tables.is_blank(row[0])], flags)
 
 
 def pick_single_value(path, task, cells, flags):
@@ -316,13 +329,17 @@ def pick_single_value(path, task, cells, flags):
         known = [cell for cell in cells if cell in classes]
         says = f"cells such as {known[0]!r}" if known else f"none of its cells is a class ({cells[0]!r})"
         return "label", "certain" if known else "likely", says
-    if cells and not is_number(*classes) and not flags.positive and not (task.is_binary and flags.metric != "auto"):
+    are_words = not is_number(*classes) and not {*cells} <= {*classes}
+    if cells and are_words and not flags.positive and not (task.is_binary and flags.metric != "auto"):
         different = sorted({*cells}, key=float)
         codes = different if len(different) == len(classes) else range(len(classes))
-        pairs = " ".join(f"{name}={code}" for name, code in zip(classes[:10], codes, strict=False))
+        pairs = " ".join(shlex.quote(f"{name}={code}") for name, code in zip(classes[:10], codes, strict=False))
         asks = f"has numbers ({listing(different, 5)}) where the classes are {listing(classes)}: give --class-values"
         binary = ", or --positive for a probability" * task.is_binary
         raise UserError(f"{path} {asks}, such as {pairs}{binary}")
+    beyond = [cell for cell in cells if is_number(cell) and float(cell) not in (0, 1)]
+    if task.is_binary and beyond and {*cells} <= {*classes}:
+        return "label", "certain", f"cells such as {beyond[0]!r}, a class"
     if task.is_binary and not of_class:
         shown = f"cells such as {cells[0]}, which may be labels too" if cells else "its cells are blank"
         return "probability", "likely", f"{shown}: --submit-value label writes these"
