@@ -67,7 +67,7 @@ TABLES = {
     ),
     "train.csv with two label columns": (train_csv("image_name,label,label\na,0,0\n"), [], "several columns 'label'"),
     "train.csv ragged": (rows("0000.png,0,1"), [], "another number of cells than the first row (2) in row 2"),
-    "train.csv binary": (train_csv(b"\x89PNG\r\n\x1a\n\x00\x81\xff\xfe\xfd"), [], "neither UTF-8 nor cp932"),
+    "train.csv binary": (train_csv(b"\x89PNG\r\n\x1a\n\x00\x81\xff\xfe\xfd"), [], "is binary, not text"),
     "train.csv with an endless cell": (train_csv('image_name,label\n"' + "x" * 200_000), [], "isn't closed"),
     "train.csv is a folder": (
         lambda inputs: (without("train.csv")(inputs), (inputs / "train.csv").mkdir()),

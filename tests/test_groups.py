@@ -13,6 +13,7 @@ from conftest import done, png, refused, toy_image, write_csv, write_zip
 from PIL import Image
 
 from kit.data.prepared import Flags
+from kit.data.tables import Table
 from kit.folds import duplicates
 from kit.folds.split import assign_folds, given_groups
 
@@ -272,7 +273,30 @@ def test_groups_that_cannot_be_used_are_refused(grouped, tmp_path):
     write_csv(path, [("image_name", "group"), ("0000.png", 1)])
     assert "no group for 0001.png" in refused("00_prepare.py", *flags, path)
     write_csv(path, [("image_name", "group"), *((f"{k:04}.png", k % 2) for k in range(TRAIN))])
-    assert "only 2 groups of images" in refused("00_prepare.py", *flags, path)
+    assert "fewer groups of images than folds (2)" in refused("00_prepare.py", *flags, path)
+
+
+def test_words_for_a_missing_group_are_blank_ones(toy):
+    """Also where the file names the images without folder and ending, or with others."""
+    flags = toy(12, 4)
+    groups = ["None", "NA", "NaN", "null", "", "n/a", "a", "a", "b", "b", "c", "c"]
+    for name in ("{:04}", "images/{:04}.jpg"):
+        rows = [(name.format(i), group) for i, group in enumerate(groups)]
+        write_csv(flags[1] / "groups.csv", [("image_name", "group"), *rows])
+        out = done("00_prepare.py", *flags, "--size", 32, "--folds", 2, "--groups", "groups.csv", "--overwrite")
+        assert "6 images have a blank cell for their group: each is a group of its own" in out
+        assert folds_of(flags).group.tolist() == [0, 1, 2, 3, 4, 5, 6, 6, 7, 7, 8, 8]
+    write_csv(flags[1] / "groups.csv", [("image_name", "group"), ("0000", 1), ("0000.jpg", 2), *rows[1:]])
+    assert "has no group for 0000.png" in refused("00_prepare.py", *flags, "--groups", "groups.csv")
+
+
+def test_an_image_of_two_groups_is_refused():
+    names = ["a1.png", "a1.png", "b1.png", "b1.png"]
+    table = Table("train.csv", dict(image=names, patient=["p", "q", "NA", "nan"]))
+    with pytest.raises(UserError, match=r"several cells in column 'patient' for a1\.png: keep one group of each"):
+        given_groups(Flags(groups="patient"), ["a1.png", "b1.png"], table, "image")
+    table.columns["patient"][0] = "q"
+    assert given_groups(Flags(groups="patient"), ["a1.png", "b1.png"], table, "image").tolist() == [0, 1]
 
 
 def test_group_pattern_joins_the_names_in_which_it_finds_the_same_text():

@@ -423,6 +423,15 @@ def test_ids_that_may_be_images_or_those_of_a_table_are_refused(competition):
     assert "--test-csv test.csv" in refuse(flags)
 
 
+def test_a_column_of_other_files_in_the_test_table_is_no_image_column(competition):
+    rows = [("image", "label"), *((n, i % 2) for i, n in enumerate(N))]
+    table = [("image", "reference"), *((t.removesuffix(".png"), T[i - 1]) for i, t in enumerate(T))]
+    flags = competition(rows, sample(names=[t.removesuffix(".png") for t in T], header=("image", "p")))
+    write_csv(flags[1] / "test.csv", table)
+    prepare(flags)
+    assert read_table(flags[3] / "prepared" / "test.csv", "").image_name.tolist() == [t.removesuffix(".png") for t in T]
+
+
 def test_ids_that_are_images_are_not_split_into_an_image_and_a_class(competition):
     rows = [("image", "label"), *((n, i % 2) for i, n in enumerate(N))]
     tests = [f"{stem}.png" for stem in ("10", "11", "100", "101", "110", "111")]

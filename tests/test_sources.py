@@ -20,7 +20,7 @@ from PIL import Image
 from kit.data import archives
 from kit.data.archives import nearby
 from kit.data.decode import decode
-from kit.data.image_source import ImageSource
+from kit.data.image_source import ImageSource, check_images
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (6, 7, 3)).astype(np.uint8) for _ in range(4)]
@@ -146,6 +146,24 @@ def test_a_missing_file_is_not_replaced_by_its_namesake_in_another_folder(tmp_pa
     source = ImageSource(empty(tmp_path / place, *files))
     assert [source.find(name) for name in files] == files
     assert [source.find(name) for name in missing] == [None] * len(missing)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    {
+        "1.png": r"\(1\.png fits several files \(x/1\.png, y/1\.png\): write the folder too\)",
+        "2": r"\(2 fits several files \(x/2\.jpg, x/2\.png\): write the ending too\)",
+        "7": r"\(the nearest to 7 is x/0007\.png\)",
+        "0007.jpg": r"\(the nearest to 0007\.jpg is x/0007\.png\)",
+        "A7.png": r"\(the nearest to A7\.png is y/a7\.png\)",
+        "y/0007.png": r"y/0007\.png \(see --image-column, --submit-header\)",
+        "17": r"\(see --image-column, --submit-header\)",
+    }.items(),
+)
+def test_the_file_that_a_name_may_mean_is_named(tmp_path, name, words):
+    files = "x/1.png", "y/1.png", "x/2.png", "x/2.jpg", "x/0007.png", "y/a7.png"
+    with pytest.raises(UserError, match=f"lacks 1 of the images in train.csv: .*{words}"):
+        check_images(ImageSource(empty(tmp_path / "train", *files)), [name, "x/1.png"], "train.csv")
 
 
 PLACES = {  # (folder or archive, its file, what may stand before 0.png)

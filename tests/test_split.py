@@ -112,7 +112,7 @@ def test_the_rarest_label_of_each_image_is_the_first_of_equally_rare_ones():
 
 def test_fewer_groups_than_folds_and_a_fold_without_one_of_two_classes_are_refused():
     labels = class_labels("train.csv", [*range(12)], ["a", "b"] * 6, "")
-    with pytest.raises(UserError, match="only 3 groups of images"):
+    with pytest.raises(UserError, match=r"fewer groups of images than folds \(3\)"):
         make_folds(labels, np.arange(12) // 4, 4, 0)
     with pytest.raises(UserError, match=r"a fold lacks b \(images: 6, groups: 1\)"):
         make_folds(labels, np.array([i if i % 2 == 0 else 1 for i in range(12)]), 3, 0)

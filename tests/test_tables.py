@@ -127,6 +127,33 @@ def test_lists_between_commas_are_no_decimals(text, tmp_path):
     assert (rows[2][1], dialect.decimal) == ("2,3", ".")
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+@pytest.mark.parametrize(
+    ("cells", "sure"),
+    [
+        (["1,200", "2,500", "300"], False),
+        (["1,200", "-12,500", ""], False),
+        (["1,2", "2", "3,1"], False),
+        (["0,1", "2", "1,2", "NA"], False),
+        (["0,125", "1,200", "300"], True),
+        (["0,5", "0,25", "1", "0"], True),
+        (["1,5", "5", "2,2"], True),
+        (["1,05", "5", "2,1"], True),
+        (["21,7", "20,3", "35"], True),
+    ],
+)
+def test_commas_that_may_be_no_decimal_ones_are_refused(cells, sure, mark, tmp_path):
+    """Three digits may be thousands, small numbers that come before and after commas pairs of labels."""
+    text = f"id{mark}x\n" + "".join(f"a{i}{mark}{cell}\n" for i, cell in enumerate(cells))
+    if sure:
+        assert columns_of(tmp_path, text)["x"] == [cell.replace(",", ".") for cell in cells]
+    else:
+        line = refusal(tmp_path, text)
+        assert f"has cells such as {cells[0]}, " in line
+        assert line.endswith("write points, or 1200 for 1,200, or give --label-form list --separator ,")
+        assert columns_of(tmp_path, text, lists=True)["x"] == cells
+
+
 @pytest.mark.parametrize(("end", "found"), [("\n", "\n"), ("\r\n", "\r\n")])
 def test_line_ends_are_found(end, found, tmp_path):
     (tmp_path / "train.csv").write_bytes(PLAIN.replace("\n", end).encode())
@@ -159,6 +186,20 @@ def test_a_cell_above_131072_characters(tmp_path):
 )
 def test_a_quotation_mark_that_isnt_closed_swallows_no_row(text, tmp_path):
     assert "quotation mark that isn't closed" in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image,label\na0,"cat\na1,dog\na2,owl"\na3,cat\n',
+        'image,label\na0,"cat\na2,owl"\na3,cat\n',
+        'image,label\n"a0,cat\na1,dog\na2",owl\na3,cat\n',
+        'image,label,x\na0,"cat,1\n\na1,dog,2\na2,owl",1\na3,cat,5\n',
+    ],
+)
+def test_rows_between_quotation_marks_of_two_rows_are_not_lost(text, end, tmp_path):
+    assert "has rows inside the quotes of row 2: correct these" in refusal(tmp_path, text.replace("\n", end))
 
 
 def test_cells_of_several_lines_and_inch_marks_are_read(tmp_path):
@@ -257,6 +298,13 @@ def test_other_encodings_are_refused_unless_words_or_the_flag_decide(encoding, w
         assert columns_of(tmp_path, raw, **options)["label"] == [word, "x"]
     named = f"image,label\n{word},x\na1,x\n".encode(encoding)
     assert columns_of(tmp_path, named, is_name=lambda name: name == word)["image"] == [word, "a1"]
+
+
+@pytest.mark.parametrize("words", [["ｱｲｳ", "ｶｷｸ"], ["ｱ", "ｲ", "ｳ"], ["ｱ1", "ｲ2"], ["ﾄﾏﾄ", "猫"]])
+def test_half_width_kana_are_not_read_as_signs(words, tmp_path):
+    raw = ("image,label\n" + "".join(f"a{i},{word}\n" for i, word in enumerate(words))).encode("cp932")
+    assert f"{words[0]!r} (cp932)" in refusal(tmp_path, raw)
+    assert columns_of(tmp_path, raw, encoding="cp932")["label"] == words
 
 
 def test_a_flag_that_doesnt_fit_is_refused(tmp_path):
@@ -393,6 +441,9 @@ def test_tables_below_each_other_say_what_one_lacks(capsys):
         "train.csv lacks Label, which other tables have: blank there",
         "val.csv lacks label, which other tables have: blank there",
     ]
+    other = table_of("more.csv", file=["b"], Label=["0"])
+    with pytest.raises(UserError, match=r"more\.csv has the columns file, Label, and train\.csv others"):
+        tables.stack([first, other])
 
 
 # ---------------------------------------------------------------- numbers and blank cells

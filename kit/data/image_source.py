@@ -297,9 +297,26 @@ def check_images(source, names, table):
     last_parts = {fold(normalize(name).rpartition("/")[2])[0] for name in missing}
     unread = [name for name in source.left_out if fold(name.rpartition("/")[2])[0] in last_parts]
     others = f"; {listing(unread, 3)} can't be read here: {remedy_for(unread)}" if unread else ""
-    problem = f"lacks {len(missing)} of the images in {table}: * (see --image-column, --submit-header)"
-    refuse(source.path, missing, problem + others)
+    hint = missing and nearest(source, missing[0])
+    refuse(source.path, missing, f"lacks {len(missing)} of the images in {table}: * ({hint}){others}")
     check_unique(table, map(source.find, names))
+
+
+def nearest(source, name):
+    """Return which files of the source a name may mean that it doesn't find, in words: those that it fits, or that
+    differ from it in zeros before digits, case or ending; where there are none, the flags that decide."""
+
+    def form(name):
+        return "/" + re.sub("0*([0-9]+)", r"\1", fold(normalize(name))[0].casefold())
+
+    keys = [key for key in source.files if form(key).endswith(form(name))]
+    if not keys:
+        return "see --image-column, --submit-header"
+    stems = {fold(key.rpartition("/")[2])[0] for key in keys}
+    if len(keys) == 1 or stems != {fold(normalize(name).rpartition("/")[2])[0]}:
+        return f"the nearest to {name} is {listing(keys, 3)}"
+    part = "folder" if len({key.rpartition("/")[0] for key in keys}) > 1 else "ending"
+    return f"{name} fits several files ({listing(keys, 3)}): write the {part} too"
 
 
 class PixelSource:

@@ -31,14 +31,15 @@ OTHER_FILES = {  # how a file begins that is no table → what it is, and the re
 }
 ENCODINGS = "cp932 cp1252 mac_roman euc_jp cp1250 cp1251 cp850 gb18030 cp949 big5".split()  # besides UTF-8 and UTF-16
 # Letters beyond ASCII that look like words. cp932: of two bytes, with kana or without a small ASCII letter beside them
-# (accents misread as kanji have one). cp1252: accented letters amid ASCII letters, and a sign alone.
+# (accents misread as kanji have one). cp1252: accented letters amid ASCII letters, and a sign beside others.
 SURE = 0.7  # least share of such letters in a right reading
 WIDE, SMALL, CAPITAL = r"\xa1-\ud7ff\uf900-\uff60\uffe0-\uffef", "ß-öø-ÿ", "À-ÖØ-Þ"
 LETTERS = {
     "cp932": re.compile(rf"(?<![a-z{WIDE}])[{WIDE}]++(?![a-z])|[{WIDE}]*[ぁ-ヿ][{WIDE}]*"),
     "cp1252": re.compile(
         rf"(?<=[A-Za-z])[{SMALL}]{{1,2}}(?![A-Z{CAPITAL}])|\b[{SMALL}](?=[a-z])|\bà\b|œ(?=u)|(?<=[a-z])’(?=[a-z])|"
-        rf"(?<![a-z{SMALL}])[{CAPITAL}](?=[A-Za-z])|(?<=[A-Z])[{CAPITAL}](?![a-z])|(?<![^\0-~])[°²³µ±½](?![^\0-~])"
+        rf"(?<![a-z{SMALL}])[{CAPITAL}](?=[A-Za-z])|(?<=[A-Z])[{CAPITAL}](?![a-z])|"
+        r"(?<=[ -~])[°²³½](?![^\0-~])|(?<![^\0-~])[½±µ](?=[ -~])"
     ),
 }
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -68,8 +69,7 @@ class Table(NamedTuple):
 def find_table(folder, given, usual):
     """Return the path of a table: the one given by a flag, else the first of the `usual` names that exists, packed or
     not, else the first name."""
-    names = [given] if given else usual
-    paths = [folder / f"{name}{packed}" for name in names for packed in PACKED]
+    paths = [folder / f"{name}{packed}" for name in ([given] if given else usual) for packed in PACKED]
     return next((path for path in paths if path.exists()), paths[0])
 
 
@@ -101,8 +101,8 @@ def read_text(path, remedy, encoding=None, known=lambda word: False):
     # A spreadsheet's "Unicode text" is UTF-16, marked by its first two bytes.
     text = decoded(raw, "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8")
     if text is None or "\0" in text:
-        problem = "is binary, not text (of a workbook, save the sheet as CSV)"
-        refuse(path, not encoding and b"\0" in raw, f"{problem}: {remedy}")
+        binary = not encoding and b"\0" in raw
+        refuse(path, binary, f"is binary, not text (of a workbook, save the sheet as CSV): {remedy}")
         encoding = encoding or guess_encoding(path, raw, known)
         text = decoded(raw, encoding)
         refuse(path, text is None, f"isn't {encoding}: give another --encoding, or save it as UTF-8")
@@ -162,13 +162,16 @@ def read_rows(path, remedy, encoding=None, known=lambda word: False, lists=False
     if max(map(len, rows)) > least and not any("".join(row[least:]).strip() for row in rows):
         rows = [row[:least] for row in rows]  # commas at the ends of lines
     ragged = [i + 1 for i, row in enumerate(rows) if len(row) != len(rows[0])]
-    odd = ragged or ('"' in text and [i + 1 for i, row in enumerate(rows) if "\n" in "".join(row)])
+    odd = ragged or ('"' in text and [i + 1 for i, row in enumerate(rows) if re.search(r"[\r\n]", "".join(row))])
     if odd and '"' in text:
         try:
             split_rows(text, separator, strict=True)
         except csv.Error as error:
             refuse(path, odd, f"has a quotation mark that isn't closed ({error}), near row *: correct it")
     refuse(path, ragged, f"has another number of cells than the first row ({len(rows[0])}) in row *: correct it")
+    for i in odd or ():  # a quotation mark too many may have swallowed rows
+        marks = {line.count(separator) for line in separator.join(rows[i - 1]).splitlines() if line.strip()}
+        refuse(path, marks == {len(rows[0]) - 1} != {0} and [i], "has rows inside the quotes of row *: correct these")
     commas = not lists and separator != "," and "," in text and write_points(path, rows)
     return rows, Dialect(separator, "," if commas else ".", "\r\n" if "\r\n" in text else "\n")
 
@@ -202,20 +205,33 @@ def separator_of(text, tabs, known):
 
 def write_points(path, rows):
     """Turn the decimal commas in columns of numbers into points, unless other numbers have points, and print where.
-    → whether there were any."""
+    → whether there were any. Raises UserError where commas may as well separate thousands, or labels."""
     columns = [[cell.strip() for cell in cells[1:] or cells] for cells in zip(*rows, strict=True)]
     if any("." in cell and is_number(cell) for cells in columns for cell in cells):
         return False
     points = [[cell.replace(",", ".") for cell in cells] for cells in columns]
     found = [i for i, cells in enumerate(points) if cells != columns[i] and are_numbers(cells)]
+    doubtful = [next(cell for cell in columns[i] if "," in cell) for i in found if is_doubtful(columns[i])]
+    problem = "has cells such as *, with decimal commas, thousands or two labels: write points, or 1200 for 1,200"
+    refuse(path, doubtful, f"{problem}, or give --label-form list --separator ,")
     for row in rows:
         for i in found:
-            point = row[i].strip().replace(",", ".")
-            row[i] = point if is_number(point) else row[i]
+            row[i] = point if is_number(point := row[i].strip().replace(",", ".")) else row[i]
     if found:
         numbers = listing(f"{i + 1} ({rows[0][i].strip()})" for i in found)
         say(f"{path.name}: the commas in column {numbers} are decimal ones (in lists, give --separator ,)")
     return bool(found)
+
+
+def is_doubtful(cells):
+    """Return whether commas in a column of numbers may be no decimal ones: each is before three digits (1,200), or the
+    cells may be one label or two, which share labels (3,1 beside 1,2 and 2) and exceed 1."""
+    numbers = {cell for cell in cells if is_number(cell.replace(",", "."))}
+    commas = [cell for cell in numbers if "," in cell]
+    thousands = all(re.fullmatch("[+-]?[1-9][0-9]{0,2},[0-9]{3}", cell) for cell in commas)
+    shared = {cell.partition(",")[2] for cell in commas} & {cell.partition(",")[0] for cell in numbers}
+    pairs = all(re.fullmatch(r"(0|[1-9][0-9]?)(,(?!\1$)(0|[1-9][0-9]?))?", cell) for cell in numbers)
+    return thousands or bool(shared and pairs and any(float(cell.replace(",", ".")) > 1 for cell in numbers))
 
 
 def read_table(path, remedy, header="auto", is_name=None, encoding=None, words=(), lists=False):
@@ -234,8 +250,7 @@ def read_table(path, remedy, header="auto", is_name=None, encoding=None, words=(
         return Table(path, {f"{i + 1}": cells for i, cells in enumerate(columns)})
     refuse(path, len(rows) == 1, "has a header and no rows: download it again")
     columns = [(name, cells) for name, *cells in columns if name or any(cells)]
-    twice = repeated(name for name, _ in columns)[:1]
-    refuse(path, [*map(repr, twice)], "has several columns *: rename them")
+    refuse(path, [*map(repr, repeated(name for name, _ in columns))][:1], "has several columns *: rename them")
     return Table(path, dict(columns))
 
 
@@ -303,9 +318,11 @@ def as_cell(value):
 
 def stack(parts):
     """Return the Table of tables one below the other; a column that one of them lacks is blank there, and that is
-    printed."""
+    printed. Raises UserError where one shares no column with the first."""
     names = dict.fromkeys(name for part in parts for name in part.columns)
     for part in parts:
+        problem = f"has the columns *, and {parts[0].path} others: name them alike in both, or see --train-header"
+        refuse(part.path, part.columns.keys().isdisjoint(parts[0].columns) and [*part.columns], problem)
         if lacks := [name for name in names if name not in part.columns]:
             say(f"{part.path.name} lacks {listing(lacks)}, which other tables have: blank there")
     return Table(parts[0].path, pd.concat([pd.DataFrame(part.columns) for part in parts]).fillna("").to_dict("list"))
@@ -322,8 +339,7 @@ def join(table, other):
     refuse(other.path, twice, f"names the {listing(shared)} * more than once: keep one row of each")
     joined = left.merge(right, "left", on=shared, indicator="partner of a row")
     found = (joined.pop("partner of a row") == "both").sum()
-    keys = [name for name in shared if left[name].is_unique and right[name].is_unique]
-    alone = {name: left[name].isin(right[name]).sum() for name in keys}
+    alone = {n: left[n].isin(right[n]).sum() for n in shared if left[n].is_unique and right[n].is_unique}
     best = max(alone, key=alone.get, default=None)
     fitting = f"{found} of {len(left)} rows fit" if found else "no row fits"
     fits = f"shares the columns {listing(shared)} with {table.path}, and {fitting}"
@@ -362,8 +378,7 @@ def repeated(cells):
 
 
 def is_number(*cells):
-    """Return whether all cells are numbers: a sign or none, ASCII digits with at most one point, an exponent or none;
-    finite. True, nan, 1_12 and 0x1 are none."""
+    """Return whether all cells are finite numbers in ASCII digits, as -.5 and 1e-05; True, nan, 1_12, 0x1 are none."""
     return all(NUMBER.fullmatch(cell) and math.isfinite(float(cell)) for cell in cells)
 
 

@@ -9,8 +9,9 @@ from common import UserError, say
 import numpy as np
 import pandas as pd
 
+from kit.data.image_source import fold, normalize
 from kit.data.prepared import NO_GROUPS
-from kit.data.tables import check_unique, column, is_blank, read_table, refuse
+from kit.data.tables import MISSING, check_unique, column, read_table, refuse
 
 
 def given_groups(flags, names, table, image_column):
@@ -35,8 +36,9 @@ def groups_by_pattern(pattern, names):
 
 def groups_by_table(flags, names, table, image_column):
     """Return the group of each image, int [N], by --groups, a column of the training `table` (or None) or a FILE.csv,
-    where blank cells are groups of their own."""
-    groups = flags.groups
+    where blank cells, nan, NA and the like are groups of their own. Names in a file may have other folders and endings,
+    or none. Raises UserError where an image has several groups, or none."""
+    groups, alike = flags.groups, [str]
     if groups.endswith(".csv"):
         path = Path(groups) if Path(groups).exists() else flags.input / groups
         table = read_table(path, "name a table with the columns image_name,group with --groups", "yes")
@@ -44,14 +46,30 @@ def groups_by_table(flags, names, table, image_column):
         refuse(path, columns != ["image_name", "group"] and columns, "has the columns *: it needs image_name,group")
         image_column, groups = columns
         check_unique(path, table.columns[image_column])
+        alike += [without_ending, lambda name: without_ending(name).rpartition("/")[2]]
     refuse("--groups", table is None, f"{groups} is a column of a table, and there is none: give a FILE.csv")
     cells = table.columns[column(table, groups, "--groups")]
+    cells = ["" if cell.strip().lower() in MISSING else cell.strip() for cell in cells]
     group_of = dict(zip(table.columns[image_column], cells, strict=True))
-    refuse(table.path, [name for name in names if name not in group_of], "has no group for *: add them")
-    keys = [i if is_blank(group_of[name]) else group_of[name] for i, name in enumerate(names)]
+    several = [name for name, cell in zip(table.columns[image_column], cells, strict=True) if cell != group_of[name]]
+    refuse(table.path, dict.fromkeys(several), f"has several cells in column {groups!r} for *: keep one group of each")
+    lacking = [name for name in names if name not in group_of]
+    for form in alike:
+        listed = {form(name): cell for name, cell in group_of.items()}
+        found = [listed.get(form(name)) for name in names]
+        if len(listed) == len(group_of) and len({*map(form, names)}) == len({*names}) and None not in found:
+            break
+    else:
+        refuse(table.path, lacking, "has no group for *: add them")
+    keys = [cell or i for i, cell in enumerate(found)]
     if blank := sum(isinstance(key, int) for key in keys):
         say(f"{blank} images have a blank cell for their group: each is a group of its own")
     return pd.factorize(pd.Series(keys, dtype=object))[0]
+
+
+def without_ending(name):
+    """Return an image's name without its ending, with folders in lower case."""
+    return fold(normalize(name))[0]
 
 
 def links(groups):

@@ -167,7 +167,8 @@ def find_test_images(path, ids, id_name, source, tests, flags, task):
     column = key = None
     if tests:
         given = flags.image_column if flags.image_column in tests.columns else None
-        column = ROW if source.table else pick_image_column(tests, source, given)[0]
+        named = id_name if not is_number(*tests.columns.get(id_name, ["0"])) else None  # numbers may be patients'
+        column = ROW if source.table else pick_image_column(tests, source, given, named)[0]
     if ids is None:
         ids, why = tests.columns[column], ("likely", f"the rows are those of {tests.path}", "--test-csv")
     else:

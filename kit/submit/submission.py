@@ -165,17 +165,18 @@ def check_submission(path, layout, task, form):
     assert [[row[i] for i in kept] for row in rows] == expected, "rows, names or their order differ from the sample's"
     right = SUBMISSIONS[form["value"]].right
     assert all(right(row[i], task, form) for row in rows for i in filled), f"a value is no {form['value']}"
-    warn_of_other_cells(layout, [*zip(*rows, strict=True)], filled, task)
+    warn_of_other_cells(layout, [*zip(*rows, strict=True)], filled, task if form["value"] == "label" else None)
 
 
 def warn_of_other_cells(layout, columns, filled, task):
-    """Warn where the written cells are of another kind than the sample's, or the sample's words are no classes."""
+    """Warn where the written cells are of another kind than the sample's or, where these are labels of a `task`, none
+    of them is a class."""
     for i in filled:
         asked = {*layout[f"c{i}"]} - {""}
         if asked and is_number(*asked) != is_number(*columns[i]):
             kinds = ("numbers", "words")[:: 1 if is_number(*asked) else -1]
             warn("the sample's cells are {} and the written ones {}: compare the two files".format(*kinds))
-        elif asked and not is_number(*asked) and task.right_or_wrong and not asked & {*task.names, *columns[i]}:
+        elif task and asked and not is_number(*asked) and not asked & {*task.names}:
             warn(f"no class is among the sample's words ({listing(sorted(asked), 3)}): compare the two files")
 
 
