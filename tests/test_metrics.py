@@ -82,12 +82,12 @@ def test_weights_equal_repetitions_and_draws_equal_scores(key, classes):
         weights[3] *= targets != 1  # without the positive class of two
         score, values = scored(key, targets, probabilities, weights)
         assert score == METRICS[key].score(targets, probabilities)
-        for drawn, value in zip(weights, values, strict=True):
+        for k, (drawn, value) in enumerate(zip(weights, values, strict=True)):
             rows = np.repeat(np.arange(300), drawn)
             repeated = METRICS[key].score(targets[rows], probabilities[rows])
             assert value == pytest.approx(repeated, abs=1e-9, nan_ok=True)
             assert METRICS[key].score(targets, probabilities, drawn) == pytest.approx(repeated, abs=1e-9, nan_ok=True)
-            if len(set(targets[rows])) == classes:
+            if len(set(targets[rows])) == classes and k < 5:  # the plain version of MAP takes seconds for all
                 assert value == pytest.approx(expected(key, targets[rows], probabilities[rows]), abs=1e-9)
         assert np.isfinite(np.delete(values, 3)).all()
 

@@ -320,6 +320,16 @@ def test_codes_in_the_sample_for_classes_in_words_are_asked_for(competition):
     assert "names 'steel', which" in refused("00_prepare.py", *flags, *QUICK, "--class-values", "steel=2")
 
 
+def test_quoted_decimal_commas_in_the_sample_are_refused(competition):
+    rows = [("image", "label"), *((n, i % 2) for i, n in enumerate(N))]
+    assert "cells such as 0,5, with a decimal comma" in refuse(competition(rows, sample("0,5")))
+
+
+def test_bands_without_any_file_that_has_bands_are_refused(competition):
+    rows = [("image", "label"), *((n, i % 2) for i, n in enumerate(N))]
+    assert "holds no TIFF and no .npy" in refuse(competition(rows, sample()), "--bands", 4, 3, 2)
+
+
 def test_three_words_and_one_probability_are_refused(competition):
     rows = [("image", "label"), *((n, ("benign", "malignant", "unknown")[i % 3]) for i, n in enumerate(N))]
     flags = competition(rows, sample())

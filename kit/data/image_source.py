@@ -64,6 +64,9 @@ class ImageSource:
         if not self.files:
             others = listing(self.left_out, 3) or "nothing"
             raise UserError(f"{self.path} holds no images but {others}: {remedy_for(self.left_out)}")
+        is_banded = any(key.lower().endswith((".tif", ".tiff", ".npy")) or "." not in key for key in self.files)
+        if bands and not is_banded:
+            raise UserError(f"--bands: {self.path} holds no TIFF and no .npy: leave the flag out")
         self.files = join_channels(self.files, channels) if channels else {k: [file] for k, file in self.files.items()}
         if not self.files:
             raise UserError(f"{self.path} holds no image with files for all of {', '.join(channels)}")

@@ -344,7 +344,11 @@ def read_labels(table, source, sample, flags):
         chosen, decision = pick_label_columns(table, images, sample, flags.label_column)
         decisions.append(decision)
     rows = [*zip(*(table.columns[name] for name in (images, *chosen)), strict=True)]
-    refuse(path, not all(name for name, *_ in rows), "has rows without an image name: fill them in or remove them")
+    refuse(
+        path,
+        not all(name for name, *_ in rows),
+        "has rows without an image name (of tables with other headers?): fill them in or remove them",
+    )
     rows = labelled_rows(path, rows, sample, flags) if flags.drop_unlabelled else rows
     different = [*dict.fromkeys(rows)]
     if len(different) < len(rows):

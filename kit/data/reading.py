@@ -184,7 +184,7 @@ def pick_label_columns(table: Table, images, sample: SampleCells, given) -> tupl
         "the only other column": [*others] if len(others) == 1 else [],
     }
     evidence, chosen = next(((why, names) for why, names in ways.items() if names), ("", []))
-    problem = f"has no column that is clearly the label: name one of * with {flag}"
+    problem = f"has no column that is clearly the label: name one or more of * with {flag}"
     refuse(table.path, not chosen and [*others], problem)
     varied = check_sample_agrees(table, chosen, sample)
     rivals = [repr(name) for names in ways.values() for name in names if name not in chosen]

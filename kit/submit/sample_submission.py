@@ -323,6 +323,8 @@ def pick_value(path, task, names, values, long, flags):
 def pick_single_value(path, task, cells, flags):
     """Return (the key of SUBMISSIONS, how sure, evidence) for a single value column, by its cells that aren't blank."""
     classes, of_class = task.names, flags.metric != "auto" and METRICS[flags.metric].scores_class
+    pairs = cells and all(re.fullmatch(r"\d+,\d+", cell) for cell in cells)
+    refuse(path, pairs and cells[:1], "has cells such as *, with a decimal comma between commas: write points")
     decimals = [cell for cell in cells if is_number(cell) and float(cell) % 1]
     if decimals:
         return "probability", "certain", f"cells such as {decimals[0]}"
