@@ -93,6 +93,8 @@ def fit_of(cells, source):
     """Return the Fit of a column's cells, or None where at most half of them are found among the images, and at most
     half end like a file."""
     checked = [cell for cell in cells if cell][:CHECKED_ROWS]
+    if not any(source.find(cell) is not None or cell.lower().endswith(IMAGE_ENDINGS) for cell in checked[::10]):
+        return None  # a first look: a table may have hundreds of columns
     keys = tuple(source.find(cell) for cell in checked)
     found = [cell for cell, key in zip(checked, keys, strict=True) if key is not None]
     if 2 * sum(cell.lower().endswith(IMAGE_ENDINGS) for cell in checked) > len(checked):
