@@ -95,10 +95,10 @@ def changed_flags(flags):
     return {key: value for key, value in flags.items() if key not in folders and value != defaults[key]}
 
 
-def earlier_run(competition, size):
-    """Return (Prepared, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged.
-    Writes a new metric and submission, which change no fold, into the earlier run. Raises UserError where files or
-    other settings differ: scores on other folds can't be compared with those so far."""
+def earlier_run(competition, size, flags):
+    """Return (Prepared, folds.csv) of an earlier run, or None. `sizes` lacks this size if its cache is damaged. A new
+    metric and submission, which change no fold, are written into it, with the `flags`, those of 00 that aren't the
+    defaults. Raises UserError where files or other settings differ: scores on other folds can't be compared."""
     folder, names = competition.prepared.folder, competition.names
     if not all((folder / name).exists() for name in ("prepared.json", "folds.csv")):
         return None
@@ -106,17 +106,22 @@ def earlier_run(competition, size):
     before, now = earlier.decisions(), competition.prepared.decisions()
     words = {f"{part}_images": f"files in {source.path}" for part, source in competition.sources.items()}
     files = [words.get(key, key) for key, value in now.pop("made_from").items() if before["made_from"][key] != value]
-    changed = [key for key in now if before.get(key) != now[key]] or files  # flags may change the files that are read
-    asked = [key for key in ("metric", "submission") if key in changed]
-    if asked and asked == changed:  # they change no fold
-        earlier.metric, earlier.submission, changed = now["metric"], now["submission"], []
+    changed = [key for key in now if before.get(key) != now[key]]
+    asked = [key for key in changed if key in ("metric", "submission")]
+    others = [key for key in changed if key not in asked] or files  # flags may change the files that are read
+    remedy = "restore the earlier flags (see prepared.json) and files, or give another --output"
+    again = "--overwrite prepares again; if the folds change, models become unusable"
+    refuse(folder, others, f"was prepared with other *: {remedy}; {again}")
+    if asked:
+        earlier.metric, earlier.submission = now["metric"], now["submission"]
+        earlier.evidence = competition.prepared.evidence
+        earlier.flags = flags | dict(size=earlier.flags.get("size", 448))
+        for candidate in (earlier.candidates or []) if "metric" in asked else []:
+            candidate["score"] = None  # was by the other metric
         earlier.write()
         say(f"the {' and the '.join(asked)} changed; folds that are trained keep the earlier for other test images")
     if asked or not all((folder / name).exists() for name in ("test.csv", "sample.csv")):
         write_tests(folder, competition.sample)
-    remedy = "restore the earlier flags (see prepared.json) and files, or give another --output"
-    again = "--overwrite prepares again; if the folds change, models become unusable"
-    refuse(folder, changed, f"was prepared with other *: {remedy}; {again}")
     try:
         for part in names:
             earlier.open_images(part, size, len(names[part]))
@@ -301,14 +306,15 @@ def main(args):
     say(summary_line(competition))
     say("\n".join(decision_lines(competition.prepared.evidence)))
     with locked(args.output / ".prepare.lock", folder):
-        earlier = None if args.overwrite else earlier_run(competition, size)
+        given = changed_flags(vars(args))
+        earlier = None if args.overwrite else earlier_run(competition, size, given)
         if earlier and size in earlier[0].sizes:
             return conclude(f"{folder} is up to date: sizes {listing(earlier[0].sizes)} px. Nothing to do.")
         needed = count * (size**2 * 3 + duplicates.RECORD.itemsize + 4 * duplicates.VECTOR)  # bytes
         with staged(folder, needed, clear=not earlier) as new:
             prepared, folds = prepare(competition, earlier, new, size, flags, args.unreadable == "grey")
             if not earlier:
-                prepared.flags = changed_flags(vars(args))
+                prepared.flags = given
             replace(prepared, folder=new).write()
     report(competition, prepared, folds, size)
 

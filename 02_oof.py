@@ -148,6 +148,9 @@ def forecast_lines(oof, score, values):
     candidates, metric = oof.prepared.candidates, METRICS[oof.prepared.metric]
     if not candidates or np.isnan(score):
         return []
+    if candidates[0]["score"] is None:
+        again = "00_prepare.py --overwrite compares again, and the folds stay"
+        return [f"no forecast: the metric changed since folds were compared with the test set; {again}"]
     perfect = metric.score(*oof.task.perfect(oof.targets))
     tests = len(read_table(oof.prepared.folder / "test.csv", f"{common.PREPARE} again, with the same flags"))
     forecast = intervals.leaderboard(score, values, perfect, candidates, len(oof.folds), tests)

@@ -98,8 +98,7 @@ def read_training_table(source, sample, flags):
     if pattern := image_source.pattern_of_classes(source.files):
         remedy += f", or read the classes in the images' names by --label-pattern '{pattern}'"
     options = dict(is_name=lambda name: source.find(name) is not None, encoding=flags.encoding)
-    options["words"] = {*chain(*sample.rows)}
-    options["lists"] = "," in flags.separator
+    options |= dict(words={*chain(*sample.rows)}, lists="," in flags.separator)
     usual = [flags.input / f"{name}{packed}" for name in tables.TRAIN for packed in tables.PACKED]
     present = [path for path in usual if path.exists()]
     if len(present) > 1 and not (flags.train_csv or flags.join):

@@ -21,6 +21,8 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from kit.data.decode import read_picture  # noqa: E402
+
 # Ctrl-C reaches the tested commands also where the suite runs in the background, whose children would ignore it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -91,6 +93,11 @@ def run_sh(*flags, **environment):
         text=True,
         start_new_session=True,
     )
+
+
+def decode(data, bands=None):
+    """→ the bytes of an image file as uint8 [H, W, 3]."""
+    return read_picture(data, bands).pixels
 
 
 def png(array):

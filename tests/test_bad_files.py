@@ -11,11 +11,9 @@ from common import UserError
 
 import numpy as np
 import pytest
-from conftest import TINY, done, png, refused, toy_image, write_csv, write_zip
+from conftest import TINY, decode, done, png, refused, toy_image, write_csv, write_zip
 from damage import PREPARE, build_world, edited, flags_of, refused_untouched, without
 from PIL import Image
-
-from kit.data.decode import decode
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from conftest import TINY, done, prepare, refused, write_csv
+from conftest import TINY, decode, done, prepare, refused, write_csv
 from PIL import Image, JpegImagePlugin
 
-from kit.data.decode import decode, depth_of, read_picture, resize
+from kit.data.decode import depth_of, read_picture, resize
 from kit.data.image_cache import common_depth
 from kit.data.image_source import ImageSource
 from kit.folds import shift
@@ -384,9 +384,9 @@ def test_other_endings_of_photos(tmp_path):
         (tmp_path / name).write_bytes(data)
     source = ImageSource(tmp_path)
     assert {*source.files} == {*files}
-    assert (source.decoded("a.jpe") == decode(jpeg)).all()
-    assert (source.decoded("b.jp2") == PICTURE).all()
-    assert (source.decoded("c.jp2") == (RAMP >> 4)[..., None]).all()
+    assert (source.picture("a.jpe").pixels == decode(jpeg)).all()
+    assert (source.picture("b.jp2").pixels == PICTURE).all()
+    assert (source.picture("c.jp2").pixels == (RAMP >> 4)[..., None]).all()
     with pytest.raises(ValueError, match=r"."):
         decode(files["b.jp2"][: len(files["b.jp2"]) // 2])
 

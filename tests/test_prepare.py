@@ -13,12 +13,12 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, done, kit, png, prepare, refused, toy_image, write_csv, write_zip
+from conftest import ROOT, decode, done, kit, png, prepare, refused, toy_image, write_csv, write_zip
 from damage import snapshot
 from PIL import Image, PngImagePlugin
 from sklearn.model_selection import StratifiedKFold
 
-from kit.data.decode import decode, resize
+from kit.data.decode import resize
 from kit.data.image_cache import array_in_file
 from kit.data.image_source import ImageSource
 from kit.data.tables import read_rows
@@ -227,7 +227,7 @@ def test_japanese_names_in_any_encoding(tmp_path, encoding):
     zip_with_raw_names(tmp_path / "train.zip", {r: png(picture) for r, picture in zip(raw, pictures, strict=True)})
     source = ImageSource(tmp_path / "train.zip")
     for name, picture in zip(names, pictures, strict=True):
-        assert (source.decoded(source.find(name)) == picture).all()
+        assert (source.picture(source.find(name)).pixels == picture).all()
         assert source.find(name.removeprefix("train/")) == source.find(name)
 
 

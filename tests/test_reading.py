@@ -473,9 +473,24 @@ def test_the_metric_and_the_value_change_without_overwrite(competition):
         prepare(flags, "--metric", "accuracy", "--submit-value", "probability")[1]["submission"]["value"]
         == "probability"
     )
-    (flags[3] / "prepared" / "sample.csv").unlink()
+    path = flags[3] / "prepared" / "prepared.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(candidates=[dict(score=0.9)])))
+    prepared = prepare(flags, "--metric", "auc", "--submit-value", "label")[1]
+    assert prepared["candidates"] == [dict(score=None)], "the forecast must not take the other metric's score"
+    assert (prepared["flags"]["metric"], prepared["flags"]["submit_value"]) == ("auc", "label"), "for the handover"
+    assert [d["choice"] for d in prepared["evidence"] if d["topic"] == "metric"] == ["AUC"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(candidates=None)))
+    prepare(flags, "--metric", "accuracy", "--submit-value", "probability")
+    for name in ("sample.csv", "test.csv"):
+        (flags[3] / "prepared" / name).unlink()
+    more = ["--metric", "accuracy", "--submit-value", "probability"]
+    assert "prepared with other seed" in refused("00_prepare.py", *flags, *QUICK, *more, "--seed", 5)
+    assert not (flags[3] / "prepared" / "test.csv").exists(), "a refusal writes nothing"
     prepare(flags, "--metric", "accuracy", "--submit-value", "probability")
     assert (flags[3] / "prepared" / "sample.csv").exists()
+    write_csv(flags[1] / "train.csv", [("image", "label"), *((n, (i + 1) % 2) for i, n in enumerate(N))])
+    line = refused("00_prepare.py", *flags, *QUICK, "--metric", "auc")
+    assert "prepared with other tables" in line, "another metric hides no other labels"
 
 
 # ---------------------------------------------------------------- what a stranger found

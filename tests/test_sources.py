@@ -14,12 +14,11 @@ from common import UserError
 import cv2
 import numpy as np
 import pytest
-from conftest import png, write_zip
+from conftest import decode, png, write_zip
 from PIL import Image
 
 from kit.data import archives
 from kit.data.archives import nearby
-from kit.data.decode import decode
 from kit.data.image_source import ImageSource, check_images
 
 RNG = np.random.default_rng(0)
@@ -52,7 +51,7 @@ def write_7z(path, files, **options):
 
 def holds_all(source):
     for i, picture in enumerate(PICTURES):
-        assert (source.decoded(f"{i:04}") == picture).all()
+        assert (source.picture(f"{i:04}").pixels == picture).all()
     assert {*source.files} == {*FILES}
 
 
@@ -224,8 +223,8 @@ def test_every_file_is_taken_or_named_as_left_out(tmp_path):
         source = ImageSource(path)
         assert {*source.files} == {*images}
         assert {*source.left_out} == {*others}
-    assert (source.decoded("5") == PICTURES[0]).all()
-    assert (source.decoded("owl/7") == PICTURES[0]).all()
+    assert (source.picture("5").pixels == PICTURES[0]).all()
+    assert (source.picture("owl/7").pixels == PICTURES[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -254,7 +253,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path):
     assert {*source.files} == {"owl/0.png", "1.png", "cat/2.png"}
     assert {*source.left_out} == {f"{name} (link)" for name in ("dead.png", "self", "cat/up", "again", "owl/back")}
     for i, name in enumerate(("owl/0.png", "1", "cat/2")):
-        assert (source.decoded(name) == PICTURES[i]).all()
+        assert (source.picture(name).pixels == PICTURES[i]).all()
 
 
 def test_what_is_near_a_missing_file_is_listed_with_the_likeliest_first(tmp_path):
@@ -508,9 +507,9 @@ def test_three_files_are_the_channels_of_one_image(tmp_path):
     assert source.find("1.5") == source.find("t/1.5") == "t/1.5.png"
     assert source.find("lacking") is None
     expected = np.stack([greys["red"], greys["green"], greys["blue"]], axis=2)
-    assert (source.decoded("1.5") == expected).all()
+    assert (source.picture("1.5").pixels == expected).all()
     with pytest.raises(ValueError, match="differ in size"):
-        source.decoded("x")
+        source.picture("x")
     with pytest.raises(UserError, match="no image with files for all of _a, _b, _c"):
         ImageSource(folder, channels=("_a", "_b", "_c"))
     with pytest.raises(UserError, match="--channels _red: give three"):
@@ -754,7 +753,7 @@ def test_bands_are_of_no_use_to_photos(tmp_path):
             ImageSource(tmp_path, bands=bands)
     samples = bands_of(5, "uint16")
     write_folder(tmp_path / "a", {"x.tif": write_tiff(samples)})
-    seen = ImageSource(tmp_path / "a", bands=(2, 3, 4)).decoded("x")
+    seen = ImageSource(tmp_path / "a", bands=(2, 3, 4)).picture("x").pixels
     assert (seen == np.stack([stretched(samples[..., i]) for i in (1, 2, 3)], 2)).all()
 
 
@@ -773,9 +772,9 @@ def test_a_slide_is_read_by_its_level(slide, tmp_path, monkeypatch):
     write_folder(tmp_path / "a", {"x.tiff": slide, "x2.png": FILES["train/0000.png"]})
     monkeypatch.setattr("kit.data.image_source.MOST_BYTES", 50)
     source = ImageSource(tmp_path / "a")
-    assert (source.decoded("x") == 130).all(), "a TIFF that is too large for memory is read from the disk"
+    assert (source.picture("x").pixels == 130).all(), "a TIFF that is too large for memory is read from the disk"
     with pytest.raises(ValueError, match="MiB when unpacked"):
-        source.decoded("x2")
+        source.picture("x2")
 
 
 def test_a_slide_without_levels_is_refused():
@@ -913,7 +912,7 @@ def test_dicom_in_colour_of_several_frames_and_damaged(tmp_path):
     with pytest.raises(ValueError, match="are too many"):
         decode(write_dicom(RAMP, Rows=60000, Columns=60000))
     write_zip(tmp_path / "a.zip", {"t/1.2.840.dcm": write_dicom(PICTURES[1], "RGB")})
-    assert (ImageSource(tmp_path / "a.zip").decoded("1.2.840") == PICTURES[1]).all()
+    assert (ImageSource(tmp_path / "a.zip").picture("1.2.840").pixels == PICTURES[1]).all()
 
 
 def test_missing_pydicom_is_named(monkeypatch):

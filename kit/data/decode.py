@@ -61,11 +61,6 @@ class Picture:
         self.size = self.size or self.pixels.shape[1::-1]
 
 
-def decode(data, bands=None):
-    """Return the bytes of an image file as uint8 [H, W, 3] RGB, of full size: see read_picture."""
-    return read_picture(data, bands).pixels
-
-
 def read_picture(data, bands=None, least=None, depth=None):
     """Return the bytes of an image file, or the file opened for reading, as the Picture that a person sees.
 

@@ -117,10 +117,6 @@ class ImageSource:
                 return fits
         return [] if is_named else fitting(parts[-1], self.whole)
 
-    def decoded(self, name, salvage=False):
-        """Return the pixels of an image that `find` finds, uint8 [H, W, 3], all of them."""
-        return self.picture(name, salvage=salvage).pixels
-
     def picture(self, name, least=None, salvage=False):
         """Return the Picture of an image that `find` finds; with `least`, of at least so many px a side if it has them.
         salvage: accept a truncated JPEG, whose missing rows are grey. Raises ValueError with the reason why the image

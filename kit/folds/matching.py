@@ -239,5 +239,7 @@ def matching_lines(candidates):
         return [f"no folds match the test set; the nearest: {chosen['name']} (matched.png)", figures]
     if chosen["clusters"] == 0:
         return [f"{chosen['name']}: these match the test set (matched.png)", figures]
+    if plain["score"] is None:  # the metric changed since
+        return [f"matched folds, {chosen['name']} (matched.png)", figures]
     scores = f"a ridge regression scores {plain['score']:.3f} in plain folds, {chosen['score']:.3f} in these"
     return [f"matched folds, {chosen['name']} (matched.png)", figures, scores]

@@ -114,7 +114,8 @@ def test_set(prepared, forecast):
         return words
     shown = [candidate for candidate in candidates if candidate["chosen"] or not candidate["clusters"]]
     columns = dict(similarity="similarity, held out", test_similarity="in the test set", distance="distance")
-    columns["score"] = f"{METRICS[prepared.metric].name} of a ridge regression"
+    if shown[0]["score"] is not None:  # None: the metric changed since
+        columns["score"] = f"{METRICS[prepared.metric].name} of a ridge regression"
     frame = pd.DataFrame(shown).set_index("name")[[*columns]].rename(columns=columns).rename_axis("folds")
     picture = f'<div class="sheet"><img alt="" src="{jpeg(sheet, SHEET)}"></div>'
     return words + picture + table(frame, marked=next(row["name"] for row in shown if row["chosen"]))

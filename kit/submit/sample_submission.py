@@ -71,8 +71,8 @@ def read_sample(sample, source, task, tests, flags, label_columns=(), form=None)
     id_name = sample.id_name if headed else None
     images, submission_ids, row_ids, targets, ids_are = find_test_images(path, ids, id_name, source, tests, flags, task)
     columns = [i for i in range(len(rows[0])) if i != id_column]
-    filled = [i for i in columns if header or any(row[i].strip() for row in rows)]
-    columns = filled or columns  # without a header, a blank column is a comma at the lines' ends
+    # Without a header, a blank column is a comma at the lines' ends
+    columns = [i for i in columns if header or any(row[i].strip() for row in rows)] or columns
     values, decisions = find_value_columns(task, header, columns, label_columns, form), []
     if form is None:
         names = [tables.clean(header[i]) for i in values] if header else flags.submit_columns

@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from common import replacing, softmax  # noqa: E402
 
-from kit.data.decode import decode, resize  # noqa: E402
+from kit.data.decode import read_picture, resize  # noqa: E402
 from kit.data.prepared import read_prepared  # noqa: E402
 from kit.folds.split import assign_folds  # noqa: E402
 from kit.score.intervals import bootstrap_weights, leaderboard, scored  # noqa: E402
@@ -132,7 +132,7 @@ def prepare(folder, kind, *flags):
 def features(path, files, weights):
     """Return the network's features of the photos, float32 [N, D]; computed once and kept in `path`."""
     if not path.exists():
-        images = np.stack([resize(decode(file.read_bytes()), SIZE) for file in files])
+        images = np.stack([resize(read_picture(file.read_bytes()).pixels, SIZE) for file in files])
         config = dict(model=NETWORK, model_kwargs={}, size=SIZE, head="fresh", norm="model")
         network, device = build_model(config, 1, weights), pick_device("auto")
         network.head = torch.nn.Identity()

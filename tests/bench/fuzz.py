@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 from common import UserError
 
 from kit.data import labels, tables
-from kit.data.decode import decode
+from kit.data.decode import read_picture
 from kit.data.image_source import ImageSource
 from kit.data.prepared import Flags
 from kit.score.tasks import Classes
@@ -86,7 +86,7 @@ def fuzz_images(until, rng, outcomes):
         data = mutated(rng.choice(files), rng)
         with in_time(data):
             try:
-                array = decode(data)
+                array = read_picture(data).pixels
                 assert array.dtype == np.uint8
                 assert array.ndim == 3
                 outcomes["images read"] += 1
@@ -110,7 +110,7 @@ def fuzz_archives(until, rng, outcomes):
                     for name in names:
                         key = source.find(name)
                         if key:
-                            source.decoded(key, salvage=rng.random() < 0.5)
+                            source.picture(key, salvage=rng.random() < 0.5)
                     outcomes["archives read"] += 1
                 except (UserError, ValueError):
                     outcomes["archives refused"] += 1
