@@ -243,7 +243,7 @@ ARCHIVES = {
     "zip truncated": (bytes_of_zip(lambda data: data[: len(data) // 2]), "download it again"),
     "zip empty file": (bytes_of_zip(lambda data: b""), "no zip archive"),
     "zip is HTML": (bytes_of_zip(lambda data: b"<html>log in</html>"), "no zip archive"),
-    "zip without entries": (lambda inputs: write_zip(inputs / "train.zip", {}), "holds no images but nothing"),
+    "zip without entries": (lambda inputs: write_zip(inputs / "train.zip", {}), "holds no images, and no other files"),
     "zip with wrong CRC": (bytes_of_zip(lambda data: data.replace(b"IDAT", b"IDAX", 1)), "Bad CRC-32"),
     "zip encrypted": (encrypted, "is encrypted: unpack it"),
     "zip in parts": (

@@ -233,7 +233,7 @@ def test_every_file_is_taken_or_named_as_left_out(tmp_path):
         ("0.cr2", "1.CR2", "notes.txt"): "holds no images but 0.cr2, 1.CR2, notes.txt: convert the .cr2 files to PNG",
         ("cat.zip", "dog.zip"): "holds no images but cat.zip, dog.zip: unpack the archives",
         ("train.csv",): "holds no images but train.csv: put the images there",
-        (): "holds no images but nothing: put the images there",
+        (): "holds no images, and no other files: put the images there",
     }.items(),
 )
 def test_a_folder_of_files_of_other_kinds_is_refused_with_the_remedy(tmp_path, files, words):

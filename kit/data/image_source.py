@@ -62,8 +62,8 @@ class ImageSource:
         identity = sorted((file.name, *file.content) for file in taken)
         self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()
         if not self.files:
-            others = listing(self.left_out, 3) or "nothing"
-            raise UserError(f"{self.path} holds no images but {others}: {remedy_for(self.left_out)}")
+            others = f" but {listing(self.left_out, 3)}" if self.left_out else ", and no other files"
+            raise UserError(f"{self.path} holds no images{others}: {remedy_for(self.left_out)}")
         is_banded = any(key.lower().endswith((".tif", ".tiff", ".npy")) or "." not in key for key in self.files)
         if bands and not is_banded:
             raise UserError(f"--bands: {self.path} holds no TIFF and no .npy: leave the flag out")
