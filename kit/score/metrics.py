@@ -32,6 +32,7 @@ class Metric(NamedTuple):
     scores_class: bool = False  # a submission holds the classes' names: it scores one class for each image alone
     task: str = "classes"  # the key of a task in kit/score/tasks.py
     read: Callable | None = None  # probabilities [N, K] → the class [N] that it scores; None: it scores probabilities
+    balanced: bool = False  # each class counts the same, however rare: the imbalance sampler suits it
     of_sets: tuple = ()  # for a metric of sets of labels, `over` and `quality` of set_metric; empty for others
 
     def score(self, targets: Array, predictions: Array, weights: Array | None = None) -> float:
@@ -227,10 +228,10 @@ def _grades(names):
 
 CLASS = dict(task="classes", scores_class=True, read=most_probable, of_sets=())  # of metrics of the most probable class
 METRICS: dict[str, Metric] = {
-    "auc": Metric("AUC", draws=areas),
-    "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO),
+    "auc": Metric("AUC", draws=areas, balanced=True),
+    "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO, balanced=True),
     "accuracy": set_metric("accuracy", "all", recall, **CLASS),
-    "balanced-accuracy": set_metric("balanced accuracy", "each label", recall, **CLASS),
+    "balanced-accuracy": set_metric("balanced accuracy", "each label", recall, balanced=True, **CLASS),
     "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
     "f1": set_metric("macro F1", "each label", f_beta, **CLASS),
     "f1-positive": Metric("F1", draws=positive_f1, fits=TWO, **CLASS),
@@ -245,7 +246,9 @@ METRICS: dict[str, Metric] = {
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
     "brier": mean_metric("Brier score", _squared_errors, larger_is_better=False),
-    "weighted-logloss": mean_metric("balanced log loss", _log_losses, weigh=_balanced, larger_is_better=False),
+    "weighted-logloss": mean_metric(
+        "balanced log loss", _log_losses, weigh=_balanced, larger_is_better=False, balanced=True
+    ),
     "column-auc": Metric("mean column AUC", draws=areas, task="labels"),
     "f1-samples": set_metric("F1 of images", "each image", f_beta),
     "f2": set_metric("F2 of images", "each image", partial(f_beta, beta=2)),
