@@ -27,7 +27,7 @@ from sklearn.metrics import confusion_matrix
 from kit.experiment import MOST_COLUMNS, note_in_ledger, read_oof, train_again
 from kit.report import page
 from kit.score import intervals, thresholds
-from kit.score.blend import BLENDS, blend, fit_weights, held_out_blend, shared_folds, write_weights
+from kit.score.blend import BLENDS, blend, blend_misfit, fit_weights, held_out_blend, shared_folds, write_weights
 from kit.score.metrics import METRICS, reason_against
 
 FEW_GROUPS = 10  # of fewer, a bootstrap knows too little
@@ -88,7 +88,8 @@ def by_class(oof):
     table = oof.task.table_of_each(oof.targets, oof.predictions)
     if table is not None:
         return table.to_string(float_format="{:.4f}".format)
-    targets, predicted, count = oof.targets, oof.predictions.argmax(axis=1), len(oof.task)
+    targets, count, folds = oof.targets, len(oof.task), oof.folds.fold.to_numpy()
+    predicted = thresholds.read_classes(oof.prepared.metric, targets, oof.predictions, folds)
     if count <= MOST_CLASSES:
         names = [name[: common.WIDTH // (1 + count) - 2] for name in oof.task.names]
         table = pd.DataFrame(confusion_matrix(targets, predicted, labels=range(count)), index=names, columns=names)
@@ -180,6 +181,10 @@ def print_scores(evaluation, oofs):
         epochs = epoch_table(evaluation.epochs, oof.prepared.metric)
         say(f"{oof.exp}: {name} by epoch{finished}\n{epochs}\n\n{by_class(oof)}\n")
     say(f"{oof.exp}: {name} and its 95 % interval, {evaluation.basis}\n{evaluation.score_table.to_string()}")
+    cuts = thresholds.fit(oof.prepared.metric, oof.targets, oof.predictions)
+    if line := thresholds.describe(oof.prepared.metric, cuts, oof.task.names):
+        others = "by cuts of the other folds" if len(oof.present) > 1 else "by the same cuts: optimistic"
+        say(f"{line}; the scores are {others}")
     say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
     few = ["the images form few groups: the intervals say little"] * (oof.folds.group.nunique() < FEW_GROUPS)
     for line in few + evaluation.forecast:
@@ -195,8 +200,7 @@ def blends_of(oofs, rows, folds):
     oof, models = oofs[0], [oof.predictions[shared] for oof, shared in zip(oofs, rows, strict=True)]
     task, parts = oof.task, dict(zip((oof.exp for oof in oofs), models, strict=True))
     for how in BLENDS:
-        if how != "rank" or task.can_rank:
-            parts[f"{how} blend"] = blend(models, how, None, task)
+        parts[f"{how} blend"] = blend(models, how, None, task)
     if len(np.unique(folds)) > 1:
         parts["greedy blend"] = held_out_blend(oof.prepared.metric, oof.targets[rows[0]], models, folds, task)
     return parts
@@ -212,8 +216,9 @@ def compare(oofs, other_metric, draws, input_folder):
     parts, verdicts, count = blends_of(oofs, rows, folds), [], f"{len(shared)} of {oof.prepared.folds}"
     for key in dict.fromkeys([other_metric or metric, metric]):  # the metric of 00_prepare.py last
         name, better = METRICS[key].name, METRICS[key].larger_is_better
-        scored = {part: thresholds.held_out(key, targets, predictions, folds) for part, predictions in parts.items()}
-        scores = {part: intervals.scored(key, targets, predictions, weights) for part, predictions in scored.items()}
+        unfit = {f"{how} blend" for how in BLENDS if blend_misfit(how, key, oof.task, oof.prepared.submission)}
+        read = {part: thresholds.held_out(key, targets, p, folds) for part, p in parts.items() if part not in unfit}
+        scores = {part: intervals.scored(key, targets, predictions, weights) for part, predictions in read.items()}
         (base, score), *others = scores.items()
         table = pd.Series({part: INTERVAL.format(**cv_cells(*score)) for part, score in scores.items()}).to_string()
         say(f"\n{name}, pooled, and its 95 % interval, on {len(targets)} images of {count} folds\n{table}")

@@ -13,15 +13,15 @@ import pytest
 from conftest import TINY, done, refused
 from test_oof import experiment, noisy, printed
 
-from kit.score.blend import blend, fit_weights
+from kit.score.blend import STEADY, blend, check_blend, fit_weights
 from kit.score.metrics import METRICS
-from kit.score.tasks import Classes, Labels, Numbers
+from kit.score.tasks import TASKS, Classes, Labels, Numbers
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
 GAIN = re.compile(r"(.+): greedy weights gain (\S+) \((\S+) to (\S+)\) over equal ones: (.+)")
 TARGETS = np.arange(600) % 2
 FOLDS = np.arange(600) % 3  # as experiment() makes them
-TWO = Classes(["a", "b"])
+TWO, THREE = Classes(["a", "b"]), Classes(["a", "b", "c"])
 
 
 def experiments(output, signals, metric="auc"):
@@ -49,11 +49,10 @@ def by_other_folds(metric, probabilities):
 
 def test_blends_are_weighted_means_of_probabilities_or_ranks():
     first, second = (softmax(noisy(TARGETS, 3, 1, seed)) for seed in (0, 1))
-    three = Classes(["a", "b", "c"])
-    assert blend([first], "mean", None, three) == pytest.approx(first)
-    assert blend([first, second], "mean", None, three) == pytest.approx((first + second) / 2)
-    assert blend([first, second], "mean", [0.6, 0.4], three) == pytest.approx(0.6 * first + 0.4 * second)
-    assert blend([first, second], "mean", [3, 2], three) == pytest.approx(0.6 * first + 0.4 * second)
+    assert blend([first], "mean", None, THREE) == pytest.approx(first)
+    assert blend([first, second], "mean", None, THREE) == pytest.approx((first + second) / 2)
+    assert blend([first, second], "mean", [0.6, 0.4], THREE) == pytest.approx(0.6 * first + 0.4 * second)
+    assert blend([first, second], "mean", [3, 2], THREE) == pytest.approx(0.6 * first + 0.4 * second)
     a, b = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]), np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6]])
     assert blend([a], "rank", None, TWO) == pytest.approx(np.array([[3, 1], [1, 3], [2, 2]]) / 4)
     assert blend([a, b], "rank", None, TWO) == pytest.approx(np.array([[3, 1], [1.5, 2.5], [1.5, 2.5]]) / 4)
@@ -66,8 +65,52 @@ def test_blends_of_labels_and_numbers_keep_their_rows():
     for task in (labels, numbers):
         assert blend([a, b], "mean", [3, 1], task) == pytest.approx((3 * a + b) / 4)
     assert blend([a, b], "rank", None, labels) == pytest.approx(np.array([[2, 2], [1, 1]]) / 2)
-    with pytest.raises(UserError, match="--blend rank: ranks of numbers are no numbers"):
-        blend([a, b], "rank", None, numbers)
+
+
+def test_ranks_of_three_classes_keep_the_order_of_each():
+    rng = np.random.default_rng(0)
+    p = softmax(rng.normal(size=(200, 3)) + rng.normal(size=(200, 1)))
+    targets = np.array([rng.choice(3, p=row) for row in p])
+    single, twice = blend([p], "rank", None, THREE), blend([p, p**2], "rank", [2, 1], THREE)
+    assert np.array_equal(single.argsort(axis=0), p.argsort(axis=0))
+    assert METRICS["auc"].score(targets, single) == pytest.approx(METRICS["auc"].score(targets, p), abs=1e-12)
+    assert twice == pytest.approx(single)
+    assert 0 < single.min() < single.max() < 1
+
+
+@pytest.mark.parametrize("key", METRICS)
+def test_ranks_suit_metrics_of_the_order_alone(key, capsys):
+    """A metric takes ranks if it doesn't notice that each column is replaced by a rising function of it."""
+    metric, task = METRICS[key], TASKS[METRICS[key].task](["0", "1"], [[0, 1], [0, 1]])
+    p = np.random.default_rng(0).random((300, 2)) ** [3, 0.3]
+    p = p / p.sum(axis=1, keepdims=True) if task.rows_sum_to_1 else p[:, : 1 if key == "qwk-numbers" else 2]
+    targets = TARGETS[:300] if task.rows_sum_to_1 else (p > np.random.default_rng(1).random(p.shape)).astype(np.float32)
+    same = metric.score(targets, p) == pytest.approx(metric.score(targets, p ** [1, 3][-p.shape[1] :]), abs=1e-12)
+    form = dict(value=task.column_value, columns=None)
+    if same:
+        check_blend("rank", key, task, form)
+        for other in (form | dict(value="label"), form | dict(summed=["1"])):
+            with pytest.raises(UserError, match=r"--blend rank: the submission compares classes, .*: leave it out"):
+                check_blend("rank", key, task, other)
+    else:
+        with pytest.raises(
+            UserError, match=r"--blend rank: (ranks of numbers|.* scores more than the order).*: leave it out"
+        ):
+            check_blend("rank", key, task, form)
+    check_blend("mean", key, task, form)
+    assert same == metric.ranks
+    assert not capsys.readouterr().out
+    check_blend("rank", "auc", THREE, dict(value="probability"))
+    assert "the ranks of an image's 3 classes don't sum to 1" in capsys.readouterr().out
+
+
+def test_03_refuses_ranks_before_anything_is_predicted_and_02_shows_none(tmp_path):
+    flags, p = experiments(tmp_path, dict(a=1.5, b=1.3), "accuracy")
+    line = refused("03_infer.py", *p, *flags[:4], "--blend", "rank", "--weights", 2, 1)
+    assert line.endswith("--blend rank: accuracy scores more than the order of the images: leave it out")
+    out = done("02_oof.py", *p, *flags)
+    assert "rank blend" not in out
+    assert "mean blend" in out
 
 
 # ---------------------------------------------------------------- fitted weights
@@ -75,7 +118,8 @@ def test_blends_of_labels_and_numbers_keep_their_rows():
 
 @pytest.mark.parametrize("metric", [key for key, metric in METRICS.items() if metric.task == "classes"])
 def test_fitted_weights_score_above_each_model_and_their_mean(metric):
-    score, sign = METRICS[metric].score, 1 if METRICS[metric].larger_is_better else -1
+    steady = METRICS[STEADY.get(METRICS[metric].cut, metric)]  # that of a metric with cuts, which fit one blend only
+    score, sign = steady.score, 1 if steady.larger_is_better else -1
     probabilities = [softmax(noisy(TARGETS, 2, signal, seed)) for seed, signal in enumerate((0.2, 1.5, 1.2))]
     weights = fit_weights(metric, TARGETS, probabilities)
     assert weights.sum() == pytest.approx(1)

@@ -12,7 +12,7 @@ from kit.score.metrics import METRICS, is_better
 from kit.score.tasks import Classes
 
 pytestmark = pytest.mark.filterwarnings("error")  # no warning of numpy or scikit-learn may reach the user
-TWO_ONLY = ("pauc", "f1-positive")
+TWO_ONLY = ("pauc", "f1-positive", "f2-positive", "f0.5-positive")
 OF_CLASSES = [key for key, metric in METRICS.items() if metric.task == "classes"]
 
 
@@ -53,6 +53,9 @@ def expected(key, targets, p):
         "logloss": lambda: sk.log_loss(targets, p),
         "f1": lambda: sk.f1_score(targets, predicted, average="macro"),
         "f1-positive": lambda: sk.f1_score(targets, predicted),
+        "f2-positive": lambda: sk.fbeta_score(targets, predicted, beta=2),
+        "f0.5-positive": lambda: sk.fbeta_score(targets, predicted, beta=0.5),
+        "mcc": lambda: sk.matthews_corrcoef(targets, predicted),
         "f1-micro": lambda: sk.f1_score(targets, predicted, average="micro"),
         "qwk": lambda: sk.cohen_kappa_score(targets, nearest_grades(p), weights="quadratic"),
         "brier": lambda: np.mean((p[:, 1] - targets) ** 2) if two else np.mean(((p - one_hot) ** 2).sum(axis=1)),
@@ -90,6 +93,21 @@ def test_weights_equal_repetitions_and_draws_equal_scores(key, classes):
             if len(set(targets[rows])) == classes and k < 5:  # the plain version of MAP takes seconds for all
                 assert value == pytest.approx(expected(key, targets[rows], probabilities[rows]), abs=1e-9)
         assert np.isfinite(np.delete(values, 3)).all()
+
+
+def test_f_beta_and_matthews_take_weights_and_are_0_where_all_images_are_read_as_one_class():
+    weights = np.random.default_rng(3).random(300)
+    for classes in (2, 5):
+        targets, p = made_up(classes)
+        value = sk.matthews_corrcoef(targets, p.argmax(axis=1), sample_weight=weights)
+        assert METRICS["mcc"].score(targets, p, weights) == pytest.approx(value, abs=1e-12)
+        assert METRICS["mcc"].score(targets, np.eye(classes)[0 * targets], weights) == 0
+        assert METRICS["mcc"].score(0 * targets, p, weights) == 0
+    targets, p = made_up(2)
+    for key, beta in {"f0.5-positive": 0.5, "f1-positive": 1, "f2-positive": 2}.items():
+        value = sk.fbeta_score(targets, p.argmax(axis=1), beta=beta, sample_weight=weights)
+        assert METRICS[key].score(targets, p, weights) == pytest.approx(value, abs=1e-12)
+        assert METRICS[key].score(targets, np.eye(2)[0 * targets], weights) == 0
 
 
 @pytest.mark.parametrize("rarity", [0.02, 0.5, 0.98])

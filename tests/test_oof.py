@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 from common import file_hash, softmax, write_csv, write_json
 
@@ -14,11 +15,23 @@ import pytest
 import torch
 from conftest import ROOT, done, refused
 from PIL import Image
+from scipy.special import expit
 from scipy.stats import rankdata
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    roc_auc_score,
+)
 
 from kit.data.prepared import Prepared
-from kit.score.tasks import Classes
+from kit.score import thresholds
+from kit.score.metrics import expectation
+from kit.score.tasks import Classes, Numbers
+from kit.submit.hidden_test import fit_thresholds
+from kit.submit.submission import fit_cuts, label_cells, number_cells, prediction_cells
 from kit.train.checkpoint import load_fold
 from kit.train.inference import TTAS, predict
 
@@ -313,6 +326,92 @@ def test_02_starts_without_torch():
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "False\n"
 
 
+def biased(count=600, seed=0):
+    """Return targets, 1 in 8 of the second class, and logits that take it for rarer than it is."""
+    targets = (np.arange(count) % 8 == 0).astype(int)
+    return targets, noisy(targets, 2, 1.5, seed) - [0, 3]
+
+
+def test_the_cv_is_by_cuts_of_the_other_folds_and_the_cut_of_all_is_printed(tmp_path):
+    targets, logits = biased()
+    flags = experiment(tmp_path, "base", targets, logits, metric="f1-positive")
+    out, p, folds = done("02_oof.py", *flags), softmax(logits), np.arange(600) % 3
+    read = np.zeros(600, bool)
+    for k in range(3):
+        cut = thresholds.fit("f1-positive", targets[folds != k], p[folds != k])[0, 0] - 0.5
+        read[folds == k] = p[folds == k, 1] > expit(cut)
+    honest = f1_score(targets, read)
+    assert last_line(out)[0] == pytest.approx(honest, abs=6e-5)
+    assert honest > f1_score(targets, p[:, 1] > 0.5) + 0.1
+    cut = expit(thresholds.fit("f1-positive", targets, p)[0, 0] - 0.5)
+    assert f"'class 1' is read above {cut:.3g}, fitted out of fold on all images; the scores are by cuts of" in out
+    assert 0.01 < cut < 0.3
+    matrix = [[int(figure) for figure in row.split()[-2:]] for row in out.splitlines() if re.match(r"class \d  ", row)]
+    assert matrix == confusion_matrix(targets, read).tolist(), "as the metric reads them"
+    table = pd.read_csv(tmp_path / "base" / "oof.csv")
+    assert table["probability_class 1"].to_numpy() == pytest.approx(p[:, 1], abs=1e-6), "not moved"
+    assert float(read_ledger(tmp_path).accuracy["base"]) == pytest.approx(accuracy_score(targets, p.argmax(axis=1)))
+    for k in (1, 2):
+        (tmp_path / "base" / f"fold{k}.pt").unlink()
+    assert "the scores are by the same cuts: optimistic" in done("02_oof.py", *flags)
+    assert "is read above" not in done("02_oof.py", *experiment(tmp_path / "auc", "base", targets, logits))
+
+
+def test_03_writes_labels_by_the_printed_cut_which_hidden_test_sets_find_too(trained, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(trained.output, output, ignore=shutil.ignore_patterns("submission*", "*_test.*", "*.html"))
+    path = output / "prepared" / "prepared.json"
+    prepared = json.loads(path.read_text())
+    form = prepared["submission"] | dict(value="label")
+    write_json(path, prepared | dict(metric="f1-positive", submission=form))
+    folds = []
+    for k in range(3):
+        table = pd.read_csv(output / "base" / f"fold{k}.csv", dtype={"image_name": str})
+        table[["views_0", "views_1"]] = noisy(table.target.to_numpy(), 2, 1.5, k) - [0, 3]
+        write_csv(output / "base" / f"fold{k}.csv", table)
+        folds.append(table)
+    held_out = pd.concat(folds)
+    p = softmax(held_out[["views_0", "views_1"]].to_numpy())
+    cuts = thresholds.fit("f1-positive", held_out.target.to_numpy(), p)
+    said = f"'1' is read above {expit(cuts[0, 0] - 0.5):.3g}, fitted out of fold on all images\n"
+    assert said in done("03_infer.py", "--input", trained.input, "--output", output)
+    tests = np.mean([softmax(np.load(output / "base" / f"fold{k}_test.npy")) for k in range(3)], axis=0)
+    (path,) = (output / "base").glob("submission_*")
+    written = np.loadtxt(path, delimiter=",", usecols=1)
+    assert written.tolist() == (tests[:, 1] > expit(cuts[0, 0] - 0.5)).tolist() != tests.argmax(axis=1).tolist()
+    about = dict(exp="base", folder=output / "base", folds=[0, 1, 2], metric="f1-positive", form=form)
+    ensemble = SimpleNamespace(task=Classes(["0", "1"]), **about)
+    assert fit_thresholds([ensemble], lambda parts: parts[0]) == pytest.approx(cuts)
+
+
+def test_cells_hold_what_is_read_at_the_cuts(capsys):
+    """Labels and whole numbers by the cuts; ranked labels and sums of probabilities as they were."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, 400)
+    p = softmax(noisy(targets, 4, 1.5) + np.eye(4)[3] * 2.5)
+    grades, numbers = Classes(list("0123")), Numbers(["grade"], [[0, 3]])
+    cuts = fit_cuts(targets, p, grades, "qwk", dict(value="label"))
+    expected = (expectation(p)[:, None] > cuts[0]).sum(axis=1)
+    assert f"grades are read from {cuts[0, 0]:.3g} in place of 0.5, " in capsys.readouterr().out
+    for value, cells in (("label", label_cells), ("probability", prediction_cells)):
+        assert np.array_equal(cuts, fit_cuts(targets, p, grades, "qwk", dict(value=value)))
+        assert ("probabilities are moved" in capsys.readouterr().out) == (value == "probability")
+        rows = [cells(row, [0, 1, 2, 3], grades, "qwk", dict(width=4)) for row in thresholds.apply("qwk", p, cuts)]
+        read = [int(row[0]) if value == "label" else np.array(row, float) @ range(4) for row in rows]
+        assert np.abs(np.array(read) - expected).max() <= 0.5
+    for form in (dict(value="top"), dict(value="probability", summed=["2", "3"])):
+        assert fit_cuts(targets, p, grades, "qwk", form) is None
+    x = np.linspace(0, 3, 400)[:, None]
+    cuts = fit_cuts(np.clip(x + 0.3, 0, 3).astype(np.float32), x, numbers, "qwk-numbers", dict(value="number"))
+    assert "numbers are read from 0." in capsys.readouterr().out
+    rows = [
+        number_cells(row, [0], numbers, "qwk-numbers", dict(width=1))
+        for row in thresholds.apply("qwk-numbers", x, cuts)
+    ]
+    assert np.ravel(rows).tolist() == [str(k) for k in (x > cuts[0]).sum(axis=1)]
+    assert number_cells(np.array([1.25]), [0], numbers, "rmse", dict(width=1)) == ["1.25"]
+
+
 # ---------------------------------------------------------------- undefined scores
 
 
@@ -390,6 +489,7 @@ def test_experiments_are_compared_and_blended_on_the_folds_that_all_have(tmp_pat
     p["rank blend"] = ranks / ranks.sum(axis=1, keepdims=True)
     out = done("02_oof.py", "a", "b", *flags, "--metric", "auc", "--lb-public", -0.5)
     with_auc, with_loss = out.split("\nlog loss, pooled")
+    assert "rank blend" not in printed(with_loss)
     for name, probabilities in p.items():
         assert printed(with_auc)[name][0] == pytest.approx(roc_auc_score(targets[rows], probabilities[:, 1]), abs=6e-5)
         if name != "rank blend":

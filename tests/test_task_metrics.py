@@ -196,8 +196,8 @@ def test_reason_against_a_metric_that_does_not_suit():
 def test_the_shared_threshold_is_the_best_of_the_grid(key):
     for seed, shift in ((0, -1.5), (1, -4), (2, 1)):
         targets, p = labels(seed, 2300, shift)  # three blocks
-        scores = np.array([METRICS[key].score(targets, thresholds.apply(p, np.full(5, t))) for t in thresholds.GRID])
-        assert thresholds.curve(key, targets, p) == pytest.approx(scores, abs=1e-12)
+        scores = np.array([METRICS[key].score(targets, thresholds.move(p, np.full(5, t))) for t in thresholds.GRID])
+        assert thresholds.curve(METRICS[key], targets, p) == pytest.approx(scores, abs=1e-12)
         (threshold,) = set(thresholds.fit(key, targets, p))
         assert scores[thresholds.GRID.tolist().index(threshold)] == pytest.approx(scores.max(), abs=1e-12)
         gain = METRICS[key].score(targets, thresholds.in_sample(key, targets, p)) - METRICS[key].score(targets, p)
@@ -240,29 +240,29 @@ def test_thresholds_are_in_the_middle_and_between_neighbouring_floats():
     true, low = np.array([True, False, True, False]), 1e-3
     for high in (np.nextafter(low, 1), np.nextafter(np.nextafter(low, 1), 1)):
         p = np.array([[high, low, high, low]]).T
-        moved = thresholds.apply(p, np.array([thresholds.best_threshold(true, p[:, 0])]))
+        moved = thresholds.move(p, np.array([thresholds.best_threshold(true, p[:, 0])]))
         assert (moved[:, 0] > 0.5).tolist() == true.tolist()
     assert thresholds.best_threshold(true, np.zeros(4)) == 0.5
     assert thresholds.best_threshold(np.zeros(4, bool), np.ones(4)) == 0.5
     assert 0 < thresholds.best_threshold(true, np.array([1.0, 0, 1, 0])) < 1
     assert 0 < thresholds.best_threshold(np.ones(2, bool), np.array([5e-324, 1])) < 1
     certain = np.array([1.0, np.nextafter(1, 0)])
-    moved = thresholds.apply(certain[:, None], np.array([thresholds.best_threshold(np.array([True, False]), certain)]))
+    moved = thresholds.move(certain[:, None], np.array([thresholds.best_threshold(np.array([True, False]), certain)]))
     assert (moved[:, 0] > 0.5).tolist() == [True, False]
 
 
-def test_apply_moves_predictions_in_order_until_the_threshold_is_one_half():
+def test_move_keeps_the_order_of_predictions_and_puts_the_threshold_at_one_half():
     cuts = np.array([0.2, 0.001, 0.99, 0.5])
     p = np.linspace(0, 1, 2001)[:, None].repeat(4, axis=1)
-    moved = thresholds.apply(p, cuts)
+    moved = thresholds.move(p, cuts)
     assert (np.diff(moved, axis=0) > 0).all()
     assert (moved[0] == 0).all()
     assert (moved[-1] == 1).all()
     assert ((moved > 0.5) == (p > cuts)).all()
-    assert thresholds.apply(cuts[None], cuts).tolist() == [[0.5] * 4]
+    assert thresholds.move(cuts[None], cuts).tolist() == [[0.5] * 4]
     assert moved[:, 3] == pytest.approx(p[:, 3])
-    assert thresholds.apply(np.array([[0.1, 0.6]]), np.array([0.2, 0.2])) == pytest.approx(np.array([[0.25, 0.75]]))
-    assert np.isnan(thresholds.apply(np.array([[np.nan]]), np.array([0.3]))).all()
+    assert thresholds.move(np.array([[0.1, 0.6]]), np.array([0.2, 0.2])) == pytest.approx(np.array([[0.25, 0.75]]))
+    assert np.isnan(thresholds.move(np.array([[np.nan]]), np.array([0.3]))).all()
 
 
 @pytest.mark.parametrize("key", OF_SETS)
@@ -272,7 +272,7 @@ def test_held_out_images_do_not_affect_their_thresholds(key):
     moved = thresholds.held_out(key, targets, p, folds)
     for k in range(3):
         fitted = thresholds.fit(key, targets[folds != k], p[folds != k])
-        assert np.array_equal(moved[folds == k], thresholds.apply(p[folds == k], fitted))
+        assert np.array_equal(moved[folds == k], thresholds.apply(key, p[folds == k], fitted))
     other = targets.copy()
     other[folds == 1] = 1 - other[folds == 1]
     assert np.array_equal(thresholds.held_out(key, other, p, folds)[folds == 1], moved[folds == 1])
@@ -287,3 +287,135 @@ def test_without_labels_or_finite_predictions_the_threshold_is_one_half(key):
     p[3, 1] = np.nan
     assert thresholds.fit(key, targets, p).tolist() == [0.5] * 5
     assert np.isnan(METRICS[key].score(targets, thresholds.in_sample(key, targets, p)))
+
+
+# ---------------------------------------------------------------- two classes, grades, whole numbers
+
+
+def drawn(key, count, seed=0, share=0.05):
+    """Return targets and predictions that are right about their odds: a rare second class, or grades from 0 to 4."""
+    rng = np.random.default_rng(seed)
+    if METRICS[key].cut == "second":
+        targets = (rng.random(count) < share).astype(int)
+        p = special.expit(1.8 * (1.8 * targets + rng.normal(size=count) - 0.9) + np.log(share / (1 - share)))
+        return targets, np.stack([1 - p, p], axis=1)
+    shares = np.array([0.5, 0.1, 0.25, 0.05, 0.1])
+    targets = rng.choice(5, count, p=shares)
+    seen = targets[:, None] + 1.2 * rng.normal(size=(count, 1))
+    p = special.softmax(np.log(shares) - (seen - np.arange(5)) ** 2 / 2.88, axis=1)
+    return (targets, p) if key == "qwk" else (targets[:, None].astype(np.float32), metrics.expectation(p)[:, None])
+
+
+ON_A_LINE = [key for key, metric in METRICS.items() if metric.cut in thresholds.LINES]
+GAINS = {"f1-positive": 0.07, "f2-positive": 0.2, "f0.5-positive": -0.003, "f1": 0.03, "mcc": 0.02} | dict.fromkeys(
+    ("qwk", "qwk-numbers"), 0.01
+)
+
+
+@pytest.mark.parametrize("key", ON_A_LINE)
+def test_cuts_gain_on_other_images_and_never_lose_on_their_own(key):
+    score, gains, others = METRICS[key].score, [], drawn(key, 20000, 99)
+    for seed in range(5):
+        targets, p = drawn(key, 1000, seed)
+        cuts = thresholds.fit(key, targets, p)
+        assert score(targets, thresholds.apply(key, p, cuts)) >= score(targets, p)
+        assert np.array_equal(cuts, thresholds.fit(key, targets, p)), "nothing is drawn by chance"
+        gains.append(score(others[0], thresholds.apply(key, others[1], cuts)) - score(*others))
+    assert np.mean(gains) > GAINS[key]
+
+
+@pytest.mark.parametrize("key", ON_A_LINE)
+def test_cuts_of_few_images_or_beside_the_best_ones_lose_little(key):
+    """At one half and by rounding, these are read best: equal classes, grades that are nearly sure."""
+    score, gains = METRICS[key].score, []
+    scale = 1 if METRICS[key].cut == "second" else 0.1
+    draws = [drawn(key, 200, seed, share=0.5) for seed in range(21)]
+    draws = [(t, np.clip(t.reshape(p.shape) * 0.95, 0, 4) + 0.05 * p if key == "qwk-numbers" else
+        (scale * p + (1 - scale) * np.eye(p.shape[1])[t.astype(int)])) for t, p in draws]  # fmt: skip
+    others = [np.concatenate(part) for part in zip(*draws, strict=True)]
+    for targets, p in draws:
+        cuts = thresholds.fit(key, targets, p)
+        gains.append(score(others[0], thresholds.apply(key, others[1], cuts)) - score(*others))
+    assert np.mean(gains) > -0.003
+    targets, p = drawn(key, 300)
+    commonest = targets.ravel() == 0
+    few = np.concatenate([np.flatnonzero(commonest), np.flatnonzero(~commonest)[: thresholds.LEAST - 1]])
+    assert thresholds.fit(key, targets[few], p[few]) is None
+    assert thresholds.in_sample(key, targets[few], p[few]).tolist() == p[few].tolist()
+
+
+@pytest.mark.parametrize("key", ON_A_LINE)
+def test_what_is_read_changes_at_the_cuts_in_the_order_of_the_predictions(key):
+    targets, p = drawn(key, 2000)
+    if METRICS[key].cut == "second":  # as if both classes were equally common
+        p = p * [1, 19] / (p * [1, 19]).sum(axis=1, keepdims=True)
+    line, cuts = thresholds.LINES[METRICS[key].cut], thresholds.fit(key, targets, p)
+    moved = thresholds.apply(key, p, cuts)
+    expected = (line.positions(p)[:, None] > cuts[0]).sum(axis=1)
+    assert np.clip(METRICS[key].read(moved), 0, 4).ravel().tolist() == expected.tolist()
+    assert (expected != METRICS[key].read(p).ravel()).any()
+    order = np.argsort(line.positions(p), kind="stable")
+    assert (np.diff(line.positions(moved)[order]) >= -1e-9).all()
+    if METRICS[key].task == "classes":
+        assert moved.sum(axis=1) == pytest.approx(1)
+        assert moved.min() >= 0
+        assert METRICS[key].score(targets, moved) == METRICS[key].score(targets, np.eye(p.shape[1])[expected])
+    said = thresholds.describe(key, cuts, ["ok", "bad"] if p.shape[1] == 2 else list("01234")[: p.shape[1]])
+    figure = special.expit(cuts[0, 0] - 0.5) if METRICS[key].cut == "second" else cuts[0, 0]
+    assert f"{figure:.3g}" in said
+
+
+@pytest.mark.parametrize("key", ON_A_LINE)
+def test_images_of_a_fold_do_not_affect_their_cuts_and_nan_stays(key):
+    targets, p = drawn(key, 600)
+    folds = np.arange(600) % 3
+    moved, other = thresholds.held_out(key, targets, p, folds), targets.copy()
+    turned = thresholds.held_out(key, targets[::-1], p[::-1], folds[::-1])
+    assert np.array_equal(turned[::-1], moved), "whatever the order of the images"
+    other[folds == 1] = 1 - np.minimum(other[folds == 1], 1)
+    again = thresholds.held_out(key, other, p, folds)
+    assert np.array_equal(again[folds == 1], moved[folds == 1])
+    assert not np.array_equal(again[folds == 0], moved[folds == 0])
+    p[3] = np.nan
+    assert thresholds.fit(key, targets, p) is None
+    assert np.isnan(METRICS[key].score(targets, thresholds.held_out(key, targets, p, folds)))
+
+
+def test_kappas_cuts_are_the_best_of_all_places():
+    def kappa(a, b):
+        read = (x > a).astype(int) + (x > b)
+        return sk.cohen_kappa_score(targets, read, weights="quadratic", sample_weight=w, labels=[0, 1, 2])
+
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        targets, p = drawn("qwk", 40, seed)
+        targets, x = np.minimum(targets, 2), np.round(metrics.expectation(p) / 2, 1)
+        places = thresholds.places_between(np.unique(x), 999)
+        w = rng.integers(1, 4, 40)
+        above = [[w[x > c] @ targets[x > c] ** power for c in places] for power in (0, 1)]
+        totals = [w @ targets**power for power in range(3)]
+        best = thresholds.best_of_kappa(METRICS["qwk"], *map(np.array, above), *totals, 2)
+        every = max(kappa(a, b) for i, a in enumerate(places) for b in places[i:])
+        assert kappa(*places[best]) == pytest.approx(every, abs=1e-9)
+
+
+def test_more_classes_and_other_metrics_have_no_cuts():
+    p = special.softmax(np.random.default_rng(0).normal(size=(300, 3)), axis=1)
+    targets = np.arange(300) % 3
+    for key, metric in METRICS.items():
+        if metric.task == "classes" and metric.cut != "grades":
+            assert thresholds.fit(key, targets, p) is None
+            assert thresholds.held_out(key, targets, p, targets) is p
+            assert thresholds.describe(key, None, list("abc")) is None
+    assert {key for key, metric in METRICS.items() if metric.cut == "second"} == {
+        "f1", "f1-positive", "f2-positive", "f0.5-positive", "mcc",
+    }  # fmt: skip
+
+
+def test_cuts_of_whole_numbers_leave_missing_and_many_ones_out():
+    targets, p = drawn("qwk-numbers", 500)
+    expected = thresholds.fit("qwk-numbers", targets, p)
+    missing = np.concatenate([targets, np.full((9, 1), np.nan, np.float32)]), np.concatenate([p, np.full((9, 1), 2.0)])
+    assert np.array_equal(thresholds.fit("qwk-numbers", *missing), expected)
+    assert np.array_equal(thresholds.fit("qwk-numbers", targets - 3, p - 3)[1], expected[1] - 3)
+    assert thresholds.fit("qwk-numbers", targets * 30, p * 30) is None, "more than 100 whole numbers"

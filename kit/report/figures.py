@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import confusion_matrix, roc_auc_score, roc_curve
 
+from kit.score import thresholds
 from kit.score.metrics import METRICS
 
 matplotlib.use("Agg")
@@ -48,7 +49,8 @@ def charts_of_classes(oof, names):
     calibrated = draw_calibration(targets, probabilities, names)
     charts = dict(roc=draw_roc(curves, oof.folder / "roc.png"), calibration=calibrated)
     if len(names) <= MOST_SQUARE:
-        charts["confusion"] = draw_confusion(targets, probabilities, names, oof.folder / "confusion.png")
+        read = thresholds.read_classes(oof.prepared.metric, targets, probabilities, oof.folds.fold.to_numpy())
+        charts["confusion"] = draw_confusion(targets, read, names, oof.folder / "confusion.png")
     return charts
 
 
@@ -95,9 +97,9 @@ def save_png(figure, path):
         figure.savefig(temporary, dpi=100, format="png", facecolor="white")
 
 
-def draw_confusion(targets, probabilities, names, path):
+def draw_confusion(targets, read, names, path):
     """Draw counts of images: rows are labels, columns predictions (thesis figure 4.1); colours, shares of the row."""
-    matrix = confusion_matrix(targets, probabilities.argmax(axis=1), labels=range(len(names)))
+    matrix = confusion_matrix(targets, read, labels=range(len(names)))
     side = np.clip(0.45 * len(names) + 2, 4.5, 14)
     figure, axis = plt.subplots(figsize=(side, side))
     shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))

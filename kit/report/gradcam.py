@@ -28,9 +28,7 @@ def overlay_worst(oof):
     images, image_rows = training_images(oof, oof.config["size"])
     device, overlays = pick_device("auto"), {}
     for fold in np.unique(oof.folds.fold[worst]):
-        saved, model = load_fold(oof.folder / f"fold{fold}.pt", device)
-        if saved["config"].get("grad_checkpointing"):
-            model.backbone.set_grad_checkpointing(False)  # it would hide the activations from grad-cam
+        _, model = load_fold(oof.folder / f"fold{fold}.pt", device)
         rows = worst[oof.folds.fold[worst] == fold]
         shown = images[image_rows[rows]]
         with enough_memory("run 02 without --overlays"):

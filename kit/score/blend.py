@@ -11,15 +11,18 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from common import UserError, file_hash, listing, write_json
+from common import UserError, file_hash, listing, say, write_json
 
 import numpy as np
 import pandas as pd
 
 from kit.score.metrics import METRICS, Array
 from kit.score.tasks import Task
+from kit.score.thresholds import needs_cuts
 
 ROUNDS = 50  # of the greedy selection, so weights come in steps of 2 % or more: finer ones would be noise
+# By the kind of a metric's cuts, the metric whose weights it takes
+STEADY = dict(sets="binary-logloss", second="logloss", grades="logloss", numbers="rmse")
 BLENDS: dict[str, Callable[[Array], Array]] = {
     "mean": lambda predictions: predictions,
     "rank": lambda predictions: pd.DataFrame(predictions).rank().to_numpy(),  # equal ones share the mean of their ranks
@@ -27,24 +30,40 @@ BLENDS: dict[str, Callable[[Array], Array]] = {
 
 
 def blend(predictions: Sequence[Array], how: str, weights: Sequence[float] | None, task: Task) -> Array:
-    """Return the mean [N, K] of several models' predictions after BLENDS[how], weighted; rows sum to 1 where the task's
-    do. weights: one per model, or None. Raises UserError for the ranks of numbers, which would lose their unit."""
-    if how == "rank" and not task.can_rank:
-        raise UserError("--blend rank: ranks of numbers are no numbers: leave it out")
+    """Return the mean [N, K] of several models' predictions after BLENDS[how], weighted. weights: one per model, or
+    None. Ranks become shares of N; of two classes they sum to 1, of more they don't: that would undo their order."""
     weights = np.ones(len(predictions)) if weights is None else weights
     mixed = sum(float(w) * BLENDS[how](p) for w, p in zip(weights, predictions, strict=True))  # float32 stays so
-    if task.rows_sum_to_1:
-        mixed /= mixed.sum(axis=1, keepdims=True)
-        return mixed
-    return mixed / (sum(weights) * (1 if how == "mean" else len(mixed)))
+    return mixed / (sum(weights) * (1 if how == "mean" else len(mixed) + task.rows_sum_to_1))
+
+
+def blend_misfit(how: str, metric_key: str, task: Task, form: dict) -> str | None:
+    """Return the reason why a blend doesn't suit the metric or the submission (prepared.json's), or None."""
+    if how != "rank":
+        return None
+    if not task.can_rank:
+        return "ranks of numbers are no numbers"
+    if not METRICS[metric_key].ranks:
+        return f"{METRICS[metric_key].name} scores more than the order of the images"
+    if form.get("value", "probability") != "probability" or "summed" in form:
+        return "the submission compares classes, and a rank says nothing beside that of another class"
+    return None
+
+
+def check_blend(how: str, metric_key: str, task: Task, form: dict) -> None:
+    """Raise UserError for a blend that doesn't suit; print what platforms may not take."""
+    if reason := blend_misfit(how, metric_key, task, form):
+        raise UserError(f"--blend {how}: {reason}: leave it out")
+    if how == "rank" and task.rows_sum_to_1 and len(task) > 2:
+        say(f"the ranks of an image's {len(task)} classes don't sum to 1: leave --blend rank out if they must")
 
 
 def fit_weights(metric_key: str, targets: Array, predictions: Sequence[Array]) -> Array:
     """Return the weights of a mean blend, float [M] with sum 1, by greedy forward selection with replacement (Caruana
     et al. 2004); equal weights where every score is undefined. Each round adds the model that leaves the mean best; the
     best of all rounds counts: from 1 : 0 to 9 : 1 the weights pass through 1 : 1, which may be worse than either."""
-    if METRICS[metric_key].of_sets:  # which need thresholds that fit the blend
-        metric_key = "binary-logloss"
+    if needs_cuts(metric_key, predictions[0].shape[1]):  # which fit one blend only
+        metric_key = STEADY[METRICS[metric_key].cut]
     sign = 1 if METRICS[metric_key].larger_is_better else -1
     count, total = np.zeros(len(predictions)), 0
     best, weights = -np.inf, np.full(len(predictions), 1 / len(predictions))

@@ -31,9 +31,12 @@ class Metric(NamedTuple):
     fits: Callable[[list[str]], str | None] = lambda names: None  # why these K names don't suit the metric, or None
     scores_class: bool = False  # a submission holds the classes' names: it scores one class for each image alone
     task: str = "classes"  # the key of a task in kit/score/tasks.py
-    read: Callable | None = None  # probabilities [N, K] → the class [N] that it scores; None: it scores probabilities
+    read: Callable | None = None  # predictions → the classes [N] or whole numbers that it scores; None: all of them
     balanced: bool = False  # each class counts the same, however rare: the imbalance sampler suits it
+    ranks: bool = False  # it depends on the order of the images in each column only
+    cut: str | None = None  # where what is read is cut (kit/score/thresholds.py): "sets", or a key of LINES
     of_sets: tuple = ()  # for a metric of sets of labels, `over` and `quality` of set_metric; empty for others
+    counts: Callable | None = None  # images read right, read so and being so, each [K, D] → its scores [D]
 
     def score(self, targets: Array, predictions: Array, weights: Array | None = None) -> float:
         """Return the score, NaN where it is undefined or a prediction isn't finite. weights: numbers [N]."""
@@ -83,9 +86,19 @@ def mean_of_defined(values: Array) -> Array:
     return np.nansum(values, axis=0) / np.sum(~np.isnan(values), axis=0)
 
 
+def expectation(probabilities: Array) -> Array:
+    """Return the mean [N] of the numbers 0 … K - 1 with these probabilities [N, K]."""
+    return (probabilities * np.arange(probabilities.shape[1])).sum(axis=1)
+
+
 def expected_grade(probabilities: Array) -> Array:
-    """Return the ordered class nearest to the mean of the numbers 0 … K - 1; the higher one of two as near."""
-    return np.floor((probabilities * np.arange(probabilities.shape[1])).sum(axis=1) + 0.5).astype(np.int64)
+    """Return the ordered class nearest to the expectation; the higher one of two as near."""
+    return nearest_whole(expectation(probabilities)).astype(np.int64)
+
+
+def nearest_whole(numbers: Array) -> Array:
+    """Return the nearest whole numbers, a half upwards."""
+    return np.floor(numbers + 0.5)
 
 
 @np.errstate(invalid="ignore")
@@ -137,24 +150,30 @@ def _precisions(probabilities, true, most):
 def set_metric(name: str, over: str, quality: Callable, **fields) -> Metric:
     """Make a Metric of the set of labels above 0.5, or of the most probable one where none is (of classes, always).
     quality(labels both read and true, read, true) gets three counts (arrays). over="each image": it is computed for
-    each image and averaged; "each label": for each label and averaged over those that an image has; "all": at once."""
+    each image and averaged; "each label": for each label and averaged over those that an image has; "all": at once;
+    "table": of all classes' counts [K, D]."""
 
     @np.errstate(invalid="ignore")  # 0 / 0 is NaN: a label that is missing
+    def of_counts(hits, read, true):
+        scores = quality(hits, read, true)
+        return scores if over == "table" else mean_of_defined(np.where(true > 0, scores, np.nan))
+
+    @np.errstate(invalid="ignore")
     def draws(targets, predictions, weights):
         read, true = sets_of(targets, predictions)
         counts, scores = [read * true, read, true], []
-        if over != "each label":
+        if over in ("each image", "all"):
             counts = [count.sum(axis=0)[None] for count in counts]
         if over == "each image":
             row = quality(*counts)[0]
             return [np.average(row, weights=w) for w in weights]
         for start in range(0, len(weights), BLOCK):
             block = weights[start : start + BLOCK].T.astype(np.float64)
-            hits, *totals = (count @ block for count in counts)
-            scores.append(mean_of_defined(np.where(totals[1] > 0, quality(hits, *totals), np.nan)))
+            scores.append(of_counts(*(count @ block for count in counts)))
         return np.concatenate(scores)
 
-    return Metric(name, draws=draws, **dict(task="labels", of_sets=(over, quality)) | fields)
+    fields = dict(task="labels", cut="sets", of_sets=(over, quality), counts=of_counts) | fields
+    return Metric(name, draws=draws, **fields)
 
 
 def sets_of(targets: Array, predictions: Array) -> list[csr_array]:
@@ -172,14 +191,21 @@ def recall(hits: Array, read: Array, true: Array) -> Array:
     return hits / true
 
 
-def positive_f1(targets: Array, probabilities: Array, weights: Array) -> list:
-    """Compute the F1 of the second of two classes for each draw; 0 where no image has it, nor is read so."""
-    read = most_probable(probabilities)
-    return [2 * (w @ (targets * read)) / max(1, w @ (targets + read)) for w in weights]
-
-
 def f_beta(hits: Array, read: Array, true: Array, beta: float = 1) -> Array:
     return (1 + beta**2) * hits / (beta**2 * true + read)
+
+
+def f_beta_of_second(hits: Array, read: Array, true: Array, beta: float = 1) -> Array:
+    """Compute the F-beta of the second of two classes, [D] from [2, D]; 0 where no image has it, nor is read so."""
+    return np.nan_to_num(f_beta(hits[1], read[1], true[1], beta))
+
+
+def matthews(hits: Array, read: Array, true: Array) -> Array:
+    """Compute the Matthews correlation of the classes, [D] from [K, D] (Gorodkin 2004); 0 where all images have one
+    class, or are read as one."""
+    spreads = [count.sum(axis=0) ** 2 - (count**2).sum(axis=0) for count in (read, true)]
+    covariance = hits.sum(axis=0) * true.sum(axis=0) - (read * true).sum(axis=0)
+    return covariance / np.sqrt(np.where(np.minimum(*spreads) > 0, spreads[0] * spreads[1], np.inf))
 
 
 def error_metric(name: str, power: int, by_column: bool = False) -> Metric:
@@ -209,7 +235,7 @@ def kappa_of_numbers(targets: Array, predictions: Array, weights: Array) -> floa
     there = ~np.isnan(targets[:, 0])
     if not there.any():
         return np.nan
-    true, read = (np.floor(part[there, 0].astype(np.float64) + 0.5) for part in (targets, predictions))
+    true, read = (nearest_whole(part[there, 0].astype(np.float64)) for part in (targets, predictions))
     return kappas(true, np.clip(read, true.min(), true.max()), weights[None, there])[0]
 
 
@@ -226,22 +252,27 @@ def _grades(names):
     return None if fit else f"it needs whole numbers in order, at equal distances, and not {listing(names)}"
 
 
-CLASS = dict(task="classes", scores_class=True, read=most_probable, of_sets=())  # of metrics of the most probable class
+CLASS = dict(task="classes", scores_class=True, read=most_probable, cut=None, of_sets=())  # the most probable class
+SECOND = CLASS | dict(cut="second")  # for two classes, the second is read from a fitted probability on
 METRICS: dict[str, Metric] = {
-    "auc": Metric("AUC", draws=areas, balanced=True),
-    "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO, balanced=True),
+    "auc": Metric("AUC", draws=areas, ranks=True, balanced=True),
+    "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO, ranks=True, balanced=True),
     "accuracy": set_metric("accuracy", "all", recall, **CLASS),
     "balanced-accuracy": set_metric("balanced accuracy", "each label", recall, balanced=True, **CLASS),
     "logloss": mean_metric("log loss", _log_losses, larger_is_better=False),
-    "f1": set_metric("macro F1", "each label", f_beta, **CLASS),
-    "f1-positive": Metric("F1", draws=positive_f1, fits=TWO, **CLASS),
+    "f1": set_metric("macro F1", "each label", f_beta, **SECOND),
+    "f1-positive": set_metric("F1", "table", f_beta_of_second, fits=TWO, **SECOND),
+    "f2-positive": set_metric("F2", "table", partial(f_beta_of_second, beta=2), fits=TWO, **SECOND),
+    "f0.5-positive": set_metric("F0.5", "table", partial(f_beta_of_second, beta=0.5), fits=TWO, **SECOND),
     "f1-micro": set_metric("micro F1", "all", f_beta, **CLASS),
+    "mcc": set_metric("MCC", "table", matthews, **SECOND),
     "qwk": Metric(
         "QWK",
         draws=lambda t, p, w: kappas(t, expected_grade(p), w),
         fits=_grades,
         scores_class=True,
         read=expected_grade,
+        cut="grades",
     ),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
@@ -249,7 +280,7 @@ METRICS: dict[str, Metric] = {
     "weighted-logloss": mean_metric(
         "balanced log loss", _log_losses, weigh=_balanced, larger_is_better=False, balanced=True
     ),
-    "column-auc": Metric("mean column AUC", draws=areas, task="labels"),
+    "column-auc": Metric("mean column AUC", draws=areas, ranks=True, task="labels"),
     "f1-samples": set_metric("F1 of images", "each image", f_beta),
     "f2": set_metric("F2 of images", "each image", partial(f_beta, beta=2)),
     "f1-labels": set_metric("macro F1 of labels", "each label", f_beta),
@@ -259,7 +290,9 @@ METRICS: dict[str, Metric] = {
     "mae": error_metric("MAE", 1),
     "mcrmse": error_metric("MCRMSE", 2, by_column=True),
     "r2": Metric("R²", determination, task="numbers"),
-    "qwk-numbers": Metric("QWK of rounded numbers", kappa_of_numbers, fits=ONE, task="numbers"),
+    "qwk-numbers": Metric(
+        "QWK of rounded numbers", kappa_of_numbers, fits=ONE, task="numbers", read=nearest_whole, cut="numbers"
+    ),
 }
 
 

@@ -1,19 +1,107 @@
-"""Decision thresholds for multi-label metrics, fitted on held-out images.
+"""Decision thresholds and cut points, fitted on held-out images.
 
-Metrics, blends and submissions predict a label above 0.5. So a threshold isn't handed around: predictions are moved,
-each label's in the same order as before, until the threshold is at 0.5.
-Shapes: N images, K labels, T thresholds tried; targets float32 [N, K] of 0 and 1, predictions float64 [N, K], 0 to 1.
+Metrics, blends and submissions read a label above 0.5, and the nearest grade or whole number. So a cut isn't handed
+around: predictions are moved, in the same order as before, until it is where they are read.
+Shapes: N images; K classes, labels or numbers; T thresholds tried; J cuts; targets and predictions as
+kit/score/tasks.py has them.
 """
 
-import numpy as np
+from collections.abc import Callable
+from typing import NamedTuple
 
-from kit.score.metrics import METRICS, Array, mean_of_defined
+from common import listing
+
+import numpy as np
+from scipy.special import expit, logit
+
+from kit.score.intervals import bootstrap_weights
+from kit.score.metrics import METRICS, Array, Metric, expectation, is_better, mean_of_defined, most_probable
 
 GRID = np.concatenate([np.arange(1, 100) / 1000, np.arange(10, 100) / 100])  # rare labels have low probabilities
 BLOCK = 1000  # images counted at a time: 28 MB of whole numbers at 3,500 labels
+LEAST = 10  # images that aren't of the commonest class, for cuts on a line
+DRAWS = 50  # bootstrap samples
+MOST, MOST_CUTS = 20_000, 100  # places tried for all cuts on a line together; whole numbers between which are cuts
+ROUNDS = 9  # of Dinkelbach's algorithm, which settles after about five
+TINY = 1e-12
 
 
-def fit(metric_key: str, targets: Array, predictions: Array) -> Array:
+def needs_cuts(metric_key: str, count: int) -> bool:
+    """Return whether cuts are fitted for the metric of `count` classes, labels or numbers."""
+    kind = METRICS[metric_key].cut
+    return kind is not None and (kind != "second" or count == 2)
+
+
+def fit(metric_key: str, targets: Array, predictions: Array) -> Array | None:
+    """Return the cuts that make a metric best on these images: thresholds float64 [K] of labels, or cuts on a line [2,
+    J]; None where predictions stay as they are: the metric has no cuts, or there is no sign of better ones."""
+    metric = METRICS[metric_key]
+    if not needs_cuts(metric_key, predictions.shape[1]):
+        return None
+    if metric.cut == "sets":
+        return fit_sets(metric, targets, predictions)
+    cuts = fit_line(metric, targets, predictions) if np.isfinite(predictions).all() else None
+    moved = apply(metric_key, predictions, cuts)
+    return cuts if is_better(metric_key, metric.score(targets, moved), metric.score(targets, predictions)) else None
+
+
+def apply(metric_key: str, predictions: Array, cuts: Array | None) -> Array:
+    """Return predictions [N, K], moved so that what `fit` returned is where the metric reads. What isn't finite isn't
+    in the result either."""
+    if cuts is None:
+        return predictions
+    if METRICS[metric_key].cut == "sets":
+        return move(predictions, cuts)
+    line = LINES[METRICS[metric_key].cut]
+    positions = line.positions(predictions)
+    return line.predictions(positions + np.interp(positions, cuts[0], cuts[1] - cuts[0]), predictions.shape[1])
+
+
+def describe(metric_key: str, cuts: Array | None, names: list[str]) -> str | None:
+    """Return what is said of cuts; None for a metric without. names: of the K classes, labels or numbers."""
+    if not needs_cuts(metric_key, len(names)):
+        return None
+    if cuts is None:
+        return "no cuts: too few images, or no sign of better ones"
+    kind = METRICS[metric_key].cut
+    if kind == "sets":
+        each = [f"{cut:.3g} ({name})" for cut, name in zip(cuts, names, strict=True)]
+        read = f"labels are read above {listing(each, 5) if len({*cuts}) > 1 else f'{cuts[0]:.3g}'}"
+    elif kind == "second":
+        read = f"{names[1]!r} is read above {expit(cuts[0, 0] - 0.5):.3g}"
+    else:
+        read = f"{kind} are read from {listing(f'{cut:.3g} in place of {plain:g}' for cut, plain in cuts.T)} on"
+    return f"{read}, fitted out of fold on all images"
+
+
+def in_sample(metric_key: str, targets: Array, predictions: Array) -> Array:
+    """Return what `held_out` does, with cuts fitted on the same images, so that epochs can be compared."""
+    return held_out(metric_key, targets, predictions, np.zeros(len(targets)))
+
+
+def held_out(metric_key: str, targets: Array, predictions: Array, folds: Array) -> Array:
+    """Return predictions [N, K], each fold's moved by cuts fitted on the other folds (int [N]); for other metrics as
+    they are. Their score is honest, unless there is one fold only, on which they are then fitted."""
+    if not needs_cuts(metric_key, predictions.shape[1]):
+        return predictions
+    moved = np.empty(predictions.shape)
+    for fold in np.unique(folds):
+        rows = folds == fold
+        others = ~rows if not rows.all() else rows
+        cuts = fit(metric_key, targets[others], predictions[others])
+        moved[rows] = apply(metric_key, predictions[rows], cuts)
+    return moved
+
+
+def read_classes(metric_key: str, targets: Array, predictions: Array, folds: Array) -> Array:
+    """Return the classes, int [N], as the metric reads them, by cuts of the other folds; else the most probable."""
+    return (METRICS[metric_key].read or most_probable)(held_out(metric_key, targets, predictions, folds))
+
+
+# ---------------------------------------------------------------- labels
+
+
+def fit_sets(metric: Metric, targets: Array, predictions: Array) -> Array:
     """Return the thresholds float64 [K], above 0 and below 1, that make a metric of sets best on these images.
 
     Where the metric is a mean over labels, each label has the threshold with which its own F1 is best; otherwise all
@@ -21,16 +109,16 @@ def fit(metric_key: str, targets: Array, predictions: Array) -> Array:
     for all where no image has any or a prediction isn't finite."""
     if not np.any(targets) or not np.isfinite(predictions).all():
         return np.full(predictions.shape[1], 0.5)
-    if METRICS[metric_key].of_sets[0] == "each label":
+    if metric.of_sets[0] == "each label":
         return np.array([best_threshold(t > 0, p) for t, p in zip(targets.T, predictions.T, strict=True)])
-    scores = curve(metric_key, targets, predictions)
+    scores = curve(metric, targets, predictions)
     equals = np.flatnonzero(scores == scores.max())
     return np.full(predictions.shape[1], GRID[equals[len(equals) // 2]])
 
 
-def curve(metric_key: str, targets: Array, predictions: Array) -> Array:
+def curve(metric: Metric, targets: Array, predictions: Array) -> Array:
     """Return the metric (no mean over labels) at each threshold of GRID, float64 [T]."""
-    over, quality = METRICS[metric_key].of_sets
+    over, quality = metric.of_sets
     images, steps = len(predictions), len(GRID) + 1
     read, hits = np.zeros((images, steps)), np.zeros((images, steps))
     for start in range(0, images, BLOCK):
@@ -63,27 +151,96 @@ def best_threshold(true: Array, scores: Array) -> float:
     return max(middle, np.finfo(np.float64).tiny)
 
 
-def apply(predictions: Array, thresholds: Array) -> Array:
+def move(predictions: Array, thresholds: Array) -> Array:
     """Return predictions float64 [N, K], each label's moved by a rising function so that its threshold (of [K]) is at
-    0.5, and 0 and 1 stay. What isn't finite isn't in the result either."""
+    0.5, and 0 and 1 stay."""
     above = 0.5 + (predictions - thresholds) / (2 * (1 - thresholds))
     above = np.maximum(above, np.nextafter(0.5, 1))  # a prediction hardly above its threshold stays above
     return np.where(predictions > thresholds, above, predictions / (2 * thresholds))
 
 
-def in_sample(metric_key: str, targets: Array, predictions: Array) -> Array:
-    """Return what `held_out` does, with thresholds fitted on the same images, so that epochs can be compared."""
-    return held_out(metric_key, targets, predictions, np.zeros(len(targets)))
+# ---------------------------------------------------------------- two classes, grades, whole numbers
 
 
-def held_out(metric_key: str, targets: Array, predictions: Array, folds: Array) -> Array:
-    """Return predictions float64 [N, K], each fold's moved by thresholds fitted on the other folds (int [N]); for other
-    metrics as they are. Their score is honest, unless there is one fold only, on which they are then fitted."""
-    if not METRICS[metric_key].of_sets:
-        return predictions
-    moved = np.empty(predictions.shape)
-    for fold in np.unique(folds):
-        rows = folds == fold
-        others = ~rows if not rows.all() else rows
-        moved[rows] = apply(predictions[rows], fit(metric_key, targets[others], predictions[others]))
-    return moved
+def fit_line(metric: Metric, targets: Array, predictions: Array) -> Array | None:
+    """Return cuts float64 [2, J], rising: where they are, and the plain ones, to which they are moved.
+
+    They are the mean of the best ones of DRAWS bootstrap samples, shrunk towards the plain ones by how much they vary
+    (James and Stein 1961, positive part), so that little is left of cuts fitted on few images, or none. None also where
+    fewer than LEAST images aren't of the commonest class."""
+    line, values = LINES[metric.cut], targets.reshape(len(targets), -1)[:, 0]
+    known = np.isfinite(values)
+    positions, values = line.positions(predictions[known]), np.floor(values[known] + 0.5)
+    if len(values) - np.unique(values, return_counts=True)[1].max(initial=0) < LEAST:
+        return None
+    plain = line.plain(values, predictions.shape[1])
+    if len(plain) > MOST_CUTS:
+        return None
+    places = places_between(np.unique(positions), MOST // len(plain))
+    below = np.searchsorted(places, positions)
+    order = np.lexsort((values, positions))  # the same draws, however the images come
+    below, values = below[order], values[order] - (plain[0] - 0.5)  # what is read is then the number of cuts below
+    best = []
+    for drawn in bootstrap_weights(np.arange(len(values)), DRAWS):
+        counts = [np.bincount(below, drawn * values**power, len(places) + 1) for power in range(3)]
+        above = [count.sum() - np.cumsum(count)[:-1] for count in counts]
+        best.append(places[line.best(metric, *above[:2], *(count.sum() for count in counts), len(plain))])
+    away, variance = np.mean(best, axis=0) - plain, np.var(best, axis=0).sum()
+    kept = 1 - variance / max((away**2).sum(), TINY)
+    return np.stack([plain + kept * away, plain]) if kept > 0 else None
+
+
+def places_between(positions: Array, most: int) -> Array:
+    """Return places below, between and above different positions [·], rising; evenly chosen ones where there are more
+    than `most`."""
+    places = np.concatenate([[positions[0] - 1], (positions[1:] + positions[:-1]) / 2, [positions[-1] + 1]])
+    return places[np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))]
+
+
+def best_of_counts(metric: Metric, read: Array, hits: Array, images, positives, _, cuts: int) -> Array:
+    """Return the best place [1] by a metric of counts. read, hits: images, and positives, above each of T places."""
+    counts = [images - positives - read + hits, hits], [images - read, read], [[images - positives], [positives]]
+    return metric.counts(*map(np.array, counts)).argmax(keepdims=True)
+
+
+def best_of_kappa(metric: Metric, read: Array, hits: Array, images, total, squares, cuts: int) -> Array:
+    """Return the places [J] with the best quadratic kappa. read, hits: images above each of T places, and the sum of
+    their values. Kappa is a ratio of sums over the cuts, so each is found by itself (Dinkelbach 1967)."""
+    mean = total / images
+    gain, kappa = 2 * (hits - mean * read), 0
+    cost = (2 * np.arange(cuts)[:, None] + 1 - 2 * mean) * read
+    for _ in range(ROUNDS):
+        best = (gain - kappa * cost).argmax(axis=1)
+        kappa = gain[best].sum() / (squares + cost[np.arange(cuts), best].sum())
+    return best
+
+
+class Line(NamedTuple):
+    """A position for each image, and the places on that line that part what a metric reads."""
+
+    positions: Callable[[Array], Array]  # predictions [N, K] → float64 [N]
+    predictions: Callable[[Array, int], Array]  # the inverse: (positions [N], K) → [N, K]
+    plain: Callable[[Array, int], Array]  # (values [N], K) → where the metric reads, rising by 1, float64 [J]
+    best: Callable[..., Array]  # see best_of_counts
+
+
+LINES = {
+    "second": Line(  # of two classes: its logit, and one half more
+        lambda p: logit(np.clip(p[:, 1].astype(np.float64), TINY, 1 - TINY)) + 0.5,
+        lambda x, count: np.stack([expit(0.5 - x), expit(x - 0.5)], axis=1),
+        lambda values, count: np.array([0.5]),
+        best_of_counts,
+    ),
+    "grades": Line(  # the expected grade; back, the probabilities of the two nearest
+        expectation,
+        lambda x, count: np.maximum(0, 1 - np.abs(np.clip(x, 0, count - 1)[:, None] - np.arange(count))),
+        lambda values, count: np.arange(count - 1) + 0.5,
+        best_of_kappa,
+    ),
+    "numbers": Line(
+        lambda p: p[:, 0].astype(np.float64),
+        lambda x, count: x[:, None],
+        lambda values, count: np.arange(values.min(), values.max()) + 0.5,
+        best_of_kappa,
+    ),
+}

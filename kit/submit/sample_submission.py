@@ -16,7 +16,7 @@ from kit.data.image_source import ROW
 from kit.data.labels import split_cell
 from kit.data.reading import Decision, SampleCells, fit_of, in_words, pick_id_column, pick_image_column
 from kit.data.tables import is_number, refuse
-from kit.score.metrics import METRICS
+from kit.score.metrics import METRICS, TWO
 from kit.score.tasks import Task
 from kit.submit.submission import RANKED, SUBMISSIONS
 
@@ -384,10 +384,10 @@ def order_classes(path, task, names, form, flags):
         positive, how, why = truth[0], "likely", "the other is false"
     else:
         positive, how, why = None, "likely", "the larger number" if is_number(*classes) else "the last one"
-    if not positive and (wants_one or flags.metric == "f1-positive") and not is_number(*classes):
-        of_metric = flags.metric == "f1-positive"
-        wants = "--metric f1-positive scores" if of_metric else f"{path} wants the probability of"
+    of_second = flags.metric != "auto" and METRICS[flags.metric].fits is TWO  # it scores the second of two classes
+    if not positive and (wants_one or of_second) and not is_number(*classes):
+        wants = f"--metric {flags.metric} scores" if of_second else f"{path} wants the probability of"
         refuse(wants, classes, "one class (*): name it with --positive")
     task = replace(task, names=classes if positive != classes[0] else classes[::-1])
-    asked = form["value"] == "probability" or flags.metric == "f1-positive"
+    asked = form["value"] == "probability" or of_second
     return task, form, [Decision("positive", repr(task.names[1]), how, why, "--positive") if asked else decision]

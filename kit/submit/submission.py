@@ -10,12 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from common import listing, read_table, replacing, warn, write_csv
+from common import listing, read_table, replacing, say, warn, write_csv
 
 import numpy as np
 import pandas as pd
 
 from kit.data.tables import is_number
+from kit.score import thresholds
 from kit.score.metrics import METRICS
 from kit.score.tasks import Task
 
@@ -40,7 +41,8 @@ def prediction_cells(row, columns, task, metric, form):
 
 
 def label_cells(row, columns, task, metric, form):
-    """Return the class that the metric reads: the most probable, or for QWK the one nearest to the expected grade."""
+    """Return the class that the metric reads: the most probable, or for QWK the one nearest to the expected grade,
+    where 03 has moved the cuts."""
     read = METRICS[metric].read or (lambda p: p.argmax(axis=1))
     return [task.names[read(row[None])[0]]]
 
@@ -60,6 +62,13 @@ def set_cells(row, columns, task, metric, form):
     """Return the labels above 0.5, where 03 has moved the thresholds; if none, the most probable."""
     chosen = np.flatnonzero(row > 0.5)
     return [join_labels([task.names[k] for k in (chosen if len(chosen) else [row.argmax()])], form)]
+
+
+def number_cells(row, columns, task, metric, form):
+    """Return the numbers: where the metric rounds them, whole ones, as a platform that doesn't round needs them."""
+    if METRICS[metric].read and METRICS[metric].task == task.key:
+        row = np.clip(METRICS[metric].read(row), *np.transpose(task.ranges))
+    return prediction_cells(row, columns, task, metric, form)
 
 
 def join_labels(labels, form):
@@ -97,8 +106,25 @@ SUBMISSIONS: dict[str, Form] = {
     "top": Form(top_cells, is_labels, ("classes", "labels"), "the most probable labels"),
     "scored": Form(scored_cells, is_scored_label, ("classes",), "a class and its probability"),
     "set": Form(set_cells, is_labels, ("labels",), "a set of labels"),
-    "number": Form(prediction_cells, is_in_range, ("numbers",), "a number"),
+    "number": Form(number_cells, is_in_range, ("numbers",), "a number"),
 }
+
+
+def has_cuts(task, metric, form):
+    """Return whether the submission is written with fitted cuts (kit/score/thresholds.py): the metric has some, and no
+    labels are ranked nor probabilities added up, whose order they would change."""
+    return thresholds.needs_cuts(metric, len(task)) and form["value"] != "top" and "summed" not in form
+
+
+def fit_cuts(targets, predictions, task, metric, form):
+    """Return the cuts of the submission, fitted on out-of-fold predictions, and print them; None without any."""
+    if not has_cuts(task, metric, form):
+        return None
+    cuts = thresholds.fit(metric, targets, predictions)
+    are_written = form["value"] == "probability" and cuts is not None
+    moved = "; the submission's probabilities are moved to match" * are_written
+    say(f"{thresholds.describe(metric, cuts, task.names)}{moved}")
+    return cuts
 
 
 def write_tests(folder, sample):
