@@ -6,23 +6,26 @@
 
 Reads OUTPUT/prepared. Writes OUTPUT/EXP/config.json and, for each fold, foldK.pt (the model), foldK.csv (predictions of
 the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped resumes from its foldK.resume.pt and, on
-a CPU, ends with the same bytes. The defaults are the thesis' recipe (its tables 3.1 and 4.1).
+a CPU, ends with the same bytes. The defaults follow the thesis' recipe (its tables 3.1 and 4.1):
+@recipes/thesis.args has it to the letter.
 """
 
 import json
+import operator
 import time
 
 import common
-from common import RANK, WORLD, Parser, UserError, duration, key_value, number
+from common import RANK, WORLD, Parser, UserError, duration, key_value, number, say
 
 import numpy as np
 import torch
 
 from kit.report.pictures import draw_classes
 from kit.score.metrics import is_better
+from kit.submit.test_set import Machine, earlier_logits, new_logits, read_test_set
 from kit.train import distributed
 from kit.train.augment import AUGMENTATIONS, Augmentation
-from kit.train.checkpoint import OUTPUTS, epoch_start, save_fold
+from kit.train.checkpoint import OUTPUTS, ResumeFile, epoch_start, save_fold
 from kit.train.dataset import SAMPLERS, training_loader
 from kit.train.device import add_machine_flags, autocast, enough_memory, keep_memory, pick_amp, pick_device
 from kit.train.inference import PREDICT_BATCH, TTAS, predict, to_device
@@ -39,7 +42,7 @@ from kit.train.trackers import TRACKERS
 def make_parser():
     parser = Parser(__doc__)
     add = parser.group("what to run")
-    add("--fold", nargs="+", required=True, metavar="K", help="the folds that are held out in turn: 2, 0 2 4, or all")
+    add("--fold", nargs="+", default=["all"], metavar="K", help="the folds that are held out in turn: 2, 0 2 4, or all")
     add("--exp", default="base", metavar="EXP", help="the experiment's name: its folder under --output")
     add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
     add("--overwrite", action="store_true", help="train folds again although they are finished")
@@ -55,20 +58,23 @@ def make_parser():
         "logistic regression on frozen features")  # fmt: skip
     add("--init", default="weights", metavar="EXP", help="start from the same folds of EXP; probe: with a fitted head")
     add("--freeze", type=number(float, 0), default=0, help="freeze this share of the layers, input side first")
-    add("--norm", choices=("thesis", "model"), default="thesis", help="mean and std: 0.5, or those of the weights")
+    add("--norm", choices=("auto", "thesis", "model"), default="auto", help="mean and std. thesis: 0.5; model: as its "
+        "weights; auto: by --model")  # fmt: skip
     add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="K=V", help="timm's, like drop_path_rate=0.1")
 
     add = parser.group("training (thesis 3.5, 3.6, 4.1)")
     add("--epochs", type=number(int, 1), default=2, help="passes over the training folds")
     add("--batch-size", type=number(int, 1), default=17, help="images a batch, over all processes")
-    add("--lr", type=number(float, above=0), default=6e-5, help="peak learning rate")
-    add("--min-lr", type=number(float, 0), default=3e-5, help="learning rate at the end")
+    add("--lr", type=number(float, above=0), help="peak learning rate (default: 6e-5, sgd: 0.01)")
+    add("--min-lr", type=number(float, 0), help="learning rate at the end (default: half of --lr with ranger21, "
+        "else 1/100)")  # fmt: skip
+    add("--head-lr", type=number(float, above=0), default=1, metavar="X", help="the head learns at X times --lr")
     add("--loss", choices=LOSSES, default="cce", help="ce: classes; bce: labels and numbers; mse: numbers; cce: the "
         "thesis'")  # fmt: skip
     add("--optimizer", choices=OPTIMIZERS, default="ranger21", help="%(choices)s")
-    add("--weight-decay", type=number(float, 0), default=1e-4, help="weight decay")
-    add("--schedule", choices=SCHEDULES, default="ranger21", help="learning rate schedule: %(choices)s")
-    add("--warmup", type=number(float, 0), help="share of steps with a rising rate (default: ranger21 0.22, cosine 0)")
+    add("--weight-decay", type=number(float, 0), help="weight decay (default: ranger21 and sgd 1e-4, others 0.05)")
+    add("--schedule", choices=SCHEDULES, help="learning rate schedule: %(choices)s (default: ranger21 with ranger21)")
+    add("--warmup", type=number(float, 0), help="share of steps with a rising rate (default: ranger21 .22, others .1)")
     add("--layer-decay", type=number(float, above=0), help="multiply the learning rate by X per layer, towards the "
         "input (default: 1)")  # fmt: skip
     add("--clip-grad", type=number(float, above=0), help="maximum gradient norm")
@@ -78,16 +84,19 @@ def make_parser():
 
     add = parser.group("images (thesis 3.1, 3.2)")
     add("--augment", choices=AUGMENTATIONS, default="d4", help="random transforms of training images: %(choices)s")
-    add("--sampler", choices=SAMPLERS, default="imbalanced", help="%(choices)s: each class or each image equally often")
+    add("--sampler", choices=("auto", *SAMPLERS), default="auto", help="imbalanced: each class as often; shuffle: each "
+        "image; auto: by the metric")  # fmt: skip
     add("--tta", choices=("auto", *TTAS), default="auto", help="views averaged: %(choices)s; auto: as --augment")
 
     add = parser.group("time, memory and machine")
     add("--track", choices=TRACKERS, help="log the training live to %(choices)s")
     add("--stop-after", type=duration, metavar="8.5h", help="save and end after this time; the same command resumes")
     add("--save-minutes", type=number(float, 0), default=10, help="between resume files within an epoch; 0: none")
+    add("--predict", action="store_true", help="predict the test images after each fold, for 03_infer.py")
     add("--accumulate", type=number(int, 1), default=1, help="batches whose gradients are added up before a step")
+    add("--micro-batch", type=number(int, 1), metavar="N", help="compute each batch in parts of N images: less memory")
     add("--grad-checkpointing", action="store_true", help="compute activations twice: less memory, slower")
-    add_machine_flags(add, "fp16 on a GPU")
+    add_machine_flags(add, "a GPU's bf16, else fp16", "if a GPU's steps repay it")
     return parser
 
 
@@ -98,10 +107,10 @@ def defaults():
 
 
 def train_step(run, images, targets, share, is_last):
-    """Compute the forward and the backward pass of a batch; edit it to change the training step.
+    """Compute the forward and the backward pass of a batch or of a part of it; edit it to change the training step.
 
-    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: the batch's part of the update's gradient;
-    is_last: whether the update follows it. → (logits, loss), detached."""
+    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: its part of the update's gradient; is_last:
+    whether the update follows it. → (logits, loss), detached."""
     with distributed.syncing(run.model, is_last):
         with autocast(run.experiment.device, run.experiment.amp):
             logits = run.model(images)
@@ -110,42 +119,57 @@ def train_step(run, images, targets, share, is_last):
     return logits.detach(), loss.detach()
 
 
+def train_batch(run, images, targets, known, is_last):
+    """Train on a batch, in parts of --micro-batch images. targets: as the loss takes them, on the CPU; known: how many
+    targets of the whole update aren't NaN. → (logits, loss), detached."""
+    count, outputs, shares = min(run.experiment.parts, len(images)), [], []
+    for k, part in enumerate(zip(images.tensor_split(count), targets.tensor_split(count), strict=True), 1):
+        # Under torchrun each process weighs its part of the batch: the gradients will be averaged.
+        shares.append(part[1].isfinite().sum().item() * WORLD / known)
+        moved = part[0], part[1].to(run.experiment.device, non_blocking=True)
+        outputs.append(train_step(run, *moved, shares[-1], is_last and k == count))
+    logits, losses = zip(*outputs, strict=True)
+    return torch.cat(logits), sum(map(operator.mul, losses, shares)) / (sum(shares) or 1)
+
+
 def update(run, number):
-    """Take step `number` of the optimiser, from 1 on; the GradScaler skips it if gradients overflowed."""
+    """Take step `number` of the optimiser, from 1 on. → whether it was taken: where gradients overflowed, the
+    GradScaler skips it, and the schedule and the EMA wait."""
     if norm := run.experiment.config["clip_grad"]:
         run.scaler.unscale_(run.optimizer)
         torch.nn.utils.clip_grad_norm_(run.classifier.parameters(), norm)
+    scale = run.scaler.get_scale()
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    if run.scheduler is not None:
+    taken = run.scaler.get_scale() >= scale
+    if run.scheduler is not None and taken:
         run.scheduler.step()
-    if run.ema is not None:
+    if run.ema is not None and taken:
         run.ema.update(run.classifier, number)
+    return taken
 
 
 def train_epoch(run, state):
     """Train from step state["step"] to the end of the epoch. → the scores of its images, each predicted in its step.
 
     `state` is kept up to date, and saved when due. A step here is a batch; `accumulate` of them make an update."""
-    config, device = run.experiment.config, run.experiment.device
-    train_mode(run.classifier, config["init"])
-    loader = training_loader(run, state["epoch"], state["step"])
-    steps, accumulate = state["step"] + len(loader), config["accumulate"]
+    config, start = run.experiment.config, state["step"]
+    train_mode(run.classifier, run.fixed_statistics)
+    loader, known = training_loader(run, state["epoch"], start)
+    steps, accumulate = start + len(loader), config["accumulate"]
     with EpochMonitor(run, state, steps) as monitor:
-        for step, (images, targets) in enumerate(loader, state["step"]):
-            images, targets = to_device(images, device), targets.to(device, non_blocking=True)
+        for step, (images, targets) in enumerate(loader, start):
             first = step - step % accumulate
-            batches = min(accumulate, steps - first)
-            is_last = step + 1 - first == batches
-            # Under torchrun each process weighs its part of the batch: the gradients will be averaged.
-            share = len(images) * WORLD / config["batch_size"] / batches
-            logits, loss = train_step(run, images, targets, share, is_last)
+            batches = known[first - start :][:accumulate]
+            is_last = step + 1 - first == len(batches)
+            images = to_device(images, run.experiment.device)
+            logits, loss = train_batch(run, images, targets, max(1, sum(batches)), is_last)
             state["logits"].append(logits)
             state["targets"].append(targets)
             save = False
             if is_last:
-                update(run, (state["epoch"] - 1) * -(-steps // accumulate) + first // accumulate + 1)
+                monitor.count(update(run, state["updates"] + 1))
                 state["step"] = step + 1
                 save = step + 1 < steps and distributed.broadcast(run.resume.due())
             monitor.after(step, loss, save)
@@ -175,6 +199,10 @@ def train_fold(run):
     config, metric = run.experiment.config, run.experiment.prepared.metric
     if config["init"] == "probe":
         start_head(run)
+    if run.fixed_statistics and config["init"] != "probe":
+        at_once = run.experiment.images_at_once
+        count = f"{at_once} image{'s' * (at_once > 1)} at once"
+        say(f"fold {run.fold}: batch norm keeps its statistics: {count} would say too little, 8 enough")
     state = run.resume.load(run)
     kept, keep, tta = state["kept"], config["keep"], config["tta"]
     while (epoch := state["epoch"]) <= config["epochs"]:
@@ -199,19 +227,43 @@ def train_fold(run):
     return kept, logits, state["rows"]
 
 
-def train_and_save(experiment, fold):
-    """Train one fold, unless it is finished, and save it. Draws augmented.png, where it is missing."""
+def train_and_save(run):
+    """Train a fold and save it. Draws augmented.png, where it is missing."""
+    experiment = run.experiment
+    path, config, images = experiment.folder / "augmented.png", experiment.config, experiment.images
+    if RANK == 0 and (experiment.replaced or not path.exists()):
+        transform = Augmentation(config["augment"], images.shape[1])
+        draw_classes(path, images, experiment.folds, experiment.prepared.task, config["seed"], transform)
+    warn_if_slow(run)
+    kept, logits, rows = probe(run) if config["tune"] == "probe" else train_fold(run)
+    if RANK == 0:
+        save_fold(run, kept, logits, rows)
+
+
+def finish_fold(experiment, fold, test, machine, worked):
+    """Train one fold and, with a TestSet, predict that, each unless it is done. worked: whether an earlier fold took
+    any work. → whether there was any by now, without which --stop-after would end each start at the same place."""
     with start_fold(experiment, fold) as run:
-        if run is None:
-            return
-        path, config, images = experiment.folder / "augmented.png", experiment.config, experiment.images
-        if RANK == 0 and (experiment.replaced or not path.exists()):
-            transform = Augmentation(config["augment"], images.shape[1])
-            draw_classes(path, images, experiment.folds, experiment.prepared.task, config["seed"], transform)
-        warn_if_slow(run)
-        kept, logits, rows = probe(run) if config["tune"] == "probe" else train_fold(run)
-        if RANK == 0:
-            save_fold(run, kept, logits, rows)
+        if run is not None:
+            train_and_save(run)
+        worked = distributed.broadcast(worked or run is not None)  # the fold's files are there for all processes
+        where = experiment.folder, fold, test, experiment.config["tta"], machine
+        if test is None or earlier_logits(*where) is not None:
+            return worked
+        if worked:
+            ResumeFile(experiment, fold).stop_if_late(f"fold {fold}", "its training")
+        new_logits(experiment.prepared, *where, None if run is None else run.classifier)
+        return True
+
+
+def less_memory(flags):
+    """Return the remedy where a GPU's memory is too small for the batch in use."""
+    at_once, remedies = min(flags.micro_batch or flags.batch_size, flags.batch_size // WORLD), []
+    if at_once > 1:
+        remedies.append(f"--micro-batch {at_once // 2} computes each batch in parts, of {at_once // 2} images now")
+    if not flags.grad_checkpointing:
+        remedies.append("--grad-checkpointing computes activations twice")
+    return f"{' or '.join(remedies) or 'take a smaller --size or --model'}; finished folds stay, this one resumes"
 
 
 def main(args):
@@ -224,14 +276,17 @@ def main(args):
         how = dict(fold=args.fold, exps=exps, device=str(device), amp=amp, changed=changed(config, defaults()))
         print(json.dumps(config | how, indent=1))
         return
-    flags = "fold overwrite weights compile workers track save_minutes stop_after".split()
+    flags = "fold overwrite weights compile workers track save_minutes stop_after micro_batch".split()
+    flags.append("grad_checkpointing")
     machine = {flag: getattr(args, flag) for flag in flags} | dict(device=device, amp=amp)
     seeds = zip(folders, args.seed, strict=True)
     experiments = [open_experiment(folder, settings(args, seed), defaults(), **machine) for folder, seed in seeds]
-    with distributed.process_group(device), enough_memory("give --batch-size 1 --accumulate 17 --grad-checkpointing"):
+    test = read_test_set(experiments[0].prepared, {args.size}) if args.predict else None
+    predicting, worked = Machine(device, args.amp, args.compile == "on", args.workers, PREDICT_BATCH), False
+    with distributed.process_group(device), enough_memory(less_memory(args)):
         for experiment in experiments:
             for fold in experiment.chosen:
-                train_and_save(experiment, fold)
+                worked = finish_fold(experiment, fold, test, predicting, worked)
 
 
 if __name__ == "__main__":

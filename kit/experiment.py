@@ -199,11 +199,13 @@ def read_fold(folder, fold, count, expected):
 
 
 def warn_of_mixed_provenance(exp, records):
-    """Warn where folds were trained with different code or weights. records: {fold: foldK.json}."""
-    for what in ("code", "weights", "init"):
+    """Warn where folds were trained with different code, weights or precision. records: {fold: foldK.json}."""
+    for what in ("code", "weights", "init", "amp"):
         folds_of = {}
         for fold, record in sorted(records.items()):
-            folds_of.setdefault(str(record.get(what)), []).append(fold)
+            run = record.get("run", {})
+            before = [part[what] for part in run.get("before_stops", []) if what in part]
+            folds_of.setdefault(str([*before, record.get(what, run.get(what))]), []).append(fold)
         if len(folds_of) > 1:
             parts = " | ".join(f"fold {', '.join(map(str, folds))}" for folds in folds_of.values())
             warn(f"the folds of {exp} are trained with different {what} ({parts}): --overwrite trains a fold again")

@@ -106,12 +106,12 @@ def started(flags, *more, fold=0):
     """Return the FoldRun of a fold that is about to be trained."""
     import torch
 
-    from kit.train.run import set_up
+    from kit.train.run import Experiment, set_up
 
     train = load(TRAIN)
     args = train.make_parser().parse_args([str(word) for word in (*flags, *more, "--fold", fold)])
-    flags = "fold overwrite weights compile workers track save_minutes stop_after".split()
-    machine = {flag: getattr(args, flag) for flag in flags} | dict(device=torch.device("cpu"), amp="none")
+    machine = {name: value for name, value in vars(args).items() if name in Experiment.__dataclass_fields__}
+    machine |= dict(fold=args.fold, overwrite=args.overwrite, device=torch.device("cpu"), amp="none")
     config = train.settings(args, args.seed[0])
     return set_up(train.open_experiment(args.output / args.exp, config, train.defaults(), **machine), fold)
 

@@ -70,7 +70,7 @@ def experiment(flags, name):
     ],
 )
 def test_two_processes_train_as_one(flags, settings, bound, torchruns):
-    flags += [*settings.split(), "--lr", "1e-3"]
+    flags += [*settings.split(), "--lr", "1e-3", "--predict"]
     done("01_train_fold.py", *flags, "--exp", "one")
     machines = ONE_MACHINE
     if torchruns == 2:  # two machines of one process each
@@ -83,7 +83,10 @@ def test_two_processes_train_as_one(flags, settings, bound, torchruns):
         assert one.shape == two.shape
         assert np.abs(one - two).max() <= bound * max(1, np.abs(one).max())
     files = sorted(path.name for path in (Path(flags[3]) / "two").iterdir() if path.name[0] != ".")
-    assert files == "augmented.png config.json fold0.csv fold0.json fold0.pt fold0_epochs.csv".split()
+    expected = "augmented.png config.json fold0.csv fold0.json fold0.pt fold0_epochs.csv fold0_test.json fold0_test.npy"
+    assert files == expected.split()
+    one, two = (np.load(Path(flags[3]) / name / "fold0_test.npy") for name in ("one", "two"))
+    assert np.abs(one - two).max() <= bound * max(1, np.abs(one).max())
 
 
 @pytest.mark.slow
@@ -151,7 +154,7 @@ def test_each_image_of_a_batch_goes_to_one_process(monkeypatch):
     def batches_of(rank, world):
         monkeypatch.setattr(dataset, "RANK", rank)
         monkeypatch.setattr(dataset, "WORLD", world)
-        return list(dataset.training_loader(run, 1).batch_sampler)
+        return list(dataset.training_loader(run, 1)[0].batch_sampler)
 
     batches, shares = batches_of(0, 1), [batches_of(rank, 4) for rank in range(4)]
     assert [len(batch) for batch in batches] == [BATCH] * 5

@@ -21,7 +21,7 @@ from conftest import ROOT, TINY, done, kit, load, prepare, refused
 
 from kit.experiment import lock_config, note_in_ledger
 from kit.locks import locked, remove_leftovers
-from kit.train import device, monitor
+from kit.train import device, monitor, optim
 from kit.train.checkpoint import ResumeFile
 from kit.train.dataset import ImageDataset
 
@@ -78,7 +78,7 @@ def test_a_flag_that_an_older_experiment_lacks_means_its_default(flags):
     for name in ("config.json", "fold0.json"):
         content = json.loads((folder / name).read_text())
         config = content if name == "config.json" else content["config"]
-        del config["accumulate"], config["norm"]
+        del config["accumulate"], config["clip_grad"]
         (folder / name).write_text(json.dumps(content))
     done(TRAIN, *flags, *QUICK, "--fold", 1)
     line = refused(TRAIN, *flags, *QUICK, "--fold", 0, 1, "--accumulate", 2)
@@ -111,7 +111,9 @@ def test_paths_and_precision_are_no_settings(flags, tmp_path):
     quick = [*TINY[:2], *TINY[4:], "--epochs", 1, "--augment", "none"]
     done(TRAIN, *flags, *quick, "--weights", tmp_path / "a.pth", "--fold", 0)
     result = kit(TRAIN, *flags, *quick, "--weights", tmp_path / "b.pth", "--amp", "bf16", "--fold", 1)
-    assert (result.code, result.err) == (0, ""), "the same bytes under another name"
+    assert result.code == 0
+    assert result.err.count("warning") == 1, "the same bytes under another name"
+    assert "the folds of base are trained with different amp (fold 0 | fold 1)" in result.err
     other = json.loads((flags[3] / "base" / "fold1.json").read_text())
     assert other["run"]["amp"] == "bf16"
     assert other["run"]["version"] == common.__version__
@@ -119,7 +121,7 @@ def test_paths_and_precision_are_no_settings(flags, tmp_path):
     with open(tmp_path / "b.pth", "ab") as file:
         file.write(b"other weights")
     result = kit(TRAIN, *flags, *quick, "--weights", tmp_path / "a.pth", "--fold", 0, "--overwrite")
-    assert result.err == ""
+    assert "weights" not in result.err
 
 
 def test_a_change_of_the_code_between_folds_is_a_warning(flags):
@@ -254,7 +256,7 @@ def test_a_full_gpu_memory_names_the_flags_that_help(flags, monkeypatch):
 
     monkeypatch.setattr("torch.nn.functional.cross_entropy", full)
     line = refused(TRAIN, *flags, *TINY, "--fold", 0)
-    assert "--batch-size 1 --accumulate 17 --grad-checkpointing" in line
+    assert "--micro-batch 4 computes each batch in parts, of 4 images now or --grad-checkpointing" in line
 
 
 def test_the_first_steps_print_how_long_a_fold_takes(flags, monkeypatch):
@@ -294,13 +296,107 @@ def test_another_gpu_opens_no_context_on_the_first(monkeypatch):
     assert chosen == [torch.device("cuda:1"), "used"]
 
 
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
 def test_precision_follows_the_device(monkeypatch):
-    gpu = torch.device("cuda")
-    for capability, native in (((7, 5), "fp16"), ((9, 0), "bf16")):
+    for capability, auto in (((7, 5), "fp16"), ((9, 0), "bf16")):
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
-        assert device.pick_amp("native", gpu) == native
-        assert device.pick_amp("auto", gpu) == "fp16"
-    assert device.pick_amp("native", torch.device("cpu")) == device.pick_amp("auto", torch.device("cpu")) == "none"
+        assert device.pick_amp("auto", GPU) == auto
+        assert device.pick_amp("thesis", GPU) == "fp16"
+    assert device.pick_amp("thesis", CPU) == device.pick_amp("auto", CPU) == "none"
+
+
+def test_a_gpu_times_its_kernels_and_takes_tf32_where_no_precision_is_given():
+    for deterministic in (True, False):
+        device.pick_device("cpu", deterministic)
+        assert torch.backends.cudnn.benchmark == (not deterministic)
+    for where, amp, expected in ((GPU, "none", "high"), (GPU, "bf16", "highest"), (CPU, "none", "highest")):
+        device.autocast(where, amp)
+        assert torch.get_float32_matmul_precision() == expected
+
+
+def test_adamw_is_fused_on_a_gpu_alone(monkeypatch):
+    given, config = {}, dict(lr=1.0, min_lr=0.1, weight_decay=0.0, schedule="cosine", warmup=0)
+    monkeypatch.setattr(optim, "layer_groups", lambda *_: [torch.nn.Parameter(torch.zeros(1))])
+    plain = timm.optim.create_optimizer_v2
+    monkeypatch.setattr(
+        "timm.optim.create_optimizer_v2",
+        lambda params, name, fused=False, **rates: given.update({name: fused}) or plain(params, name, **rates),
+    )
+    for is_cuda in (True, False):
+        classifier = SimpleNamespace(parameters=lambda here=is_cuda: iter([SimpleNamespace(is_cuda=here)]))
+        for name in ("adamw", "adam", "lamb"):
+            optim.OPTIMIZERS[name](classifier, config, 10)
+        assert given == dict(adamw=is_cuda, adam=is_cuda, lamb=False)
+
+
+def test_a_small_shared_memory_means_no_workers_by_default(monkeypatch, capsys):
+    monkeypatch.setattr(device, "cpu_count", lambda: 8)
+    monkeypatch.setattr("os.path.isdir", lambda _: True)
+    for size, expected in ((64e6, 0), (8e9, 4)):
+        device.most_workers.cache_clear()
+        monkeypatch.setattr("shutil.disk_usage", lambda _, size=size: SimpleNamespace(total=size))
+        assert [device.pick_workers(count, where) for count, where in ((None, GPU), (None, GPU), (2, GPU))] == [
+            expected, expected, 2]  # fmt: skip
+        assert device.pick_workers(None, CPU) == 0
+        said = capsys.readouterr().out
+        assert said.count("/dev/shm has 64 MB: --workers 0; docker run --shm-size=8g") == (expected == 0), "once"
+    device.most_workers.cache_clear()
+
+
+# ---------------------------------------------------------------- torch.compile
+
+
+def test_compiling_repays_long_trainings_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    assert device.compiling_repays(300, GPU)
+    assert not device.compiling_repays(200, GPU), "a quarter of it is less than a minute"
+    assert not device.compiling_repays(1e9, CPU)
+    for name, value in (
+        ("kit.train.device.WORLD", 2),
+        ("torch.are_deterministic_algorithms_enabled", lambda: True),
+        ("torch.cuda.get_device_capability", lambda _: (6, 0)),
+        ("importlib.util.find_spec", lambda name: None),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            assert not device.compiling_repays(1e9, GPU), name
+
+
+@pytest.mark.parametrize(("words", "early"), [([], False), (["--compile"], True), (["--compile", "off"], None)])
+def test_the_first_steps_decide_whether_to_compile(flags, monkeypatch, words, early):
+    """Here the compiler is replaced: it notes what it is called for, the validated average of the weights too."""
+    compiled, asked = [], []
+    monkeypatch.setattr(monitor, "READ_SECONDS", -1)
+    monkeypatch.setattr(monitor, "compiling_repays", lambda seconds, _: asked.append(seconds) or True)
+    monkeypatch.setattr("kit.train.run.compile_backbone", lambda backbone: compiled.append(len(asked)))
+    with torch._dynamo.config.patch(suppress_errors=False):
+        more = "--batch-size 4 --optimizer adamw --ema 0.9 --fold all".split()
+        out = done(TRAIN, *flags, *QUICK, *more, *words)
+        may_fail = torch._dynamo.config.suppress_errors
+    lines = re.findall(r"s a step of 4 images\); torch.compile begins: about 60 s, to save \d+ s$", out, re.M)
+    if early is None:
+        assert compiled == asked == lines == []
+    else:
+        assert compiled == [0 if early else 1] * 4, "two networks a fold, and the second fold from its start"
+        assert len(lines) == len(asked) == (0 if early else 1)
+    assert may_fail == bool(asked), "what can't be compiled goes on uncompiled"
+
+
+def test_a_compiler_that_fails_is_named_in_one_line(flags, monkeypatch):
+    def fails(*_):
+        raise torch._dynamo.exc.TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr("torch.nn.functional.cross_entropy", fails)
+    line = refused(TRAIN, *flags, *TINY, "--fold", 0)
+    assert "torch.compile can't be used here (InvalidCxxCompiler" in line
+    assert "give --compile off" in line
+
+
+def test_compile_takes_no_experiment_for_its_word():
+    assert "argument --compile: invalid choice: 'base'" in refused("03_infer.py", "--compile", "base")
 
 
 def test_a_spawned_worker_opens_the_memory_map_itself(tmp_path):
@@ -329,5 +425,6 @@ def test_validation_has_its_own_batch_size(flags, monkeypatch):
 
 
 def test_no_resume_file_is_due_with_save_minutes_0(tmp_path):
-    assert not ResumeFile(SimpleNamespace(folder=tmp_path, config={}, save_minutes=0, stop_after=None), 0).due()
+    machine = dict(amp="none", save_minutes=0, stop_after=None)
+    assert not ResumeFile(SimpleNamespace(folder=tmp_path, config={}, provenance={}, replaced=(), **machine), 0).due()
     assert os.listdir(tmp_path) == []

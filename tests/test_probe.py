@@ -92,6 +92,28 @@ def test_features_are_computed_once_for_all_folds_seeds_and_experiments(flags, r
     assert len(files_after(*others, "--fold", 0, "--exp", "images")) == 5, "other images"
 
 
+def test_each_precision_has_its_own_features(flags, vit):
+    for amp in ("none", "bf16"):
+        out = done(TRAIN, *flags, *vit, *PROBE, "--fold", 0, "--amp", amp, "--exp", amp)
+        assert "features of 54 images" in out
+    assert "features of" not in done(TRAIN, *flags, *vit, *PROBE, "--fold", 1, "--amp", "bf16", "--exp", "bf16")
+    paths = sorted((flags[3] / "prepared").glob("features_*.npy"), key=lambda path: path.stat().st_mtime_ns)
+    one, other = map(np.load, paths)
+    assert 1e-4 < np.abs(one - other).max() < 1e-1
+    tables = [pd.read_csv(flags[3] / amp / "fold0.csv").best_1 for amp in ("none", "bf16")]
+    assert not np.allclose(*tables, atol=1e-5)
+
+
+def test_03_in_another_precision_than_the_features_asks_the_network(flags, resnet, monkeypatch):
+    done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
+    seen, plain = [], inference.autocast
+    monkeypatch.setattr(inference, "autocast", lambda device, amp: seen.append(amp) or plain(device, amp))
+    done("03_infer.py", *flags)
+    assert seen == []
+    done("03_infer.py", *flags, "--amp", "bf16")
+    assert set(seen) == {"bf16"}
+
+
 def test_00_with_overwrite_removes_the_features(flags, resnet):
     done(TRAIN, *flags, *resnet, *PROBE, "--fold", 0)
     done("00_prepare.py", *flags, "--size", 32, *PREPARE, "--overwrite")
@@ -384,7 +406,7 @@ def test_init_refuses_an_experiment_that_does_not_fit(flags, vit, resnet):
     assert "first: its model is 'test_vit' and not 'test_resnet'" in line(*resnet)
     assert "first: its head is 'linear' and not 'fresh'" in line(*vit, "--head", "fresh")
     assert "--init first must be another experiment that has finished fold 1" in line(*vit, fold=1)
-    assert "its norm is 'thesis' and not 'model'" in line(*vit, "--norm", "model")
+    assert "its norm is 'model' and not 'thesis'" in line(*vit, "--norm", "thesis")
     assert "its model_kwargs is" in line(*vit, "--model-kwargs", "embed_dim=32")
     itself = refused(TRAIN, *flags, *vit, "--fold", 0, "--exp", "first", "--init", "first", "--overwrite")
     assert "must be another experiment" in itself
@@ -399,6 +421,15 @@ def test_init_refuses_an_experiment_that_does_not_fit(flags, vit, resnet):
     done("00_prepare.py", *flags, "--size", 32, *PREPARE, "--overwrite", "--seed", 1)
     assert "first: its folds_hash is" in line(*vit)
     assert not list((flags[3] / "second").glob("fold*.*"))
+
+
+def test_init_takes_an_experiment_of_other_dropout(flags, vit):
+    kwargs = "--model-kwargs", "drop_path_rate=0.1"
+    done(TRAIN, *flags, *vit, *kwargs, "--fold", 0, "--exp", "first")
+    more = "--model-kwargs", "drop_rate=0.2", "proj_drop_rate=0.1"
+    done(TRAIN, *flags, *vit, *STILL, *more, "--fold", 0, "--exp", "second", "--init", "first")
+    before, after = (kept_weights(flags, exp) for exp in ("first", "second"))
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
 
 
 def test_another_size_resizes_a_vits_position_embedding(flags, vit):

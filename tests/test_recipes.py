@@ -50,7 +50,7 @@ def test_the_seed_alone_decides_a_transform(name, side):
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     assert {(made.shape, made.dtype) for made in first} == {(image.shape, image.dtype)}
     different = len({made.tobytes() for made in first})
-    assert different == 1 if name == "none" else different >= dict(flip=2, d4=5).get(name, 11)
+    assert different == 1 if name == "none" else different >= dict(flip=2, d4=5, thesis=5).get(name, 11)
     assert (image == before).all(), "the image itself stays"
 
 

@@ -81,7 +81,8 @@ def test_a_damaged_resume_file_is_renamed_and_the_fold_starts_over(flags, killed
 def test_a_fold_has_one_process_at_a_time(flags):
     command = [sys.executable, ROOT / "01_train_fold.py", *flags, *FOLD, "--epochs", 200]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()  # its first epoch is done
+    while "epoch   1/200" not in process.stdout.readline():  # its first epoch is done
+        pass
     line = refused("01_train_fold.py", *flags, *FOLD, "--epochs", 200)
     assert f"fold 0 of new is being worked on by process {process.pid} on" in line
     process.kill()

@@ -24,7 +24,7 @@ from kit.score.metrics import METRICS
 from kit.score.tasks import Classes
 from kit.train import checkpoint, inference, model, monitor
 from kit.train.augment import Augmentation
-from kit.train.checkpoint import ResumeFile, epoch_start
+from kit.train.checkpoint import ResumeFile, fold_start
 from kit.train.dataset import ImageDataset, draw_epoch, training_loader
 from kit.train.device import AlignedSwiGLU, align, pick_amp
 from kit.train.losses import complement_cross_entropy, cross_entropy
@@ -47,24 +47,24 @@ def settings(*flags):
 # ---------------------------------------------------------------- settings
 
 
-def test_defaults_are_tables_3_1_and_4_1():
+def test_the_thesis_recipe_is_tables_3_1_and_4_1():
     expected = dict(
         model="eva02_large_patch14_448.mim_m38m_ft_in22k_in1k", weights="pretrained", head="linear", tune="all",
-        size=448, norm="thesis", augment="d4", tta="d4", sampler="imbalanced", batch_size=17, epochs=2, loss="cce",
+        size=448, norm="thesis", augment="thesis", tta="d4", sampler="thesis", batch_size=17, epochs=2, loss="cce",
         optimizer="ranger21", lr=6e-5, min_lr=3e-5, keep="best", seed=777, accumulate=1,
     )  # fmt: skip
-    assert settings().items() >= expected.items()
+    config = settings("@recipes/thesis.args")
+    assert {key: config[key] for key in expected} == expected
     assert model.THESIS_MEAN == model.THESIS_STD == (0.5, 0.5, 0.5)
-    assert pick_amp("auto", torch.device("cuda")) == "fp16"
+    assert pick_amp("thesis", torch.device("cuda")) == "fp16"
 
 
 def test_the_recipes_are_the_thesis_three_variants():
-    assert settings("@recipes/thesis.args") == settings()
-    changed = {"thesis": {}}
-    for name in ("nosampler", "convnext"):
-        changed[name] = settings(f"@recipes/{name}.args")["changed"]
-    assert changed["nosampler"] == dict(sampler="shuffle")
-    assert changed["convnext"] == dict(model="convnext_large.fb_in22k_ft_in1k", epochs=3, batch_size=8, lr=7e-5)
+    changed = {name: settings(f"@recipes/{name}.args")["changed"] for name in ("thesis", "nosampler", "convnext")}
+    assert changed["thesis"] == dict(augment="thesis", sampler="thesis")
+    assert changed["nosampler"] == dict(augment="thesis", sampler="shuffle")
+    convnext = dict(model="convnext_large.fb_in22k_ft_in1k", epochs=3, batch_size=8, lr=7e-5)
+    assert changed["convnext"] == changed["thesis"] | convnext
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,16 @@ def test_cce_is_finite_at_any_logit_gap(classes, gap):
 # ---------------------------------------------------------------- batches
 
 
-def test_augmentation_gives_all_eight_orientations_as_the_thesis_does():
+def test_augmentation_gives_all_eight_orientations_and_d4_each_equally_often():
     corners = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    augment = Augmentation("d4", 2)
-    seeds = np.random.default_rng(0).integers(0, 2**32, 4000).tolist()
-    seen = [tuple(augment(corners, seed)[..., 0].ravel()) for seed in seeds]
-    shares = sorted(seen.count(view) / len(seen) for view in set(seen))
+    seeds, shares = np.random.default_rng(0).integers(0, 2**32, 4000).tolist(), {}
+    for name in ("d4", "thesis"):
+        augment = Augmentation(name, 2)
+        seen = [tuple(augment(corners, seed)[..., 0].ravel()) for seed in seeds]
+        shares[name] = sorted(seen.count(view) / len(seen) for view in set(seen))
+    assert shares["d4"] == pytest.approx([1 / 8] * 8, abs=0.02)
     # both flips and the half turn reach the four views that keep the axes: 3/4 of all; quarter turns the other four
-    assert shares == pytest.approx([1 / 16] * 4 + [3 / 16] * 4, abs=0.02)
+    assert shares["thesis"] == pytest.approx([1 / 16] * 4 + [3 / 16] * 4, abs=0.02)
     assert (Augmentation("none", 2)(corners, 1) == corners).all()
 
 
@@ -166,7 +168,7 @@ def epoch_images(workers, epoch=1, seed=777, augment="d4"):
     config = dict(seed=seed, sampler="shuffle", augment=augment, batch_size=8)
     experiment = SimpleNamespace(images=images, targets=np.arange(40) % 2, config=config, workers=workers, device=CPU)
     run = SimpleNamespace(experiment=experiment, train_rows=np.arange(40), fold=0)
-    return torch.cat([batch for batch, _ in training_loader(run, epoch)])
+    return torch.cat([batch for batch, _ in training_loader(run, epoch)[0]])
 
 
 def test_workers_neither_change_nor_repeat_the_random_transforms():
@@ -228,11 +230,14 @@ def test_other_optimisers_follow_rangers_schedule(batches, epochs):
 
 def small_run(classifier, **config):
     """Return a FoldRun of a classifier of two classes."""
-    config = dict(batch_size=4, accumulate=1, epochs=1, init="weights", clip_grad=None, tta="none") | config
+    config = (
+        dict(batch_size=4, accumulate=1, epochs=1, init="weights", clip_grad=None, tta="none", weights="none") | config
+    )
     prepared = SimpleNamespace(task=Classes(["0", "1"]), metric="auc")
     experiment = SimpleNamespace(
-        config=config, prepared=prepared, device=CPU, amp="none", folder=Path(), save_minutes=0, stop_after=None
-    )
+        config=config, prepared=prepared, device=CPU, amp="none", folder=Path(), save_minutes=0, stop_after=None,
+        provenance={}, replaced=(), parts=1, images_at_once=4, micro_batch=None, chosen=[0], compile="off",
+    )  # fmt: skip
     return FoldRun(
         experiment=experiment, fold=0,
         train_rows=np.arange(0), valid_rows=np.arange(0), classifier=classifier, model=classifier,
@@ -244,8 +249,9 @@ def small_run(classifier, **config):
 
 def train_small(classifier, batches, monkeypatch, **config):
     """Train an epoch of these batches."""
-    monkeypatch.setattr(train, "training_loader", lambda *_: batches)
-    return train.train_epoch(small_run(classifier, **config), dict(epoch=1, **epoch_start()))
+    known = [len(targets) for _, targets in batches]
+    monkeypatch.setattr(train, "training_loader", lambda *_: (batches, known))
+    return train.train_epoch(small_run(classifier, **config), fold_start())
 
 
 def test_accumulated_batches_equal_one_large_batch(monkeypatch):
@@ -255,7 +261,7 @@ def test_accumulated_batches_equal_one_large_batch(monkeypatch):
     for size, accumulate in ((8, 1), (4, 2)):
         torch.manual_seed(1)
         backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2))
-        classifier = model.Classifier(backbone, torch.nn.Identity(), "features", (0.5,) * 3, (0.5,) * 3)
+        classifier = model.Classifier(backbone, torch.nn.Identity(), "features", (0.5,) * 3, (0.5,) * 3, 1)
         batches = [(images[i : i + size], targets[i : i + size]) for i in range(0, 16, size)]
         train_small(classifier, batches, monkeypatch, batch_size=size, accumulate=accumulate)
         weights.append(backbone[1].weight.detach().clone())
@@ -271,7 +277,7 @@ def test_running_scores_are_of_a_bounded_window(monkeypatch):
     plain_scores = monitor.scores
     for module in (monitor, train):
         monkeypatch.setattr(module, "scores", lambda run, x, y: sizes.append(len(x)) or plain_scores(run, x, y))
-    classifier = model.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", (0.5,) * 3, (0.5,) * 3)
+    classifier = model.Classifier(torch.nn.Flatten(), torch.nn.Linear(48, 2), "features", (0.5,) * 3, (0.5,) * 3, 2)
     batches = [(torch.zeros(4, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))] * 10
     train_small(classifier, batches, monkeypatch)
     assert sizes == [4] + [8] * 9 + [40], "each refresh scores 8 images, the epoch's end all"
@@ -292,7 +298,7 @@ def test_nan_losses_are_skipped_by_the_grad_scaler_and_counted(monkeypatch, caps
     monkeypatch.setattr(monitor, "READ_SECONDS", 1e9)
 
     def epoch(*losses):
-        state = dict(epoch=1, step=0, seconds=0.0, logits=[torch.zeros(2, 2)], targets=[torch.tensor([0, 1])])
+        state = fold_start() | dict(logits=[torch.zeros(2, 2)], targets=[torch.tensor([0, 1])])
         with monitor.EpochMonitor(run, state, len(losses)) as epoch_monitor:
             for step, loss in enumerate(losses):
                 epoch_monitor.after(step, loss, False)
@@ -374,6 +380,127 @@ def test_tune_head_trains_the_head_alone(toy, head):
     before = model.build_model(torch.load(flags[3] / "base" / "fold0.pt")["config"], 2, "none").state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {"head.weight", "head.bias"}
+
+
+def small(name="test_vit", head="fresh", size=32, **kwargs):
+    return dict(model=name, model_kwargs=kwargs, head=head, size=size, norm="model")
+
+
+def test_a_score_of_bf16_features_has_the_digits_of_float32():
+    """Among 500 images, computed in bf16, a head in bf16 too would tie most scores."""
+    torch.manual_seed(0)
+    classifier = model.build_model(small(), 2, "none")
+    images = np.random.default_rng(0).integers(0, 255, (500, 32, 32, 3), dtype=np.uint8)
+    logits = inference.predict(classifier, images, np.arange(500), 64, CPU, "bf16")
+    assert len(np.unique(logits[:, 1] - logits[:, 0])) > 490
+    with torch.autocast("cpu", torch.bfloat16):
+        features = classifier.features(torch.from_numpy(images[:2]).permute(0, 3, 1, 2))
+    assert features.dtype == torch.float32
+
+
+def test_the_prior_is_added_in_eval_mode_alone_and_older_fold_files_have_none(tmp_path):
+    classifier, config = model.build_model(small(), 2, "none"), small()
+    images = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
+    without = classifier.eval()(images)
+    classifier.log_prior.copy_(torch.tensor([1.0, -2.0]))
+    assert torch.allclose(classifier(images) - without, torch.tensor([1.0, -2.0]), atol=1e-5)
+    assert torch.allclose(classifier.train()(images), without, atol=1e-5)  # a ViT has no batch statistics
+    weights = classifier.state_dict()
+    torch.save(dict(config=config, classes=["a", "b"], model=weights), tmp_path / "fold0.pt")
+    del weights["log_prior"]
+    torch.save(dict(config=config, classes=["a", "b"], model=weights), tmp_path / "fold1.pt")
+    priors = [checkpoint.load_fold(tmp_path / f"fold{k}.pt", CPU)[1].log_prior.tolist() for k in (0, 1)]
+    assert priors == [[1.0, -2.0], [0.0, 0.0]]
+
+
+VIT = dict(depth=1, embed_dim=32, num_heads=2)
+FAMILIES = [
+    ("vit_tiny_patch16_224", 64, VIT),
+    ("vit_small_patch16_dinov3", 64, VIT),
+    ("eva02_tiny_patch14_224", 56, VIT),
+    ("beit_base_patch16_224", 64, VIT),
+    ("deit3_small_patch16_224", 64, VIT),
+    ("swin_tiny_patch4_window7_224", 64, dict(depths=(1, 1), num_heads=(1, 2), embed_dim=16)),
+    ("swinv2_tiny_window8_256", 64, dict(depths=(1, 1), num_heads=(1, 2), embed_dim=16)),
+    ("hiera_tiny_224", 64, dict(embed_dim=16, num_heads=1, stages=(1, 1, 1, 1))),
+    ("convnext_atto", 64, dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))),
+    ("convnextv2_atto", 64, dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))),
+    ("maxvit_rmlp_pico_rw_256", 64, {}),
+    ("caformer_s18", 64, {}),
+    ("mobilenetv3_small_050", 64, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "size", "kwargs"), FAMILIES, ids=[name for name, *_ in FAMILIES])
+def test_weights_that_others_replace_are_not_drawn(name, size, kwargs):
+    """The network computes the same, with its tables of positions, whether a state dict of all or a backbone's came."""
+    config = small(name, size=size, **kwargs)
+    drawn = model.build_model(config, 2, "none").eval()
+    later = model.build_model(config, 2, None)
+    assert model.has_nan(later)
+    later.load_state_dict(drawn.state_dict())
+    begun = model.build_model(config, 2, drawn.backbone.state_dict())
+    assert not model.has_nan(begun)
+    images = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = drawn(images)
+        begun.head.load_state_dict(drawn.head.state_dict())
+        assert torch.equal(later.eval()(images), logits)
+        assert torch.equal(begun.eval()(images), logits)
+
+
+def test_weights_that_the_hubs_file_lacks_are_drawn(monkeypatch):
+    """timm accepts such a file for a network without classes."""
+    state = timm.create_model("test_resnet").state_dict()
+    lacking = {key: value for key, value in state.items() if not key.startswith("layer2")}
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(lacking))
+    backbone = model.build_model(small("test_resnet"), 2, "hub").backbone
+    assert not model.has_nan(backbone)
+    assert torch.equal(backbone.conv1[0].weight, state["conv1.0.weight"])
+    drawn = backbone.get_parameter("layer2.0.conv1.weight")
+    assert 0 < drawn.std() < 1
+    assert drawn.shape == state["layer2.0.conv1.weight"].shape
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--model test_vit --model-kwargs in_chans=1", "to have 1 channels, but got 3 channels"),
+        ("--model vit_tiny_patch16_224 --model-kwargs depth=1 img_size=64", "(32) doesn't match model (64)"),
+        ("--model test_vit --model-kwargs global_pool= --head fresh", "logits of shape [1, 5, 2]"),
+        ("--model inception_v3 --weights none", "Kernel size can't be greater than actual input size"),
+        ("--model test_vit --model-kwargs patch_size=0", "can't be built with patch_size=0"),
+        ("--model test_vit --model-kwargs embed_dim=-1", "can't be built with embed_dim=-1"),
+    ],
+)
+def test_a_network_that_cannot_compute_the_images_is_refused(toy, words, reason):
+    flags = toy()
+    prepare(flags)
+    line = refused("01_train_fold.py", *flags, *TINY, "--fold", 0, *words.split())
+    assert reason in line
+    assert "--model-kwargs" in line
+    assert not list((flags[3] / "base").glob("fold*"))
+
+
+def test_timms_old_names_are_called_by_their_new_ones(capsys):
+    model.current_name.cache_clear()
+    config = json.loads(done("01_train_fold.py", "--fold", 0, "--print-config", "--model", "tf_efficientnet_b0_ns"))
+    assert config["model"] == "tf_efficientnet_b0.ns_jft_in1k"
+    model.current_name.cache_clear()
+    assert model.current_name("vit_base_patch16_224_in21k") == "vit_base_patch16_224.augreg_in21k"
+    model.current_name("vit_base_patch16_224_in21k")
+    warning = "--model vit_base_patch16_224_in21k is called vit_base_patch16_224.augreg_in21k in timm now"
+    assert capsys.readouterr().err.count(warning) == 1
+    for name in ("test_vit", "resnet50.a1_in1k", "no_such_model"):
+        assert model.current_name(name) == name
+
+
+def test_other_models_than_the_thesis_have_their_weights_mean_and_std():
+    assert settings()["norm"] == "thesis"
+    assert settings("--model", "test_resnet")["norm"] == "model"
+    assert settings("--model", "test_resnet", "--norm", "thesis")["norm"] == "thesis"
+    assert settings("--norm", "model")["norm"] == "model"
+    assert settings("@recipes/convnext.args")["norm"] == "thesis"
 
 
 # ---------------------------------------------------------------- a fold from end to end

@@ -27,7 +27,13 @@ def flip(side):
 
 
 def d4(side):
-    """Return horizontal flip, quarter turn and vertical flip, each with probability one half (thesis 3.1.1)."""
+    """Return one of the 8 symmetries of a square, each equally often."""
+    return [A.D4(p=1)]
+
+
+def thesis(side):
+    """Return horizontal flip, quarter turn and vertical flip, each with probability one half (thesis 3.1.1). A
+    turn may be by 0 or 180 degrees: the four views turned by 90 come a third as often as the others."""
     return [A.HorizontalFlip(p=0.5), A.RandomRotate90(p=0.5), A.VerticalFlip(p=0.5)]
 
 
@@ -40,6 +46,7 @@ def light(side):
 
 AUGMENTATIONS: dict[str, Augment] = {
     "d4": Augment(d4, tta="d4"),
+    "thesis": Augment(thesis, tta="d4"),
     "none": Augment(lambda side: [], tta="none"),
     "flip": Augment(flip, tta="flip"),
     "light": Augment(light, tta="flip"),

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import common
-from common import RANK, WORLD, UserError, conclude, file_hash, replacing, say, warn, write_csv, write_json
+from common import RANK, WORLD, UserError, conclude, file_hash, listing, replacing, say, warn, write_csv, write_json
 
 import numpy as np
 import pandas as pd
@@ -47,7 +47,8 @@ def save_fold(run, kept, logits, epochs):
     valid = {key: chosen["scores"][key] for key in ("loss", "accuracy", metric) if key in chosen["scores"]}
     record = dict(fold=fold, epoch=chosen["epoch"], config=experiment.config, scores=valid) | prepared.for_test()
     how = dict(version=common.__version__, torch=torch.__version__, timm=timm.__version__)
-    how |= dict(device=str(experiment.device), amp=experiment.amp)
+    how |= dict(device=str(experiment.device), amp=experiment.amp, micro_batch=experiment.micro_batch)
+    how["before_stops"] = run.resume.before_stops
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
             torch.save(record | dict(model=chosen["weights"]), file)  # a path's name would be part of the archive
@@ -67,11 +68,18 @@ def epoch_start():
     return dict(step=0, seconds=0.0, logits=[], targets=[])
 
 
+def fold_start():
+    """Return a fold's state at its start: epoch, its updates that were taken or skipped, epochs' rows, kept epochs."""
+    return dict(epoch=1, updates=0, skipped=0, rows=[], kept={}) | epoch_start()
+
+
 class ResumeFile:
     """foldK.resume.pt, from which a stopped fold of an Experiment resumes."""
 
     def __init__(self, experiment, fold):
         self.path, self.config = experiment.folder / f"fold{fold}.resume.pt", experiment.config
+        self.made_with, self.replaced = experiment.provenance | dict(amp=experiment.amp), fold in experiment.replaced
+        self.before_stops = []  # provenance and precision that a stopped fold had, where others followed
         self.minutes, self.stop_after = experiment.save_minutes, experiment.stop_after
         self.parts, self.last_save = {}, time.monotonic()
 
@@ -99,6 +107,7 @@ class ResumeFile:
             outputs = {key: [tensor for share in shares for tensor in share[key]] for key in OUTPUTS}
             parts = {name: part.state_dict() for name, part in self.parts.items()}
             content = dict(progress=state | outputs, random=randoms, config=self.config, parts=parts)
+            content |= dict(made_with=self.made_with, before_stops=self.before_stops)
             try:
                 with replacing(self.path) as temporary:
                     with open(temporary, "wb") as file:  # given a path, torch.save hides that the disk is full
@@ -114,12 +123,13 @@ class ResumeFile:
         """Register the run's model, optimiser, scheduler, EMA and GradScaler, and restore them and the random states.
 
         → the fold's state: a dict of epoch, rows, kept and the keys of `epoch_start`; without a file, that of the first
-        epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over."""
+        epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over; so it does
+        with --overwrite where code, weights or precision are others, which is a warning without it."""
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
         self.parts |= {k: part for k in ("scheduler", "ema") if (part := getattr(run, k)) is not None}
         if RANK > 0:
             distributed.broadcast(0)  # wait while the first process reads the file, and may rename it
-        state = (self._load() if self.path.exists() else None) or dict(epoch=1, rows=[], kept={}) | epoch_start()
+        state = (self._load() if self.path.exists() else None) or fold_start()
         if RANK == 0:
             distributed.broadcast(0)
         if len(set(distributed.all_gather((state["epoch"], state["step"])))) > 1:
@@ -136,11 +146,19 @@ class ResumeFile:
             state = read_checked(self.path)
             if changed := differences(state["config"], self.config):
                 raise ValueError(f"it was made with other settings: {'; '.join(changed)}")
+            if "made_with" not in state:
+                raise ValueError("it is of another version of the kit")
+            others = {key: was for key, was in state["made_with"].items() if was != self.made_with.get(key)}
+            if others and self.replaced:
+                raise ValueError(f"it was made with other {listing(others)}")
         except (ValueError, OSError) as error:
             aside = self.path.with_suffix(".damaged")
             os.replace(self.path, aside)
             say(f"{self.path} can't be used ({error}): the fold starts over, and the file is kept as {aside.name}")
             return None
+        self.before_stops = state["before_stops"] + [others] * bool(others)
+        if others:
+            warn(f"{self.path} was made with other {listing(others)}: --overwrite would start the fold over")
         for name, part in self.parts.items():
             if state["parts"].get(name):  # a GradScaler that is switched off has no state
                 part.load_state_dict(state["parts"][name])
@@ -180,12 +198,18 @@ def earlier_weights(folder, fold, config):
     is missing, of another model, or of other folds, whose training images may be held out here."""
     record = read_record(folder, fold)["config"]
     for key in ("model", "model_kwargs", "head", "norm", "folds_hash"):
-        if record[key] != config[key]:
-            raise UserError(f"--init {folder.name}: its {key} is {record[key]!r} and not {config[key]!r}: give another")
+        its, ours = (without_drops(part[key]) if key == "model_kwargs" else part[key] for part in (record, config))
+        if its != ours:
+            raise UserError(f"--init {folder.name}: its {key} is {its!r} and not {ours!r}: give another")
     with readable_checkpoint(path := folder / f"fold{fold}.pt"):
         weights = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["model"]
     parts = "backbone.", "head."
     return [{key.removeprefix(p): value for key, value in weights.items() if key.startswith(p)} for p in parts]
+
+
+def without_drops(kwargs):
+    """Return the settings of --model-kwargs but rates of dropout and stochastic depth, which change no weight."""
+    return {key: value for key, value in kwargs.items() if "drop" not in key}
 
 
 @contextlib.contextmanager
@@ -204,8 +228,8 @@ def load_fold(path, device, compiled=False):
     """Read a foldK.pt. → (its dict without the weights, the Classifier in eval mode on `device`)."""
     with readable_checkpoint(path):
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        model = build_model(saved["config"], len(saved["classes"]), "none")
-        model.load_state_dict(saved.pop("model"))
+        model = build_model(saved["config"], len(saved["classes"]), None)
+        model.load_state_dict(dict(log_prior=model.log_prior) | saved.pop("model"))  # older files have no log_prior
     if compiled:
         compile_backbone(model.backbone)
     return saved, model.to(device).eval()

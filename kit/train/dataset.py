@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from torchsampler import ImbalancedDatasetSampler
 
+from kit.score.metrics import METRICS
 from kit.train.augment import Augmentation
 from kit.train.device import ignore_ctrl_c
 
@@ -44,11 +45,29 @@ class ImageDataset:
             self.images = np.load(self.images, mmap_mode="r")
 
 
-# labels int [n] → the rows to draw, in order. imbalanced: with replacement, each class equally often (thesis 3.2.1)
+def imbalanced(labels):
+    """Draw rows with replacement, each class equally often (thesis 3.2.1)."""
+    return list(ImbalancedDatasetSampler(labels, labels=labels.tolist()))
+
+
+# labels int [n] → the rows to draw, in order
 SAMPLERS: dict[str, Callable[[np.ndarray], list[int]]] = {
-    "imbalanced": lambda labels: list(ImbalancedDatasetSampler(labels, labels=labels.tolist())),
+    "imbalanced": imbalanced,
     "shuffle": lambda labels: torch.randperm(len(labels)).tolist(),
+    "thesis": imbalanced,
 }
+
+
+def log_prior(config, targets, count):
+    """Return what the logits of a model lack that was trained on equally frequent classes, float32 [count]: the
+    logarithms of the classes' shares among the targets int [n], over 1 / count (Menon et al. 2021, arXiv 2007.07314).
+
+    Zeros unless --sampler imbalanced draws for a metric that doesn't weigh each class the same: the thesis' sampler
+    leaves the prior out."""
+    if config["sampler"] != "imbalanced" or METRICS[config["metric"]].balanced:
+        return torch.zeros(count)
+    images = np.maximum(np.bincount(targets, minlength=count), 1)  # a class without training images was never drawn
+    return torch.from_numpy(np.log(count * images / images.sum())).float()
 
 
 def draw_epoch(labels, config, fold, epoch):
@@ -61,14 +80,18 @@ def draw_epoch(labels, config, fold, epoch):
 
 
 def training_loader(run, epoch, done=0):
-    """Return the DataLoader of an epoch of a FoldRun, without its first `done` batches and a last incomplete one
-    (listing, `drop_last`). Under torchrun each process gets its share of every batch."""
+    """Return (the DataLoader of an epoch of a FoldRun, without its first `done` batches and a last incomplete one
+    (listing, `drop_last`); the targets of each of its batches that aren't NaN, int [batches]). Under torchrun each
+    process gets its share of every batch."""
     experiment, config, rows = run.experiment, run.experiment.config, run.train_rows
     images, targets, size = experiment.images, experiment.targets[rows], config["batch_size"]
     order = draw_epoch(targets, config, run.fold, epoch)
-    return DataLoader(
+    batches = [order[k * size : (k + 1) * size] for k in range(done, len(order) // size)]
+    known = [np.isfinite(targets[[row for row, _ in batch]]).sum() for batch in batches]
+    loader = DataLoader(
         ImageDataset(images, rows, targets, Augmentation(config["augment"], images.shape[1])),
-        batch_sampler=[order[k * size : (k + 1) * size][RANK::WORLD] for k in range(done, len(order) // size)],
+        batch_sampler=[batch[RANK::WORLD] for batch in batches],
         num_workers=experiment.workers, pin_memory=experiment.device.type == "cuda", worker_init_fn=ignore_ctrl_c,
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )  # fmt: skip
+    return loader, known

@@ -2,12 +2,15 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
+import importlib.util
 import os
 import re
+import shutil
 import signal
 
-from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count, number
+from common import GARBAGE, LOCAL_WORLD, WORLD, UserError, cpu_count, number, say
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,10 @@ from torch import nn
 
 from kit.train import distributed
 
-PRECISIONS = ("auto", "native", "fp16", "bf16", "none")
+PRECISIONS = ("auto", "thesis", "fp16", "bf16", "none")
+LEAST_SHARED_MEMORY = 1e9  # bytes of /dev/shm, through which workers pass images; Docker gives 64 MB
+COMPILE_SECONDS = 60  # EVA-02-L, block by block, for training and for prediction (docs/LOG.md)
+COMPILE_GAIN = 0.25  # of a step's time, at least: EVA-02-L lost half of it on an H200
 
 
 def pick_device(name, deterministic=False):
@@ -26,6 +32,7 @@ def pick_device(name, deterministic=False):
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it, before its first use
     torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic  # times its kernels once for each shape of a batch
     if WORLD > 1:
         name = distributed.process_device(name)
     if name == "auto":
@@ -49,32 +56,42 @@ def keep_memory():
 
 
 def pick_amp(name, device):
-    """Return the autocast precision, "fp16", "bf16" or "none", for one of PRECISIONS. auto: fp16 on a GPU (thesis
-    3.3.1), none elsewhere; native: bf16 where the GPU computes in it (a T4 only emulates it), else as auto."""
-    if name not in ("auto", "native"):
+    """Return the autocast precision, "fp16", "bf16" or "none", for one of PRECISIONS. auto: bf16 on a GPU that computes
+    in it (a T4 only emulates it), fp16 on others, none elsewhere; thesis: fp16 on any GPU (3.3.1), none elsewhere."""
+    if name not in ("auto", "thesis"):
         return name
     if device.type != "cuda":
         return "none"
-    return "bf16" if name == "native" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if name == "auto" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
 
 
 def pick_amp_of(run, name, device):
     """Return the autocast precision to predict in, as pick_amp does; auto: the precision of the fold's training, if
     that ran on such a device, and fp16 for bf16 where a GPU only emulates it. run: "run" in foldK.json."""
-    if name != "auto" or run.get("device", "").partition(":")[0] != device.type:
-        return pick_amp(name, device)
-    return pick_amp("native", device) if (device.type, run["amp"]) == ("cuda", "bf16") else run["amp"]
+    same = name == "auto" and run.get("device", "").partition(":")[0] == device.type
+    return run["amp"] if same and (device.type, run["amp"]) != ("cuda", "bf16") else pick_amp(name, device)
 
 
 def pick_workers(count, device):
     """Return --workers or, by default, up to the thesis' 4 beside a GPU, and none on the CPU, where they compete."""
     if count is not None:
         return count
-    return max(0, min(4, cpu_count() // LOCAL_WORLD - 1)) if device.type == "cuda" else 0
+    usual = max(0, min(4, cpu_count() // LOCAL_WORLD - 1)) if device.type == "cuda" else 0
+    return min(usual, most_workers()) if usual else 0
+
+
+@functools.cache  # says it once
+def most_workers(folder="/dev/shm"):
+    """Return how many workers the shared memory in `folder` allows by default: 0 where it is small; else many."""
+    if os.path.isdir(folder) and (size := shutil.disk_usage(folder).total) < LEAST_SHARED_MEMORY:
+        say(f"{folder} has {size / 1e6:.0f} MB: --workers 0; docker run --shm-size=8g allows workers, which are faster")
+        return 0
+    return cpu_count()
 
 
 def autocast(device, amp):
-    """Return the context in which the model runs; `amp` is fp16, bf16 or none."""
+    """Return the context in which the model runs; `amp` is fp16, bf16 or none, for which a GPU's matrices are TF32."""
+    torch.set_float32_matmul_precision("high" if (device.type, amp) == ("cuda", "none") else "highest")
     return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "none")
 
 
@@ -87,6 +104,9 @@ def enough_memory(remedy):
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory is full ({str(error).splitlines()[0][:120]}): {remedy}") from None
     except RuntimeError as error:
+        if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+            why = str(error).splitlines()[0][:120]
+            raise UserError(f"torch.compile can't be used here ({why}): give --compile off") from None
         if not re.search("shared memory|unable to write to file </torch", str(error)):
             raise
         why = str(error).splitlines()[-1].removeprefix("RuntimeError: ")[:120]
@@ -132,6 +152,14 @@ def allow_recompiling():
     torch._dynamo.config.cache_size_limit = 64  # recompile_limit since PyTorch 2.7, which knows this name too
 
 
+def compiling_repays(seconds, device):
+    """Return whether torch.compile would save more of the `seconds` of training to come than it takes: never on a CPU;
+    under torchrun and with --deterministic no clock decides; and Triton needs Volta or newer."""
+    possible = device.type == "cuda" and WORLD == 1 and not torch.are_deterministic_algorithms_enabled()
+    possible = possible and torch.cuda.get_device_capability(device) >= (7, 0) and importlib.util.find_spec("triton")
+    return bool(possible) and COMPILE_GAIN * seconds > COMPILE_SECONDS
+
+
 def compile_backbone(backbone):
     """Compile a backbone, in place; a ViT block by block, since all but the first reuse the compiled code."""
     allow_recompiling()  # one version for each rate of stochastic depth
@@ -141,10 +169,11 @@ def compile_backbone(backbone):
         part.compile()
 
 
-def add_machine_flags(add, amp_auto):
-    """Add the five flags that say where and how a script computes. amp_auto: what --amp auto means there."""
+def add_machine_flags(add, amp_auto, compile_auto):
+    """Add the five flags that say where and how a script computes. *_auto: what auto means there."""
     add("--device", default="auto", help="auto, cpu, cuda or cuda:1")
     add("--amp", choices=PRECISIONS, default="auto", help=f"precision: %(choices)s; auto: {amp_auto}")
-    add("--compile", action="store_true", help="torch.compile: about a minute at the start, then faster on a GPU")
+    add("--compile", nargs="?", const="on", default="auto", choices=("auto", "on", "off"), help="torch.compile, about "
+        f"a minute: %(choices)s; auto: {compile_auto}")  # fmt: skip
     add("--workers", type=number(int, 0), help="processes that load images (default: up to 4 beside a GPU, else 0)")
     add("--deterministic", action="store_true", help="on a GPU: the same bits each time, at some cost in speed")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from kit.train import distributed
 from kit.train.dataset import ImageDataset
 from kit.train.device import autocast, ignore_ctrl_c, pick_device
-from kit.train.model import build_model
+from kit.train.model import build_model, check_size
 
 PREDICT_BATCH = 32  # images a batch for validation and the test set (listing)
 
@@ -32,8 +32,9 @@ TTAS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def to_device(images, device):
-    """Return a DataLoader's images, uint8 [B, S, S, 3], on the device as uint8 [B, 3, S, S] in channels_last format."""
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    """Return a DataLoader's images, uint8 [B, S, S, 3], on the device as uint8 [B, 3, S, S], contiguous, of which a CPU
+    makes the views of TTA in a fifth of the time."""
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 
 
 @torch.inference_mode()
@@ -45,8 +46,9 @@ def predict(model, images, rows, batch_size, device, amp="none", workers=0, bar=
     model.eval()
     data = ImageDataset(images, rows[RANK::WORLD])
     loader = DataLoader(
-        data, sampler=[(i, 0) for i in range(len(data))], batch_size=batch_size, num_workers=workers,
-        pin_memory=device.type == "cuda", worker_init_fn=ignore_ctrl_c,
+        data, sampler=[(i, 0) for i in range(len(data))], batch_size=batch_size, worker_init_fn=ignore_ctrl_c,
+        num_workers=workers if isinstance(images, np.memmap) else 0,  # starting them takes longer than copying memory
+        pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or making the loader would move the random stream that dropout draws from
     )  # fmt: skip
     logits, done = torch.empty(0, device=device), 0  # empty in a process without a row
@@ -75,5 +77,5 @@ def embed(name, size, weights, seed, arrays):
     device, model = pick_device("auto"), build_model(config, 1, weights)
     model.head = nn.Identity()
     options = dict(batch_size=PREDICT_BATCH, device=device, bar="features")
-    model = model.to(device)
+    check_size(model.to(device), config)
     return normalize(np.concatenate([predict(model, array, np.arange(len(array)), **options) for array in arrays]))

@@ -6,6 +6,7 @@ is unfinished, and continued.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import time
@@ -44,12 +45,13 @@ class Views(nn.Module):
         return torch.stack([self.classifier.features(view) for view in views], 1)
 
 
-def paths(prepared, config, weights):
-    """Return {key of TTAS: the path of the features in these views}. weights: as foldK.json holds them."""
+def paths(prepared, config, weights, amp):
+    """Return {key of TTAS: the path of the features in these views}. weights: as foldK.json holds them; amp: fp16, bf16
+    or none."""
     again = f"{common.PREPARE} again, with the same flags"
     tables = [read_table(prepared.folder / name, again) for name in ("folds.csv", "test.csv")]
     record = {key: config[key] for key in ("model", "model_kwargs", "head", "norm", "size")}
-    record |= dict(weights=weights, names=[name for table in tables for name in table.image_name])
+    record |= dict(weights=weights, amp=amp, names=[name for table in tables for name in table.image_name])
     record |= {part: prepared.made_from[f"{part}_images"] for part in ("train", "test")}
     hashes = {tta: hashlib.sha256(json.dumps([record, tta], sort_keys=True).encode()).hexdigest()[:12] for tta in TTAS}
     name = f"features_{config['model']}_{config['size']}"
@@ -67,7 +69,7 @@ def read_features(files, tta):
 def features(run):
     """Return the features float16 [N + M, V, D], mapped; where there are none, compute them with the run's backbone."""
     experiment, tta = run.experiment, run.experiment.config["tta"]
-    files = paths(experiment.prepared, experiment.config, experiment.provenance["weights"])
+    files = paths(experiment.prepared, experiment.config, experiment.provenance["weights"], experiment.amp)
     with contextlib.ExitStack() as held:
         if RANK == 0:
             held.enter_context(locked(files[tta].with_name(f".{files[tta].stem}.lock"), files[tta], wait=True))
@@ -218,26 +220,27 @@ def start_head(run):
     return vectors
 
 
-def test_features(oof, fold, tta, count):
-    """Return the features of the `count` test images for a fold's probe, float16 [M, V, D], or None without any."""
-    config, weights = (oof.records[fold][key] for key in ("config", "weights"))
-    vectors = read_features(paths(oof.prepared, config, weights), tta) if config["tune"] == "probe" else None
+def test_features(prepared, record, tta, count, amp):
+    """Return the features of the `count` test images for a fold's probe, float16 [M, V, D], or None without any
+    of the precision `amp`. record: foldK.json."""
+    files = paths(prepared, record["config"], record["weights"], amp) if record["config"]["tune"] == "probe" else None
+    vectors = files and read_features(files, tta)
     return None if vectors is None else vectors[-count:]
 
 
 @torch.inference_mode()
-def head_logits(head, vectors):
+def head_logits(classifier, vectors):
     """Return the plain view's logits and the mean of all views', float32 [n, K] each. vectors: float16 [n, V, D]."""
-    head = head.cpu()
+    head, log_prior = copy.deepcopy(classifier.head).cpu(), classifier.log_prior.cpu()
     plain, mean = vectors[:, 0].astype(np.float32), vectors.mean(axis=1, dtype=np.float32)
-    return tuple(head(torch.from_numpy(points)).numpy() for points in (plain, mean))
+    return tuple((head(torch.from_numpy(points)) + log_prior).numpy() for points in (plain, mean))
 
 
 def probe(run):
     """Fit the head, in place of a training. → as 01's train_fold, with one epoch as "best" and "last"."""
     images, targets, rows = run.experiment.images, run.experiment.targets, run.valid_rows
     state, began = dict(epoch=1, rows=[]) | epoch_start(), time.perf_counter()
-    plain, logits = head_logits(run.classifier.head, start_head(run)[: len(images)])
+    plain, logits = head_logits(run.classifier, start_head(run)[: len(images)])
     state.update(seconds=time.perf_counter() - began)
     train, valid = (scores(run, plain[part], targets[part]) for part in (run.train_rows, rows))
     note_epoch(run, f"fold {run.fold}", state, train, valid, 0.0)

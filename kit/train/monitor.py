@@ -13,12 +13,14 @@ from kit.experiment import is_finished
 from kit.score import thresholds
 from kit.score.metrics import METRICS
 from kit.train.checkpoint import OUTPUTS
+from kit.train.device import COMPILE_GAIN, COMPILE_SECONDS, compiling_repays
 from kit.train.inference import TTAS, predict
 from kit.train.optim import current_lr
 
 WINDOW = 1024  # images of the bar's running scores, which thereby cost the same all epoch long
 BLOCK = 4096  # images whose loss is computed at once
 MOST_SKIPPED = 5  # losses in a row that aren't finite, before training ends
+LEAST_SCALE = 2**-4  # of the GradScaler, which halves 65,536 at each skipped step
 SETTLED = 3  # steps before the speed is measured: the first ones allocate and compile
 LARGE = 50e6  # weights of a model that is too slow without a GPU
 READ_SECONDS = 0.5  # between two readings of the losses
@@ -27,16 +29,14 @@ READ_SECONDS = 0.5  # between two readings of the losses
 def scores(run, logits, targets):
     """Return the loss and the metrics of the competition and of the task, as a dict of floats.
 
-    logits, targets: arrays as the loss takes them. A metric of sets of labels is computed at its best thresholds."""
+    logits, targets: arrays as the loss takes them. A metric with cuts (kit/score/thresholds.py) has its best ones."""
     task, metric = run.experiment.prepared.task, run.experiment.prepared.metric
     size = BLOCK if task.splits_loss else len(targets)  # the loss takes several times the logits' memory
     blocks = zip(torch.as_tensor(logits).split(size), torch.as_tensor(targets).split(size), strict=True)
     loss = sum(run.criterion(*block).item() * len(block[1]) for block in blocks) / len(targets)
     predictions, targets = task.predictions(logits), task.from_01(targets)
-    if METRICS[metric].of_sets:
-        predictions = thresholds.in_sample(metric, targets, predictions)
-    names = dict.fromkeys([*task.extra_metrics, metric])
-    return dict(loss=loss) | {name: float(METRICS[name].score(targets, predictions, None)) for name in names}
+    read = {name: thresholds.in_sample(name, targets, predictions) for name in (*task.extra_metrics, metric)}
+    return dict(loss=loss) | {name: METRICS[name].score(targets, moved) for name, moved in read.items()}
 
 
 def outputs(state, last=0):
@@ -54,12 +54,26 @@ class EpochMonitor(contextlib.AbstractContextManager):
         self.batch, self.name = run.experiment.config["batch_size"], run.epoch_name(state["epoch"])
         self.bar = progress(steps * self.batch, self.name)
         self.bar.update(state["step"] * self.batch)
-        self.settled = None  # (step, time) from which the speed is measured; () once it is printed
+        self.first = state["step"]
+        self.settled = () if run.forecast else None  # (step, time) from which the speed is measured; () once printed
 
     def __exit__(self, *error):
         self.bar.close()
         if self.skipped and error[0] is None:
             warn(f"{self.name}: {self.skipped} of {self.steps} losses were NaN or infinite, their steps were skipped")
+
+    def count(self, taken):
+        """Count an update, which the GradScaler has taken or skipped. Raises UserError where the next would be, too."""
+        self.state["updates"] += taken
+        self.state["skipped"] += not taken
+        if self.run.scaler.get_scale() < LEAST_SCALE:
+            self.refuse(f"{self.state['skipped']} steps")
+
+    def refuse(self, steps):
+        """Raise UserError: `steps` (in words) changed no weight."""
+        remedy = "lower --lr, or give --amp bf16 or none, with --overwrite"
+        what = f"the gradients of {steps} were NaN or infinite, so they changed nothing"
+        raise UserError(f"{self.name}: {what}: {remedy}")
 
     def after(self, step, loss, save):
         """Note a step and its loss (a tensor). save: whether a resume file is about to be written."""
@@ -71,9 +85,13 @@ class EpochMonitor(contextlib.AbstractContextManager):
             if self.settled:
                 self.forecast(step)
                 self.settled = ()
-            elif self.settled is None and self.state["epoch"] == 1 and step >= SETTLED:
+                self.run.forecast = True
+            elif self.settled is None and step >= self.first + SETTLED:
                 self.settled = step, time.perf_counter()
             self.last_read = time.monotonic()
+        is_end = step + 1 == self.steps and self.state["epoch"] == self.run.experiment.config["epochs"]
+        if is_end and self.state["skipped"] > self.state["updates"]:
+            self.refuse(f"{self.state['skipped']} of {self.state['skipped'] + self.state['updates']} steps")
 
     def read_losses(self, step):
         """Read the losses since the last reading, for the tracker and the bar. Raises UserError where too many in a row
@@ -96,7 +114,8 @@ class EpochMonitor(contextlib.AbstractContextManager):
             self.bar.set_postfix(shown | {"lr": f"{lr:.2e}"}, refresh=False)
 
     def forecast(self, step):
-        """Print what the fold will take: minutes, and the GPU's memory."""
+        """Print what the fold will take: minutes, and the GPU's memory. With --compile auto, begin to compile where the
+        steps to come, of this and the next folds, repay it."""
         run, config, device = self.run, self.run.experiment.config, self.run.experiment.device
         pace = (time.perf_counter() - self.settled[1]) / (step - self.settled[0])
         # A forward pass is about a third of a step; the kept epoch's held-out images are predicted in all views too.
@@ -108,6 +127,13 @@ class EpochMonitor(contextlib.AbstractContextManager):
         if device.type == "cuda":
             peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(device).total_memory
             line += f", GPU memory {peak / 2**30:.1f} of {total / 2**30:.1f} GiB at most so far"
+        folds = len(run.experiment.chosen) - run.experiment.chosen.index(run.fold)
+        seconds = pace * (folds * steps - (self.state["epoch"] - 1) * self.steps - step)  # to come
+        if run.experiment.compile == "auto" and compiling_repays(seconds, device):
+            line += f"; torch.compile begins: about {COMPILE_SECONDS} s, to save {COMPILE_GAIN * seconds:.0f} s"
+            run.experiment.compile = "on"  # the next folds begin with it
+            torch._dynamo.config.suppress_errors = True  # what can't be compiled runs as it did
+            run.compile()
         write = self.bar.write if sys.stdout.isatty() and RANK == 0 else say  # a bar must be moved out of the way
         write(line)
 

@@ -17,6 +17,13 @@ from timm.models import group_parameters
 
 from kit.train.ranger21 import Ranger21Fast, learning_rate
 
+# What flags that aren't given mean, by --optimizer; min_lr is a share of --lr. Ranger21: thesis table 4.1
+ADAM = dict(lr=6e-5, min_lr=0.01, weight_decay=0.05, schedule="cosine", warmup=0.1)
+DEFAULTS = {
+    "ranger21": dict(lr=6e-5, min_lr=0.5, weight_decay=1e-4, schedule="ranger21", warmup=None),
+    "sgd": ADAM | dict(lr=0.01, weight_decay=1e-4),
+}
+
 
 def cosine(step, steps, lr, min_lr, warm_up=None):
     """Return the rate of a linear warm-up, then half a cosine (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
@@ -33,9 +40,10 @@ def choose_trained(classifier, tune, freeze):
     """Freeze the backbone where `tune` is "head", or its share `freeze` of layers, input side first."""
     backbone = classifier.backbone.requires_grad_(tune == "all")
     if freeze:
-        if not hasattr(backbone, "group_matcher"):
-            raise UserError("timm doesn't know the layers of this --model: leave --freeze out")
-        layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # name → number, from 0
+        if hasattr(backbone, "group_matcher"):
+            layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)  # name → number
+        else:  # CAFormer, PiT: twelve weights in a row are a layer, as for --layer-decay
+            layers = timm.optim.auto_group_layers(backbone)
         first = freeze * (1 + max(layers.values()))
         for name, p in backbone.named_parameters():
             p.requires_grad_(p.requires_grad and layers.get(name, first) >= first)
@@ -43,25 +51,30 @@ def choose_trained(classifier, tune, freeze):
             raise UserError(f"--freeze {freeze:g} freezes every layer below the head: lower it, or give --tune head")
 
 
-def train_mode(classifier, init):
-    """Switch on dropout and batch statistics where weights are trained, and only there. With `init` "probe" all batch
-    statistics stay: the head was fitted to features that the pretrained ones normalise."""
+def train_mode(classifier, fixed_statistics):
+    """Switch on dropout and batch statistics where weights are trained, and only there; with `fixed_statistics`, batch
+    norm keeps its statistics everywhere."""
     classifier.train()
     for module in classifier.modules():
         trained = [p.requires_grad for p in module.parameters()]
-        fitted = init == "probe" and isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-        if fitted or (trained and not any(trained)):
+        fixed = fixed_statistics and isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        if fixed or (trained and not any(trained)):
             module.eval()
 
 
 def layer_groups(classifier, config):
-    """Return parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): lr for the head, and
-    for each layer `layer_decay` times the rate of the one above. Biases and norms don't decay (with Ranger21, the last
-    parameter of the group before does)."""
+    """Return parameter groups with layer-wise learning rates (timm, after BEiT, arXiv 2106.08254): lr for the last
+    layer, `layer_decay` times the rate of the one above for each other one, `head_lr` times lr for the head. Biases,
+    norms and what the model's no_weight_decay() names don't decay (with Ranger21, the last parameter of the group
+    before does)."""
     backbone, decay = classifier.backbone, config["weight_decay"]
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
-    groups = timm.optim.param_groups_layer_decay(backbone, decay, exempt, layer_decay=config["layer_decay"])
-    groups += timm.optim.param_groups_weight_decay(classifier.head, decay)
+    if config["layer_decay"]:
+        groups = timm.optim.param_groups_layer_decay(backbone, decay, exempt, layer_decay=config["layer_decay"])
+    else:
+        groups = timm.optim.param_groups_weight_decay(backbone, decay, no_weight_decay_list=exempt)
+    head = timm.optim.param_groups_weight_decay(classifier.head, decay)
+    groups += [group | dict(lr_scale=config["head_lr"]) for group in head]
     for group in groups:
         scale = group.pop("lr_scale", 1.0)
         group.update(lr=config["lr"] * scale, min_lr=config["min_lr"] * scale)
@@ -71,16 +84,19 @@ def layer_groups(classifier, config):
 def ranger21(classifier, config, steps):
     """Return Ranger21, which computes its schedule itself (thesis 3.5.1)."""
     trained = [p for p in classifier.parameters() if p.requires_grad]
-    params = layer_groups(classifier, config) if config["layer_decay"] else trained
+    grouped = config["layer_decay"] or config["head_lr"] != 1  # else one group, as in the listing
+    params = layer_groups(classifier, config) if grouped else trained
     schedule = partial(SCHEDULES[config["schedule"]], warm_up=config["warmup"])
     return Ranger21Fast(params, config["lr"], steps, config["min_lr"], config["weight_decay"], schedule), None
 
 
 def timm_optimizer(classifier, config, steps, name):
-    """Return one of timm's optimisers; biases and norms don't decay. Raises UserError where it can't be built here."""
-    params = layer_groups(classifier, config) if config["layer_decay"] else classifier
+    """Return one of timm's optimisers. Raises UserError where it can't be built here."""
+    params = layer_groups(classifier, config)
+    fused = dict(fused=True) if name in ("adam", "adamw") and next(classifier.parameters()).is_cuda else {}
+    rates = dict(lr=config["lr"], weight_decay=config["weight_decay"])
     try:
-        optimizer = timm.optim.create_optimizer_v2(params, name, lr=config["lr"], weight_decay=config["weight_decay"])
+        optimizer = timm.optim.create_optimizer_v2(params, name, **rates, **fused)
     except (ImportError, TypeError, ValueError, AssertionError) as error:
         raise UserError(f"--optimizer {name} can't be built here ({error}): try adamw") from None
     schedule = partial(SCHEDULES[config["schedule"]], warm_up=config["warmup"])

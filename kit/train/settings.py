@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from common import WORLD, UserError, experiment_folder, listing, say
 
 from kit.experiment import is_finished, read_record
+from kit.score.metrics import METRICS
 from kit.train.augment import AUGMENTATIONS
 from kit.train.losses import LOSS_TASKS
+from kit.train.model import THESIS_MODEL, current_name
+from kit.train.optim import ADAM, DEFAULTS
 from kit.train.trackers import check_library
 
 # flags that don't decide what is learnt: they may differ between the folds of an experiment
 NOT_SETTINGS = "input output fold exp overwrite print_config save_minutes stop_after track".split()
-NOT_SETTINGS += "device amp compile workers deterministic".split()
+NOT_SETTINGS += "device amp compile workers deterministic micro_batch grad_checkpointing predict".split()
 STEP_FLAGS = ("freeze", "ema", "layer_decay", "warmup", "clip_grad")
 
 
@@ -21,7 +25,12 @@ def settings(flags, seed):
     """Return the settings of an experiment, as config.json holds them. flags: the parsed ones."""
     config = {key: value for key, value in vars(flags).items() if key not in NOT_SETTINGS}
     tta = AUGMENTATIONS[flags.augment].tta if flags.tta == "auto" else flags.tta
+    norm = {"auto": "thesis" if flags.model == THESIS_MODEL else "model"}.get(flags.norm, flags.norm)
+    config |= dict(model=current_name(flags.model), norm=norm)
     config |= dict(tta=tta, model_kwargs=dict(flags.model_kwargs), seed=seed)
+    config |= {key: value for key, value in DEFAULTS.get(flags.optimizer, ADAM).items() if config[key] is None}
+    if flags.min_lr is None:
+        config["min_lr"] *= config["lr"]
     config["weights"] = "none" if flags.weights == "none" else "pretrained"
     return json.loads(json.dumps(config))  # as read from config.json: a tuple is a list there
 
@@ -31,19 +40,32 @@ def experiment_folders(output, exp, seeds):
     return [experiment_folder(output, f"{exp}_{seed}" if len(seeds) > 1 else exp) for seed in seeds]
 
 
-def for_task(config, task):
-    """Return the settings, with the task's loss and sampler in place of those for classes; prints which. Raises
-    UserError for a loss of another task."""
+def sampler_of(metric_key):
+    """Return what --sampler auto means."""
+    return "imbalanced" if METRICS[metric_key].balanced else "shuffle"
+
+
+def for_task(config, task, metric_key):
+    """Return the settings, with the task's loss and sampler in place of those for classes, and with the metric's
+    sampler in place of auto; prints which. Raises UserError for a loss of another task."""
     suited, loss, tasks = {}, config["loss"], LOSS_TASKS.get(config["loss"], ("classes",))
+    metric, sampler = METRICS[metric_key], config["sampler"]
     if task.key not in tasks and loss in LOSS_TASKS:
         raise UserError(f"--loss {loss} is for {' and '.join(tasks)}, and the task is {task.key}: leave it out")
     if task.key not in tasks:
         suited["loss"] = task.loss
-    if task.sampler not in (None, config["sampler"]):
+    if task.sampler not in (None, sampler):
         suited["sampler"] = task.sampler
     if suited:
         words = " ".join(f"--{key} {value}" for key, value in suited.items())
         say(f"the task is {task.key}: {words} in place of those for classes")
+    elif sampler == "auto":
+        suited["sampler"] = sampler_of(metric_key)
+        weighed = "class" if metric.balanced else "image"
+        say(f"--sampler {suited['sampler']}: {metric.name} gives each {weighed} the same weight")
+    elif sampler in ("imbalanced", "thesis") and not metric.balanced:
+        effects = dict(imbalanced="the classes' shares are put back", thesis="predictions are for equal shares")
+        say(f"--sampler {sampler}: {metric.name} gives each image the same weight, and {effects[sampler]}")
     return config | suited
 
 
@@ -73,8 +95,9 @@ def check_flags(flags):
         raise UserError("--stop-after needs resume files, and --save-minutes 0 writes none: leave one of them out")
     if flags.batch_size < WORLD:
         raise UserError(f"--batch-size {flags.batch_size} can't be shared by {WORLD} processes: raise it")
-    if flags.lr < flags.min_lr:
-        raise UserError(f"--lr {flags.lr} is below --min-lr {flags.min_lr}, its value at the end: lower that too")
+    config = settings(flags, flags.seed[0])
+    if config["lr"] < config["min_lr"]:
+        raise UserError(f"--lr {config['lr']} is below --min-lr {flags.min_lr}, its value at the end: lower that too")
     if flags.weights not in ("hub", "none") and not Path(flags.weights).is_file():
         raise UserError(f"--weights {flags.weights} is no file: give a .safetensors or .pth file, hub or none")
     if len(set(flags.seed)) < len(flags.seed):
@@ -93,7 +116,7 @@ def check_flags(flags):
         raise UserError(f"--tune probe makes no training steps: leave {' '.join(given)} out")
     if flags.tune == "head" and flags.freeze:
         raise UserError("--tune head freezes every layer below the head: leave --freeze out")
-    if flags.schedule == "ranger21" and (flags.warmup or 0) > 0.72:
+    if config["schedule"] == "ranger21" and (flags.warmup or 0) > 0.72:
         raise UserError(f"--warmup {flags.warmup:g}: Ranger21's warm-down begins at 0.72: give less")
 
 
@@ -102,5 +125,7 @@ def fold_numbers(words, count):
     every = [str(k) for k in range(count)]
     chosen = every if words == ["all"] else words
     if wrong := [fold for fold in chosen if fold not in every]:
-        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}, and all must stand alone")
+        several = [number for number in every if re.search(rf"\b{number}\b", " ".join(wrong))]
+        hint = f": write {' '.join(several)}" if len(several) > 1 else ", and all must stand alone"
+        raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}{hint}")
     return [int(fold) for fold in chosen]

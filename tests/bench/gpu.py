@@ -1,18 +1,20 @@
 """Throughput and memory of the thesis' recipe, EVA-02-L at 448 px and batch 17, on one GPU.
 
-    python tests/bench/gpu.py                    # one CUDA GPU, within 8 minutes; needs no data and no weights
+    python tests/bench/gpu.py                    # one CUDA GPU, within 12 minutes; needs no data and no weights
     python tests/bench/gpu.py --tiny             # a tiny size, also on a CPU: checks that the bench runs
 
-The table has images/s of the kit's training loop and of the bare model (the same steps on one batch in GPU memory),
-model FLOPs utilisation, ms of the optimiser's step, inference with 8 views, peak memory, the memory and speed of a
-setting for a 15 GB GPU (batch 1, gradients accumulated over 17 batches, gradient checkpointing), and the time of the
-thesis' complete job, extrapolated from these rates.
+The table has images/s of the kit's training loop and of the bare model (the same steps on one batch in GPU memory), in
+fp16 and compiled in bf16; model FLOPs utilisation, ms of the optimiser's step, inference with 8 views, peak memory; the
+memory and speed of settings for a 15 GB GPU (batches computed in parts, without and with gradient checkpointing); the
+time of the thesis' complete job, extrapolated from these rates; and the seconds of 00, 01 and 03 for a fold of 200
+drawn images, compiled in 03.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import io
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,24 +26,26 @@ import torch
 from ranger21 import Ranger21
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from conftest import ROOT, png, toy_image, write_csv, write_zip
 
 from kit.data.prepared import Prepared
 from kit.score.tasks import Classes
-from kit.train.checkpoint import epoch_start
+from kit.train.checkpoint import fold_start
 from kit.train.device import pick_amp, pick_device, pick_workers
 from kit.train.inference import TTAS, predict
 from kit.train.run import Experiment, set_up
 from kit.train.settings import settings
 
-ROOT = Path(__file__).parent.parent.parent
 spec = importlib.util.spec_from_file_location("train_fold", ROOT / "01_train_fold.py")
 train = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(train)
 
 EVA = "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k"
 TINY = "--size 56 --batch-size 4 --model-kwargs depth=2 embed_dim=64 num_heads=4"
-FOR_15_GB = "--batch-size 1 --accumulate 17 --grad-checkpointing"
+FOR_15_GB = "--micro-batch 4", "--micro-batch 4 --grad-checkpointing"
+DRAWN = 200, 40  # training and test images of the fold from end to end; with --tiny a fifth
 # dense fp16 TFLOP/s, from the data sheets
 PEAK = {"H200": 989, "H100": 989, "A100": 312, "L4": 121, "T4": 65, "V100": 125, "P100": 19, "4090": 165}
 
@@ -99,11 +103,13 @@ class Bench:
         prepared = Prepared(
             folder=Path(), made_from={}, task=task, metric="auc", folds=2, seed=0, groups="none", submission={}
         )
+        machine = {name: value for name, value in vars(args).items() if name in Experiment.__dataclass_fields__}
+        machine |= dict(device=self.device, amp=pick_amp(args.amp, self.device), save_minutes=0)
+        machine |= dict(workers=pick_workers(args.workers, self.device))
+        config = settings(args, *args.seed) | dict(sampler="imbalanced", metric="auc")
         experiment = Experiment(
-            folder=Path(), config=settings(args, *args.seed), provenance={}, chosen=[0], replaced=set(),
-            prepared=prepared, folds=folds, images=images, targets=folds.target.to_numpy(), weights=args.weights,
-            device=self.device, amp=pick_amp(args.amp, self.device), compile=args.compile,
-            workers=pick_workers(args.workers, self.device), track=None, save_minutes=0, stop_after=None,
+            folder=Path(), config=config, provenance={}, chosen=[0], replaced=set(), prepared=prepared, folds=folds,
+            images=images, targets=folds.target.to_numpy(), **machine,
         )  # fmt: skip
         return set_up(experiment, 0)
 
@@ -142,7 +148,7 @@ class Bench:
         self.fresh()
         run, rates = self.fold(flags, images), []
         for epoch in (1, 2):  # the first warms up
-            state = dict(epoch=epoch) | epoch_start()
+            state = fold_start() | dict(epoch=epoch)
             self.wait()
             began = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
@@ -155,11 +161,9 @@ class Bench:
         run = self.fold()
         params = list(run.classifier.parameters())
         grads = [torch.randn_like(p) for p in params]
-        del run
-        parts, config = torch.nn.ParameterList(params), settings(args := self.args(), *args.seed)
 
         def build(name):
-            return train.OPTIMIZERS[name](parts, config, 200)[0]
+            return train.OPTIMIZERS[name](run.classifier, run.experiment.config, 200)[0]
 
         def compiled():
             (optimizer := build("ranger21")).compile()
@@ -191,6 +195,29 @@ class Bench:
         self.row(f"inference, views {views}, batch {batch}", f"{rate:.1f} images/s")
         return rate
 
+    def end_to_end(self, folder):
+        """Time 00, 01 and 03 on a drawn competition, one fold, random weights."""
+        rng, (training, tests) = np.random.default_rng(0), (count // (5 if self.steps == 3 else 1) for count in DRAWN)
+        rows = [(f"{i:03}.png", i % 2) for i in range(training)]
+        given = [(f"t{i:03}.png", i % 2) for i in range(tests)]
+        (folder / "input").mkdir()
+        for name, images in (("train", rows), ("test", given)):
+            pictures = {f"{name}/{file}": png(toy_image(rng, label, self.size)) for file, label in images}
+            write_zip(folder / "input" / f"{name}.zip", pictures)
+        write_csv(folder / "input" / "train.csv", [("image_name", "label"), *rows])
+        write_csv(folder / "input" / "sample_submit.csv", [(file, 0.5) for file, _ in given])
+        compiled = ["--compile"] if self.device.type == "cuda" else []
+        for script, words in (
+            ("00_prepare.py", ["--size", self.size, "--groups", "none"]),
+            ("01_train_fold.py", self.flags.split()),
+            ("03_infer.py", compiled),
+        ):
+            where = ["--input", folder / "input", "--output", folder / "output"]
+            began = time.perf_counter()
+            subprocess.run([str(word) for word in (sys.executable, ROOT / script, *where, *words)], check=True)
+            name = f"{script}{', compiled' * (words == ['--compile'])}, {training} training and {tests} test images"
+            self.row(name, f"{time.perf_counter() - began:.0f} s")
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,8 +233,8 @@ def main():
         for image in images:
             image[:] = rng.integers(0, 255, shape[1:], np.uint8)
         bench.count_flops()
-        for flags in ("--amp fp16", "--amp native --compile"):
-            if bench.device.type != "cuda" and "compile" in flags:
+        for flags in ("--amp fp16 --compile off", "--amp bf16 --compile"):
+            if bench.device.type != "cuda" and flags.endswith("--compile"):
                 continue  # on a CPU, compiling takes longer than all the rest
             alone = bench.bare(flags)
             training, network = bench.loop(images, flags)
@@ -217,10 +244,13 @@ def main():
             job = 5 * (2 * 1741 / training + 2 * 435 / one + 2180 / eight)
             bench.row("thesis' complete job (5 folds × 2 epochs, 2180 × 8 views × 5)", f"{job / 60:.1f} minutes")
             del network
-        rate, network = bench.loop(images[: 2 * bench.batch], FOR_15_GB)
-        del network
-        bench.row(FOR_15_GB, f"{rate:.1f} images/s, peak {bench.peak()}")
+        for flags in FOR_15_GB:
+            rate, network = bench.loop(images[: 4 * bench.batch], f"{flags} --compile off")
+            del network
+            bench.row(flags, f"{rate:.1f} images/s, peak {bench.peak()}")
         bench.optimizers()
+        bench.fresh()
+        bench.end_to_end(Path(folder))
     print(f"\n| {bench.name} | |\n|---|---|")
     for name, value in bench.rows:
         print(f"| {name} | {value} |")
