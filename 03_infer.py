@@ -10,31 +10,26 @@ predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submis
 competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and noted.
 """
 
-import contextlib
 import functools
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path
 
 import common
-from common import RANK, Parser, UserError, conclude, duration, file_hash, listing, number, replacing, say
+from common import RANK, Parser, UserError, conclude, duration, listing, number, say
 
 import numpy as np
-import pandas as pd
-import torch
 
 from kit.experiment import note_in_ledger, read_oof
 from kit.score import thresholds
-from kit.score.blend import BLENDS, blend, read_weights, shared_folds
+from kit.score.blend import BLENDS, blend, check_blend, read_weights, shared_folds
 from kit.score.metrics import METRICS
 from kit.submit.hidden_test import HiddenTest
-from kit.submit.submission import per_id, read_tests, write_submission
+from kit.submit.submission import fit_cuts, per_id, write_submission
+from kit.submit.test_set import Machine, earlier_logits, new_logits, read_test_set
 from kit.train import distributed
-from kit.train.checkpoint import load_fold
-from kit.train.device import add_machine_flags, enough_memory, keep_memory, pick_amp_of, pick_device, pick_workers
-from kit.train.inference import PREDICT_BATCH, TTAS, predict
-from kit.train.linear_probe import head_logits, test_features
+from kit.train.device import add_machine_flags, enough_memory, keep_memory, pick_device
+from kit.train.inference import PREDICT_BATCH, TTAS
 
 
 def make_parser():
@@ -57,7 +52,7 @@ def make_parser():
 
     add = parser.group("memory and machine")
     add("--batch-size", type=number(int, 1), default=PREDICT_BATCH, help="images a batch")
-    add_machine_flags(add, "that of training")
+    add_machine_flags(add, "that of training", "off")
     return parser
 
 
@@ -75,34 +70,6 @@ def is_file(weights):
     return [*map(type, weights or [])] == [str]
 
 
-@dataclass
-class TestSet:
-    """The prepared test images, and what the competition asks for."""
-
-    names: list[str]  # of the N images
-    submission_ids: np.ndarray  # int [N]: the sample's id for which an image counts
-    layout: pd.DataFrame  # the sample's rows
-    images: dict[int, np.ndarray]  # px → uint8 [N, px, px, 3], memory-mapped
-    content_hash: str  # predictions of other images, or in another order, aren't read again
-    solution: tuple | None  # (targets [N], {"public": bool [N], "private": bool [N]}) of INPUT/solution.csv
-
-
-@dataclass
-class Machine:
-    """Where and how the models compute."""
-
-    device: torch.device
-    amp: str  # one of PRECISIONS
-    compiled: bool
-    workers: int | None  # processes that load images; None: as pick_workers does
-    batch_size: int
-
-    def predict(self, model, images, amp, bar=None):
-        """Return a model's logits of images uint8 [N, S, S, 3], float32 [N, K]. amp: fp16, bf16 or none."""
-        rows, workers = np.arange(len(images)), pick_workers(self.workers, self.device)
-        return predict(model, images, rows, self.batch_size, self.device, amp, workers, bar)
-
-
 def check_weights(weights, exps, hidden):
     """Raise UserError unless there are no weights, a number for each experiment, or one file, which hidden test sets
     can't have."""
@@ -114,13 +81,14 @@ def check_weights(weights, exps, hidden):
 
 def pick_blend(how, weights, oofs, tta):
     """Return (a function: predictions [N, K] of each experiment → their blend; the honest score of fitted weights, or
-    None)."""
-    fitted_cv = None
+    None). Raises UserError where that doesn't suit the metric or the experiments."""
+    fitted_cv, prepared = None, oofs[0].prepared
+    check_blend(how, prepared.metric, prepared.task, prepared.submission)
     if is_file(weights):
         if any(kind_of(oof, tta) != "views" for oof in oofs):
             raise UserError(f"--tta {tta}: {weights[0]} was fitted on other views: leave --tta out, or give numbers")
         weights, fitted_cv = read_weights(Path(weights[0]), oofs, how)
-    return functools.partial(blend, how=how, weights=weights, task=oofs[0].task), fitted_cv
+    return functools.partial(blend, how=how, weights=weights, task=prepared.task), fitted_cv
 
 
 def kind_of(oof, tta):
@@ -129,31 +97,19 @@ def kind_of(oof, tta):
 
 
 def cross_validate(oofs, tta, mix, fitted_cv=None):
-    """Return (the blend's out-of-fold score over the images that all experiments share; thresholds float [K] for a
-    metric of sets of labels, else None). Thresholds are fitted on the other folds; `fitted_cv`, the score of
-    fitted weights, replaces the score."""
-    parts, (_, shared), metric = [], shared_folds(oofs), oofs[0].prepared.metric
+    """Return (the blend's out-of-fold score over the images that all experiments share, with cuts fitted on the other
+    folds; the cuts of the submission, fitted on all, or None). `fitted_cv`, that of fitted weights, replaces the
+    score."""
+    parts, (_, shared), prepared = [], shared_folds(oofs), oofs[0].prepared
     for oof, rows in zip(oofs, shared, strict=True):
         kind = kind_of(oof, tta)
         if kind != "views" and tta != "none":
             say(f"the CV of {oof.exp} is of one view: its folds weren't validated with --tta {tta}")
         parts.append(oof.task.predictions(oof.logits(kind)[rows]))
     targets, mixed = oofs[0].targets[shared[0]], mix(parts)
-    cut = thresholds.fit(metric, targets, mixed) if METRICS[metric].of_sets else None
-    if cut is not None:
-        mixed = thresholds.held_out(metric, targets, mixed, oofs[0].folds.fold.to_numpy()[shared[0]])
-    return METRICS[metric].score(targets, mixed) if fitted_cv is None else fitted_cv, cut
-
-
-def read_test_set(oofs, folder):
-    """Return the TestSet. folder: INPUT, with or without a solution.csv."""
-    prepared = oofs[0].prepared
-    table, layout = read_tests(prepared.folder, f"{common.PREPARE} again, with the same flags")
-    names = table.image_name.tolist()
-    images = {size: prepared.open_images("test", size, len(names)) for size in {oof.config["size"] for oof in oofs}}
-    content_hash = f"{file_hash(prepared.folder / 'test.csv')} {prepared.made_from['test_images']}"
-    solution = read_solution(folder / "solution.csv", names, prepared.task)
-    return TestSet(names, table.submission_id.to_numpy(), layout, images, content_hash, solution)
+    cuts = fit_cuts(targets, mixed, prepared.task, prepared.metric, prepared.submission)
+    mixed = thresholds.held_out(prepared.metric, targets, mixed, oofs[0].folds.fold.to_numpy()[shared[0]])
+    return METRICS[prepared.metric].score(targets, mixed) if fitted_cv is None else fitted_cv, cuts
 
 
 def read_solution(path, names, task):
@@ -172,44 +128,15 @@ def read_solution(path, names, task):
     return targets, {part: (table.usage.str.lower() == part).to_numpy() for part in ("public", "private")}
 
 
-def fold_logits(oof, fold, test, tta, machine):
-    """Return one fold model's logits of the test images, float32 [N, K]: those in foldK_test.npy where the same model
-    has predicted the same images with the same views and precision, else new ones."""
-    path, amp = oof.folder / f"fold{fold}_test.npy", pick_amp_of(oof.records[fold]["run"], machine.amp, machine.device)
-    made_with = dict(model=file_hash(oof.folder / f"fold{fold}.csv"), test=test.content_hash, tta=tta, amp=amp)
-    name = f"{oof.exp} fold {fold}, {'one view' if tta == 'none' else f'{tta} views'}"
-    about = path.with_suffix(".json")
-    if distributed.broadcast(about.exists() and common.read_json(about, "run this again") == made_with):
-        with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted again
-            logits = np.load(path)
-            say(f"{name}: {len(logits)} images, predicted earlier")
-            return logits
-    saved, classifier = load_fold(path.with_name(f"fold{fold}.pt"), machine.device, machine.compiled)
-    if saved["config"] != oof.records[fold]["config"] or saved["classes"] != oof.task.names:
-        raise UserError(f"{oof.folder}/fold{fold}.pt isn't the model of fold{fold}.json: train it with --overwrite")
-    images, features = test.images[oof.config["size"]], test_features(oof, fold, tta, len(test.names))
-    if features is not None:
-        logits = head_logits(classifier.head, features)[1]
-    else:
-        logits = machine.predict(TTAS[tta](classifier), images, amp, name)
-    bad = ~np.isfinite(logits).all(axis=1)
-    if bad.any():
-        remedy = "train the fold again" if amp == "none" else "predict with --amp none, or train the fold again"
-        raise UserError(f"{name}: the predictions of {bad.sum()} images are NaN or infinite: {remedy}")
-    if RANK == 0:
-        about.unlink(missing_ok=True)
-        with replacing(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, logits)
-        common.write_json(about, made_with)
-    say(f"{name}: {len(images)} images predicted")
-    return logits
-
-
 def predict_test(oof, test, tta, machine):
     """Return predictions float64 [N, K]: the mean over the fold models (thesis 3.8), each after its mean over the
     views."""
-    tta = tta or oof.config["tta"]
-    parts = [oof.task.predictions(fold_logits(oof, fold, test, tta, machine)) for fold in oof.present]
+    tta, parts = tta or oof.config["tta"], []
+    for fold in oof.present:
+        logits = earlier_logits(oof.folder, fold, test, tta, machine)
+        if logits is None:
+            logits = new_logits(oof.prepared, oof.folder, fold, test, tta, machine)
+        parts.append(oof.task.predictions(logits))
     return np.mean(parts, axis=0)
 
 
@@ -227,19 +154,19 @@ def submit_line(competition, path, note, header):
     return f'kaggle competitions submit -c {competition or "NAME"} -f {shlex.quote(str(path))} -m "{note}"'
 
 
-def submit(path, oofs, test, predictions, name, cv, competition, fitted):
-    """Write the submission; print its scores by solution.csv and how to submit it, and the CV. name: in the ledger;
-    fitted: whether the blend's weights are."""
+def submit(path, oofs, test, solution, predictions, name, cv, competition, fitted):
+    """Write the submission; print its scores by solution.csv and how to submit it, and the CV. solution: as
+    read_solution returns it; name: in the ledger; fitted: whether the blend's weights are."""
     prepared, count = oofs[0].prepared, len(test.layout)
     metric, form = METRICS[prepared.metric], prepared.submission
     by_id = per_id(predictions, test.submission_ids, prepared.per_id or "mean")
     write_submission(path, test.layout, by_id, prepared.task, prepared.metric, form)
-    if test.solution:
-        targets, parts = test.solution
+    if solution:
+        targets, parts = solution
         scores = {part: metric.score(targets[rows], predictions[rows]) for part, rows in parts.items()}
         note_in_ledger(prepared.folder.parent, name, dict(metric=prepared.metric, cv=cv) | scores)
         say(f"leaderboard by solution.csv: {metric.name}", ", ".join(f"{k} {score:.4f}" for k, score in scores.items()))
-    if competition or not test.solution:
+    if competition or not solution:
         say(submit_line(competition, path, f"{name} CV {cv:.4f}", form["header"]))
     for oof in oofs:
         if oof.missing:
@@ -257,22 +184,24 @@ def main(args):
     check_weights(args.weights, args.exps, hidden.is_given())
     name = submission_name(args.exps, args.tta, args.blend, args.weights)
     device = pick_device(args.device, args.deterministic)
-    machine = Machine(device, args.amp, args.compile, args.workers, args.batch_size)
+    machine = Machine(device, args.amp, args.compile == "on", args.workers, args.batch_size)
     keep_memory()
     if hidden.is_given():
         path = args.name or args.output / f"submission_{name}.csv"
         return hidden.submit(path, args.output, args.exps, args.tta, args.blend, args.weights, machine)
     oofs = [read_oof(args.output, exp) for exp in args.exps]
     mix, fitted_cv = pick_blend(args.blend, args.weights, oofs, args.tta)
-    cv, cut = cross_validate(oofs, args.tta, mix, fitted_cv)
-    test = read_test_set(oofs, args.input)  # its mistakes must not wait for the predictions
+    cv, cuts = cross_validate(oofs, args.tta, mix, fitted_cv)
+    prepared, sizes = oofs[0].prepared, {oof.config["size"] for oof in oofs}
+    test = read_test_set(prepared, sizes)  # here and below: mistakes that must not wait for the predictions
+    solution = read_solution(args.input / "solution.csv", test.names, prepared.task)
     with distributed.process_group(device), enough_memory("lower --batch-size"):
         parts = [predict_test(oof, test, args.tta, machine) for oof in oofs]
     if RANK == 0:
-        predictions = mix(parts) if cut is None else thresholds.apply(mix(parts), cut)
+        predictions = thresholds.apply(prepared.metric, mix(parts), cuts)
         folder = oofs[0].folder if len(oofs) == 1 else args.output
         path = args.name or folder / f"submission_{name}_CV{cv:.4f}.csv"
-        submit(path, oofs, test, predictions, name, cv, args.competition, is_file(args.weights))
+        submit(path, oofs, test, solution, predictions, name, cv, args.competition, is_file(args.weights))
 
 
 if __name__ == "__main__":

@@ -19,11 +19,15 @@ from kit.data.prepared import read_prepared
 from kit.train.device import pick_device
 from kit.train.settings import check_flags, experiment_folders
 
+MACHINE = "device amp compile workers deterministic".split()  # flags that 03 shares with 01
 
-def parse(script, words):
-    """Return a script's parsed flags. An error in them carries the script's name."""
+
+def parse(script, words, **defaults):
+    """Return a script's parsed flags. An error in them carries the script's name. defaults: in place of its own."""
     caller, sys.argv[0] = sys.argv[0], f"{script.__name__}.py"
-    args = script.make_parser().parse_args([str(word) for word in words])
+    parser = script.make_parser()
+    parser.set_defaults(**defaults)
+    args = parser.parse_args([str(word) for word in words])
     sys.argv[0] = caller
     return args
 
@@ -85,7 +89,10 @@ def main(flags):
     given = {name: words_of(name, os.environ.get(name, "")) for name in ("PREPARE", "INFER")}
     preparing = parse(prepare, [*folders, "--size", args.size, *given["PREPARE"]])
     scoring = parse(oof, [*exps, *folders])
-    inferring = parse(infer, [*exps, *folders, "--device", args.device, *given["INFER"]])
+    machine = {flag: getattr(args, flag) for flag in MACHINE}
+    inferring = parse(infer, [*exps, *folders, *given["INFER"]], **machine)
+    if (inferring.test_images, inferring.tta, inferring.amp) == (None, None, args.amp):  # else 03 needs other logits
+        args.predict, flags = True, ["--predict", *flags]
     run(prepare, preparing)
     if parallel:
         train_in_parallel(flags, read_prepared(args.output)[0].folds)

@@ -26,8 +26,17 @@ def test_gpu_bench_runs_on_a_cpu():
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     table = result.stdout.partition("| CPU |")[2]
-    rows = "bare model", "kit's training loop", "inference, views d4", "step of ranger21", "thesis' complete job"
+    rows = ["bare model", "kit's training loop", "inference, views d4", "step of ranger21", "thesis' complete job"]
+    rows += ["--micro-batch 4 |", "00_prepare.py", "01_train_fold.py", "03_infer.py"]
     assert [words for words in rows if f"\n| {words}" not in table] == []
+
+
+@pytest.mark.slow
+def test_a_family_trains_and_resumes_to_the_same_bytes_in_each_cell_of_the_table():
+    command = [sys.executable, ROOT / "tests" / "bench" / "families.py", "vit"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.splitlines()[-1].count(", resumed to the same bytes |") == 6
 
 
 @pytest.mark.slow

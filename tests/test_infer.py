@@ -5,17 +5,18 @@ import json
 import re
 import shutil
 
-from common import softmax
+from common import UserError, softmax
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, done, kit, refused
+from conftest import TINY, done, kit, prepare, refused
 from sklearn.metrics import roc_auc_score
 
 from kit.score.blend import blend
 from kit.score.tasks import Classes
+from kit.submit import test_set
 from kit.train import checkpoint, device, inference, model
 from kit.train.device import pick_amp_of
 
@@ -194,7 +195,7 @@ def test_auto_is_no_precision_that_the_device_only_emulates(capability, monkeypa
     assert pick_amp_of(trained, "bf16", cuda) == "bf16"
     assert pick_amp_of(trained | dict(amp="none"), "auto", cuda) == "none"
     assert pick_amp_of(trained, "auto", cpu) == "none"
-    assert pick_amp_of({}, "auto", cuda) == "fp16"
+    assert pick_amp_of({}, "auto", cuda) == usual
 
 
 def test_auto_is_the_precision_of_training_on_such_a_device(copied, monkeypatch):
@@ -235,3 +236,90 @@ def test_the_submission_follows_a_sample_of_labels_or_of_columns(copied):
             values = np.array([row[1:] for row in rows[1:]], float)
             assert values.sum(axis=1) == pytest.approx(np.ones(len(values)))
             assert labels == ["1" if one > zero else "0" for one, zero in values]
+
+
+# ---------------------------------------------------------------- test logits that 01 predicts
+
+
+def kept_logits(output, exp="base"):
+    """Return the bytes of the test logits and of what made them, by file name."""
+    return {path.name: path.read_bytes() for path in sorted((output / exp).glob("fold?_test.*"))}
+
+
+def test_01_predicts_what_03_would(copied, no_pictures):
+    """By the model that was just trained, or a finished fold's: the same bytes."""
+    flags, output = copied
+    done("03_infer.py", *flags)
+    by_03, submission = kept_logits(output), submission_of(output)[0].read_bytes()
+    assert len(by_03) == 6
+    for path in (output / "base").glob("fold?_test.*"):
+        path.unlink()
+    done("01_train_fold.py", *flags, *TINY, "--fold", 2, "--overwrite", "--predict")
+    out = done("01_train_fold.py", *flags, *TINY, "--predict", "--fold", "all")
+    assert re.findall(r"base fold (\d), d4 views: \d+ images(, predicted earlier)?", out) == [
+        ("0", ""), ("1", ""), ("2", ", predicted earlier")]  # fmt: skip
+    assert kept_logits(output) == by_03
+    assert done("03_infer.py", *flags).count("predicted earlier") == 3
+    assert submission_of(output)[0].read_bytes() == submission
+
+
+@pytest.mark.parametrize("more", ["--tune probe --head fresh --tta flip", "--ema 0.9 --augment flip"])
+def test_01_predicts_with_the_kept_weights(more, of_classes, vit, no_pictures):
+    flags = of_classes(2)
+    done("01_train_fold.py", *flags, *vit, *more.split(), "--fold", 0, "--predict")
+    by_01 = kept_logits(flags[3])
+    assert "predicted earlier" in done("03_infer.py", *flags)
+    (flags[3] / "base" / "fold0_test.json").unlink()
+    done("03_infer.py", *flags)
+    assert len(by_01) == 2
+    assert kept_logits(flags[3]) == by_01
+
+
+def test_a_stop_before_the_test_images_are_predicted(toy, no_pictures):
+    """Each start does something, and the same command comes to the end, with the bytes of an unbroken run."""
+    flags = toy()
+    prepare(flags, 32, "--folds", 2)
+    train = ["01_train_fold.py", *flags, *TINY, "--epochs", 1, "--batch-size", 20, "--tta", "none", "--predict"]
+    done(*train, "--exp", "unbroken")
+    codes, out = [], ""
+    while codes[-1:] != [0]:
+        result = kit(*train, "--exp", "stopped", "--stop-after", "1s")
+        codes, out = [*codes, result.code], out + result.out
+        assert len(codes) < 9
+    assert codes == [75, 75, 0], "after each training; each start predicts and trains"
+    assert re.findall(r"fold (\d): stopped by --stop-after; .* to resume after its training", out) == ["0", "1"]
+    assert kept_logits(flags[3], "stopped") == kept_logits(flags[3], "unbroken")
+    for path in (flags[3] / "stopped").glob("fold?_test.npy"):
+        path.unlink()
+    result = kit(*train, "--exp", "stopped", "--stop-after", "1s")
+    assert (result.code, result.out.count("images predicted")) == (75, 1), "one of two finished folds"
+
+
+def test_a_test_set_that_cannot_be_predicted_costs_no_fold(copied, no_pictures, monkeypatch):
+    flags, output = copied
+    train = ["01_train_fold.py", *flags, *TINY, "--epochs", 1, "--exp", "new", "--fold", 0, "--predict"]
+
+    def fails(*_):
+        raise UserError("the GPU is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(test_set, "predict", fails)
+        assert "the GPU is gone" in refused(*train)
+    out = done(*train)
+    assert "fold 0 of new is finished" in out
+    assert "new fold 0, d4 views: " in out
+    (output / "prepared" / "test_32.npy").unlink()
+    train[train.index("new")] = "newer"
+    assert "test_32.npy is missing: run python 00_prepare.py again" in refused(*train)
+    assert not (output / "newer").exists(), "before any training"
+
+
+def test_images_in_memory_need_no_workers(tmp_path, monkeypatch):
+    started, plain = [], inference.DataLoader
+    monkeypatch.setattr(inference, "DataLoader", lambda *a, **k: started.append(k["num_workers"]) or plain(*a, **k))
+    np.save(tmp_path / "images.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    network = torch.nn.Flatten()
+    for mode in (None, "r"):
+        images = np.load(tmp_path / "images.npy", mmap_mode=mode)
+        assert inference.predict(network, images, np.arange(3), 2, CPU, workers=1).shape == (3, 192)
+    assert started == [0, 1]

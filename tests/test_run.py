@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from common import UserError
 
@@ -55,6 +56,33 @@ def test_errors_in_variables_and_flags_are_found_before_any_work(tmp_path, monke
     with pytest.raises(UserError, match="it trains every fold"):
         pipeline.main([*flags, f"@{tmp_path}/flags.args"])
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "predicts", "amp", "compiled"),
+    [
+        ("", True, "bf16", "on"),
+        ("--compile off --workers 2", True, "bf16", "off"),  # INFER has the last word
+        ("--amp none", False, "none", "on"),  # 01's logits would be predicted again
+        ("--tta none", False, "bf16", "on"),
+        ("--test-images hidden --sample-submit hidden.csv", False, "bf16", "on"),
+    ],
+)
+def test_03_gets_the_machine_of_01_which_predicts_its_logits(given, predicts, amp, compiled, tmp_path, monkeypatch):
+    ran, shared = {}, []
+    monkeypatch.setattr("sys.argv", ["run.sh"])
+    monkeypatch.setenv("INFER", given)
+    monkeypatch.setattr(pipeline, "run", lambda script, parsed: ran.update({script.__name__: parsed}))
+    monkeypatch.setattr(pipeline, "train_in_parallel", lambda flags, folds: shared.extend(flags))
+    monkeypatch.setattr(pipeline, "read_prepared", lambda output: [SimpleNamespace(folds=5)])
+    flags = ["--output", str(tmp_path), *"--amp bf16 --compile --workers 1 --deterministic".split()]
+    pipeline.main(flags)
+    train, infer = ran["01_train_fold"], ran["03_infer"]
+    assert train.predict == predicts
+    assert (infer.amp, infer.compile, infer.deterministic) == (amp, compiled, True)
+    assert infer.workers == (2 if "--workers" in given else 1)
+    pipeline.main(["--parallel", *flags])
+    assert shared == ["--predict"] * predicts + flags
 
 
 def test_run_sh_refuses_fold(tmp_path):
@@ -108,6 +136,7 @@ def test_run_sh_resumes_after_stop_after_and_after_ctrl_c(toy, tmp_path):
     assert (process.returncode, err) == (0, "")
     assert "fold 0 of quick is finished" in out
     assert "10 rows, checked" in out
+    assert out.count("10 images, predicted earlier") == 2, "by 01, on the GPU of the fold"
     assert list(folder.glob("submission_quick_CV*.csv"))
 
 

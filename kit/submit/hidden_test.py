@@ -1,20 +1,24 @@
 """Hidden test sets: predict images that 00_prepare.py hasn't seen, as in a code competition.
 
-The folds' files are enough: no prepared data, no training images. Images are decoded a chunk at a time, so memory
-doesn't grow with their number. --within decides once, after the first chunk, how many views and folds there is time
-for, and all images are predicted with these.
+The folds' files are enough: no prepared data, no training images. While a chunk of images is predicted, the next one is
+decoded, so memory holds two, whatever their number. With --within, the pace of the first chunk decides how many views
+and folds there is time for; that of the second may only give some back. All images are predicted with the same ones.
 """
 
+import contextlib
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import common
 from common import STARTED, WORLD, UserError, conclude, cpu_count, experiment_folder, listing, progress, say, warn
 
 import numpy as np
+import torch
 from torch import nn
 
 from kit.data import tables
@@ -24,16 +28,15 @@ from kit.data.image_source import ImageSource
 from kit.data.prepared import Flags
 from kit.experiment import KINDS, read_fold, read_record
 from kit.score import thresholds
-from kit.score.blend import blend
-from kit.score.metrics import METRICS
+from kit.score.blend import blend, check_blend
 from kit.score.tasks import Task, task_from_json
 from kit.submit.sample_submission import read_sample, read_sample_cells
-from kit.submit.submission import per_id, write_submission
+from kit.submit.submission import fit_cuts, has_cuts, per_id, write_submission
 from kit.train.checkpoint import load_fold
 from kit.train.device import enough_memory, pick_amp_of
 from kit.train.inference import TTAS
 
-FIRST, CHUNK = 32, 256  # images decoded at a time; the first chunk is timed
+TIMED, CHUNK = 32, 512  # images decoded at a time; TIMED: at least, in the first chunk, whose prediction is timed
 USABLE = 0.9  # share of the time left that a plan may take
 
 
@@ -44,7 +47,7 @@ class Ensemble:
     exp: str
     folder: Path  # OUTPUT/EXP
     folds: list[int]  # the folds that are there
-    models: list[nn.Module]  # one a fold, in eval mode
+    models: list[nn.Module]  # one a fold, in eval mode, on the CPU
     amp: str  # precision; --amp auto: that of training where foldK.json is there
     config: dict  # settings of the training
     task: Task
@@ -82,8 +85,8 @@ class HiddenTest:
         return any((self.images, self.sample, self.table, self.within))
 
     def submit(self, path, output, exps, tta, how, weights, machine):
-        """Predict the images and write the submission. how: a key of BLENDS; machine: 03_infer.py's Machine. Raises
-        UserError where a flag is missing."""
+        """Predict the images and write the submission. how: a key of BLENDS; machine: a Machine. Raises UserError
+        where a flag is missing."""
         for flag, value in dict(sample_submit=self.sample, test_csv=self.table, within=self.within).items():
             if value and not self.images:
                 raise UserError(f"--{flag.replace('_', '-')} belongs to --test-images: give that too")
@@ -94,13 +97,14 @@ class HiddenTest:
         with enough_memory("lower --batch-size"):
             ensembles = read_ensembles(output, exps, machine)
             first = ensembles[0]
+            check_blend(how, first.metric, first.task, first.form)
             mix = partial(blend, how=how, weights=weights, task=first.task)
-            cut = fit_thresholds(ensembles, mix)  # its mistakes must not wait for the predictions
+            cuts = fit_thresholds(ensembles, mix)  # its mistakes must not wait for the predictions
             source, sample = read_test_images(first, self.images, self.sample, self.table, output / "unpacked")
-            predictions = mix(predict_images(ensembles, source, sample.images, tta, self.within, machine.predict))
+            predictions = mix(predict_images(ensembles, source, sample.images, tta, self.within, machine))
         if not np.isfinite(predictions).all():
             raise UserError("the predictions are NaN or infinite: predict with --amp none, or train the folds again")
-        predictions = predictions if cut is None else thresholds.apply(predictions, cut)
+        predictions = thresholds.apply(first.metric, predictions, cuts)
         predictions = per_id(predictions, sample.submission_ids, first.per_id or "mean")
         write_submission(path, sample.layout, predictions, first.task, first.metric, first.form)
         conclude(f"{len(sample.layout)} rows, checked → {path}")
@@ -121,7 +125,7 @@ def read_ensemble(folder, machine):
     folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.pt") if path.stem[4:].isdecimal())
     if not folds:
         raise UserError(f"{folder} has no foldK.pt: copy the folds' files there, or train them")
-    files = (load_fold(folder / f"fold{k}.pt", machine.device, machine.compiled) for k in folds)
+    files = (load_fold(folder / f"fold{k}.pt", torch.device("cpu"), machine.compiled) for k in folds)
     contents, models = zip(*files, strict=True)
     saved = contents[0]
     for fold, content in zip(folds, contents, strict=True):
@@ -136,10 +140,10 @@ def read_ensemble(folder, machine):
 
 
 def fit_thresholds(ensembles, mix):
-    """Return the thresholds, float [K], that suit the blend of the out-of-fold predictions in the folds' foldK.csv.
-    None unless the metric is one of sets of labels. mix: a function (predictions of each experiment) → their blend."""
+    """Return the cuts that suit the blend of the out-of-fold predictions in the folds' foldK.csv, as fit_cuts does.
+    mix: a function (predictions of each experiment) → their blend."""
     first = ensembles[0]
-    if not METRICS[first.metric].of_sets:
+    if not has_cuts(first.task, first.metric, first.form):
         return None
     shared = sorted(set.intersection(*(set(ensemble.folds) for ensemble in ensembles)))
     if not shared:
@@ -155,7 +159,7 @@ def fit_thresholds(ensembles, mix):
             logits.append(read_fold(ensemble.folder, fold, len(first.task), table)[KINDS.index("views")])
             targets += [first.task.read_targets(table.target)] if ensemble is first else []
         predictions.append(first.task.predictions(np.concatenate(logits)))
-    return thresholds.fit(first.metric, np.concatenate(targets), mix(predictions))
+    return fit_cuts(np.concatenate(targets), mix(predictions), first.task, first.metric, first.form)
 
 
 def read_test_images(ensemble, paths, sample_path, table_path, unpacked):
@@ -180,37 +184,59 @@ def read_test_images(ensemble, paths, sample_path, table_path, unpacked):
     return source, sample
 
 
-def predict_images(ensembles, source, names, tta, within, predict):
-    """Return the predictions of each experiment, float64 [N, K].
+def predict_images(ensembles, source, names, tta, within, machine):
+    """Return the predictions of each experiment, float64 [N, K], all by the same views and folds.
 
-    within: seconds from the script's start to its end, or None; predict: a function (model, images, amp) → logits."""
-    parts, damaged, level, done = [[] for _ in ensembles], [], 0, 0
-    with progress(len(names), "test images") as bar, ThreadPoolExecutor(cpu_count()) as pool:
-        while done < len(names):
-            chunk = names[done : done + (CHUNK if done else FIRST)]
+    within: seconds from the script's start to its end, or None. Images that were predicted before the views and folds
+    changed are predicted again."""
+    timed = machine.batch_size * -(-TIMED // machine.batch_size)  # images: whole batches
+    todo, ahead, done, damaged = deque(pairwise([0, *range(timed, len(names), CHUNK), len(names)])), [], {}, {}
+    level, looks, sizes = 0, 0, {ensemble.config["size"] for ensemble in ensembles}
+    with progress(len(names), "test images") as bar, contextlib.ExitStack() as held:
+        pool = ThreadPoolExecutor(cpu_count())
+        held.callback(pool.shutdown, cancel_futures=True)
+        begin = lambda rows: (rows, *decode_chunk(source, names[slice(*rows)], sizes, pool))  # noqa: E731
+        while todo or ahead:
             began = time.monotonic()
-            images, reasons = decode_chunk(source, chunk, {e.config["size"] for e in ensembles}, pool)
-            damaged += [f"{name} ({why})" for name, why in zip(chunk, reasons, strict=True) if why]
-            decoded = time.monotonic()
-            predictions = [predict_chunk(e, images, tta, level, predict) for e in ensembles]
-            if not done and within:
-                seconds = decoded - began, time.monotonic() - decoded
-                level = choose_level(ensembles, tta, len(names), len(chunk), seconds, STARTED + within)
-                if level:
-                    predictions = [predict_chunk(e, images, tta, level, predict) for e in ensembles]
-            for part, chunk_predictions in zip(parts, predictions, strict=True):
-                part.append(chunk_predictions)
-            done += len(chunk)
-            bar.update(len(chunk))
+            (start, end), images, reasons = ahead.pop() if ahead else begin(todo.popleft())
+            damaged |= {name: why for name, why in zip(names[start:end], reasons, strict=True) if why}  # waits for them
+            if within and todo and looks == 0:
+                pace = [(time.monotonic() - began) / (end - start), 0]
+                some = {size: array[: machine.batch_size] for size, array in images.items()}
+                predict_chunk(ensembles, some, tta, level, machine)  # not timed: a GPU's start and compilation
+            elif todo:
+                ahead = [begin(todo.popleft())]
+            began = time.monotonic()
+            done[start, end] = predict_chunk(ensembles, images, tta, level, machine)
+            bar.update(end - start)
+            if within and (todo or ahead) and looks <= min(level, 1):
+                pace[1] = (time.monotonic() - began) / (end - start) / sum(e.passes(tta, level) for e in ensembles)
+                most = level if looks else max(len(e.models) for e in ensembles)
+                counts = len(names), sum(end - start for start, end in done)
+                chosen = choose_level(ensembles, tta, level, most, counts, pace, STARTED + within - time.monotonic())
+                looks += 1
+                if chosen != level:
+                    todo.extend(done)
+                    level, done = chosen, {}
+                    bar.reset()
     if damaged:
-        warn(f"{len(damaged)} images can't be read: {listing(damaged)}; what they lack is predicted as grey")
-    return [np.concatenate(part) for part in parts]
+        reasons = [f"{name} ({why})" for name, why in damaged.items()]
+        warn(f"{len(damaged)} images can't be read: {listing(reasons)}; what they lack is predicted as grey")
+    return [np.concatenate(parts) for parts in zip(*(done[rows] for rows in sorted(done)), strict=True)]
 
 
 def decode_chunk(source, names, sizes, pool):
-    """Return ({px: uint8 [n, px, px, 3]}, why each image can't be read, or None)."""
-    decoded = [*pool.map(lambda name: read_image(source, name, sizes), names)]
-    return {size: np.stack([resized[size] for resized, _ in decoded]) for size in sizes}, [why for _, why in decoded]
+    """Begin to decode images in the pool's threads. → ({px: uint8 [n, px, px, 3]}, complete once the next one has
+    ended; an iterator: why each image can't be read, or None)."""
+    images = {size: np.empty((len(names), size, size, 3), np.uint8) for size in sizes}
+
+    def fill(row, name):
+        resized, reason = read_image(source, name, sizes)
+        for size, pixels in resized.items():
+            images[size][row] = pixels
+        return reason
+
+    return images, pool.map(fill, range(len(names)), names)
 
 
 def read_image(source, name, sizes):
@@ -226,28 +252,45 @@ def read_image(source, name, sizes):
     return images, reason
 
 
-def predict_chunk(ensemble, images, tta, level, predict):
-    """Return the mean of the models' predictions, float64 [n, K]. images: {px: uint8 [n, px, px, 3]}."""
-    (views, folds), total, images = ensemble.plan(tta, level), 0, images[ensemble.config["size"]]
-    for classifier in ensemble.models[:folds]:
-        logits = predict(TTAS[views](classifier), images, ensemble.amp)
-        total = total + ensemble.task.predictions(logits)
-    return total / folds
+def predict_chunk(ensembles, images, tta, level, machine):
+    """Return each experiment's mean of its models' predictions, float64 [n, K]. images: {px: uint8 [n, px, px, 3]}."""
+    means = []
+    for ensemble in ensembles:
+        (views, folds), total = ensemble.plan(tta, level), 0
+        for classifier in ensemble.models[:folds]:
+            with on_device(classifier, machine.device):
+                logits = machine.predict(TTAS[views](classifier), images[ensemble.config["size"]], ensemble.amp)
+            total = total + ensemble.task.predictions(logits)
+        means.append(total / folds)
+    return means
 
 
-def choose_level(ensembles, tta, count, timed, seconds, end):
-    """Return the least level (see Ensemble.plan) at which all `count` images are predicted by `end`, and print what it
-    leaves out.
+@contextlib.contextmanager
+def on_device(model, device):
+    """Move a model to the device for the block: a GPU may not hold them all. Its weights stay in memory as well, so that
+    nothing is copied back."""
+    kept = [weights.data for weights in model.parameters()]
+    model.to(device)
+    yield
+    for weights, data in zip(model.parameters(), kept, strict=True):
+        weights.data = data
 
-    timed: images of the first chunk; seconds: what their decoding took, and their predictions at level 0."""
-    most, left, level = max(len(e.models) for e in ensembles), end - time.monotonic(), 0
-    pace = seconds[0] / timed, seconds[1] / timed / sum(e.passes(tta, 0) for e in ensembles)
-    needed = (count - timed) * sum(seconds) / timed
-    while needed > USABLE * left and level < most:
-        level += 1  # the first chunk is then predicted again
-        needed = (count - timed) * pace[0] + count * pace[1] * sum(e.passes(tta, level) for e in ensembles)
-    if level:
-        folds = max(e.plan(tta, level)[1] for e in ensembles)
-        kept = "one fold" if folds == 1 else "all folds" if folds == most else f"{folds} folds"
-        say(f"--within is too short for all: one view and {kept}")
-    return level
+
+def choose_level(ensembles, tta, level, most, counts, pace, left):
+    """Return the least level (see Ensemble.plan), or `most`, at which all images are predicted in the `left` seconds;
+    print what it leaves out or gives back.
+
+    level: the present one; counts: of all images, and of those predicted at this level; pace: seconds to decode an
+    image, and to predict it in a pass."""
+
+    def needed(other):
+        images = counts[0] - (counts[1] if other == level else 0)
+        return images * (pace[0] + pace[1] * sum(e.passes(tta, other) for e in ensembles))
+
+    chosen = next((other for other in range(most) if needed(other) <= USABLE * left), most)
+    if chosen != level:
+        folds, every = (max(e.plan(tta, other)[1] for e in ensembles) for other in (chosen, 0))
+        kept = "one fold" if folds == 1 else "all folds" if folds == every else f"{folds} folds"
+        effect = "leaves time for" if chosen < level else "is too short for all:"
+        say(f"--within {effect} {'one view' if chosen else 'all views'} and {kept}")
+    return chosen
