@@ -89,7 +89,7 @@ LATER = {
     "fold out of range": (nothing, TRAINER, [*TINY, "--fold", 2], "folds 0 to 1"),
     "fold negative": (nothing, TRAINER, [*TINY, "--fold", -1], "--fold"),
     "fold a word": (nothing, TRAINER, [*TINY, "--fold", "one"], "--fold one: there are folds 0 to 1, and"),
-    "no fold": (nothing, TRAINER, TINY, "--fold"),
+    "folds by commas": (nothing, TRAINER, [*TINY, "--fold", "0,1"], "there are folds 0 to 1: write 0 1"),
     "other size": (nothing, TRAINER, [*NEW, "--size", 64], "00_prepare.py again, with the same flags and --size 64"),
     "other settings": (nothing, TRAINER, [*TRAIN, "--lr", 1, "--overwrite"], "lr was 0.003 and is now 1.0"),
     "a wrong tag": (nothing, TRAINER, [*NEW, "--model", "convnext_large.fb_in22k_ft_in1"], "did you mean"),

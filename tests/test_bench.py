@@ -32,6 +32,18 @@ def test_gpu_bench_runs_on_a_cpu():
 
 
 @pytest.mark.slow
+def test_speed_bench_compares_the_complete_job_with_the_model_alone_and_the_listing(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = [sys.executable, ROOT / "tests" / "bench" / "speed.py", "--folder", tmp_path, "--job", "--cpu"]
+    result = subprocess.run([*command, *"--train 50 --test 50 --repeat 1".split()], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [line.strip("|").split("|") for line in result.stdout.splitlines() if line.startswith("| complete job")]
+    assert [len([cell for cell in cells if cell.strip()]) for _, *cells in rows] == [2, 1, 2]
+    (plain, _), (views,), (default, _) = ([float(cell) for cell in cells if cell.strip()] for _, *cells in rows)
+    assert 1 < views < plain < default
+
+
+@pytest.mark.slow
 def test_a_family_trains_and_resumes_to_the_same_bytes_in_each_cell_of_the_table():
     command = [sys.executable, ROOT / "tests" / "bench" / "families.py", "vit"]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -242,10 +242,11 @@ def test_loss_and_sampler_are_replaced_and_others_refused(worlds):
     assert not (worlds("labels").folder / "output" / "other").exists()
     for loss in ("bce", "mse"):
         with pytest.raises(UserError, match=rf"--loss {loss} is for .*numbers, and the task is classes"):
-            for_task(dict(loss=loss, sampler="imbalanced"), Classes([*"ab"]))
-    assert for_task(dict(loss="mse", sampler="imbalanced"), Numbers(["a"], [])) == dict(loss="mse", sampler="shuffle")
+            for_task(dict(loss=loss, sampler="imbalanced"), Classes([*"ab"]), "auc")
+    numbers = for_task(dict(loss="mse", sampler="imbalanced"), Numbers(["a"], []), "rmse")
+    assert numbers == dict(loss="mse", sampler="shuffle")
     usual = dict(loss="cce", sampler="imbalanced")
-    assert for_task(usual, Classes([*"ab"])) == usual
+    assert for_task(usual, Classes([*"ab"]), "auc") == usual
 
 
 def test_missing_numbers_do_not_count_in_a_loss():

@@ -63,7 +63,9 @@ def test_the_recipes_are_the_thesis_three_variants():
     changed = {name: settings(f"@recipes/{name}.args")["changed"] for name in ("thesis", "nosampler", "convnext")}
     assert changed["thesis"] == dict(augment="thesis", sampler="thesis")
     assert changed["nosampler"] == dict(augment="thesis", sampler="shuffle")
-    convnext = dict(model="convnext_large.fb_in22k_ft_in1k", epochs=3, batch_size=8, lr=7e-5)
+    convnext = dict(
+        model="convnext_large.fb_in22k_ft_in1k", norm="thesis", epochs=3, batch_size=8, lr=7e-5, min_lr=3e-5
+    )
     assert changed["convnext"] == changed["thesis"] | convnext
 
 

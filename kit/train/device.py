@@ -111,10 +111,6 @@ def enough_memory(remedy):
             raise
         why = str(error).splitlines()[-1].removeprefix("RuntimeError: ")[:120]
         raise UserError(f"shared memory is full ({why}): give --workers 0, or docker run --shm-size=8g") from None
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError("batch norm needs two images a batch (and process): raise --batch-size") from None
 
 
 def ignore_ctrl_c(worker_id):

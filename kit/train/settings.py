@@ -25,14 +25,18 @@ def settings(flags, seed):
     """Return the settings of an experiment, as config.json holds them. flags: the parsed ones."""
     config = {key: value for key, value in vars(flags).items() if key not in NOT_SETTINGS}
     tta = AUGMENTATIONS[flags.augment].tta if flags.tta == "auto" else flags.tta
-    norm = {"auto": "thesis" if flags.model == THESIS_MODEL else "model"}.get(flags.norm, flags.norm)
-    config |= dict(model=current_name(flags.model), norm=norm)
-    config |= dict(tta=tta, model_kwargs=dict(flags.model_kwargs), seed=seed)
-    config |= {key: value for key, value in DEFAULTS.get(flags.optimizer, ADAM).items() if config[key] is None}
-    if flags.min_lr is None:
-        config["min_lr"] *= config["lr"]
+    config |= dict(tta=tta, model=current_name(flags.model), model_kwargs=dict(flags.model_kwargs), seed=seed)
+    config["lr"] = flags.lr or DEFAULTS.get(flags.optimizer, ADAM)["lr"]
+    config |= {key: value for key, value in following(config).items() if config[key] in (None, "auto")}
     config["weights"] = "none" if flags.weights == "none" else "pretrained"
     return json.loads(json.dumps(config))  # as read from config.json: a tuple is a list there
+
+
+def following(config):
+    """Return the settings that follow from others where they aren't given."""
+    usual = DEFAULTS.get(config["optimizer"], ADAM)
+    norm = "thesis" if config["model"] == THESIS_MODEL else "model"
+    return usual | dict(lr=config["lr"], min_lr=usual["min_lr"] * config["lr"], norm=norm)
 
 
 def experiment_folders(output, exp, seeds):
@@ -71,7 +75,8 @@ def for_task(config, task, metric_key):
 
 def changed(config, defaults):
     """Return the settings that aren't the defaults, for the ledger."""
-    return {key: value for key, value in config.items() if value != defaults[key]}
+    usual = defaults | following(config) | dict(lr=DEFAULTS.get(config["optimizer"], ADAM)["lr"])
+    return {key: value for key, value in config.items() if value != usual[key]}
 
 
 def init_provenance(init, folder, folds):

@@ -2,13 +2,17 @@
 
     python tests/bench/speed.py --folder /tmp/speed              # 40 minutes on 2 cores; draws its data first
     python tests/bench/speed.py --folder /tmp/speed --train 200 --test 200 --repeat 1
+    python tests/bench/speed.py --folder /tmp/speed --job --train 1088 --test 1090  # the complete job: 12 minutes
+    OMP_NUM_THREADS=1 python tests/bench/speed.py --folder /tmp/speed --cpu          # on a busy machine
 
 Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, five folds. Each part runs in a process of its own, in
 turn with the others, `--repeat` times; the table has ratios of medians. 00, 01 and 03 are timed from the end of their
-imports. The complete job is run.sh, from the files to the submission and the report, imports included. Memory is the
-peak of RssAnon: mapped cache pages don't count.
+imports. The complete job is run.sh, from the files to the submission and the report, imports included, with plain folds
+(`--groups none`) and with the default ones, for which 00 looks for duplicates. Memory is the peak of RssAnon: mapped
+cache pages don't count.
 
 - limit: the model alone; its complete job is five times one fold's training and the inference by five folds' models.
+  "and views": plus the prediction of the held-out images in 8 views, of which the kit's CV is and the listing has none.
 - tuned: the limit with the kit's setting of the memory allocator.
 - listing: a plain loop, written for this bench, that does what the thesis' listing does. It decodes all images of a
   fold into RAM at full size, augments and normalizes them on the CPU by albumentations, takes Ranger21 from its package
@@ -36,6 +40,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 SIZE, BATCH, EPOCHS, FOLDS, LR, MIN_LR = 160, 17, 2, 5, 6e-5, 3e-5
+CPU = "--cpu" in sys.argv
 MODEL = ["--model", "test_vit", "--weights", "none", "--model-kwargs", f"img_size={SIZE}"]
 
 # ---------------------------------------------------------------- data
@@ -72,6 +77,11 @@ def make_data(folder, train, test, side=480):
 
 
 # ---------------------------------------------------------------- measuring
+
+
+def now():
+    """Return a time in seconds: of the clock or, with --cpu, of the cores that this process and its children used."""
+    return sum(os.times()[:4]) if CPU else time.perf_counter()
 
 
 @contextlib.contextmanager
@@ -115,11 +125,11 @@ def remove(folder):
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def kit_job(folder):
-    """Run run.sh, from the competition's files to the submission."""
+def kit_job(folder, groups="none"):
+    """Run run.sh, from the competition's files to the submission. groups: 00's --groups."""
     remove(folder / "job")
     command = ["bash", ROOT / "run.sh", "--input", folder / "input", "--output", folder / "job", *MODEL]
-    environment = dict(PYTHON=sys.executable, PREPARE="--groups none")
+    environment = dict(PYTHON=sys.executable, PREPARE=f"--groups {groups}")
     subprocess.run(list(map(str, [*command, "--size", SIZE])), check=True, env=os.environ | environment, stdout=2)
     return {}
 
@@ -132,12 +142,12 @@ def kit_prepare(folder):
     run, began = common.run, []
 
     def timed_run(main, parser):  # called when the imports are done
-        began.append(time.perf_counter())
+        began.append(now())
         run(main, parser)
 
     common.run = timed_run
     script("00_prepare.py", *flags(folder), "--size", SIZE, "--groups", "none")
-    return dict(inner=time.perf_counter() - began[0])
+    return dict(inner=now() - began[0])
 
 
 def kit_train(folder):
@@ -149,12 +159,12 @@ def kit_train(folder):
     run, step, times = common.run, Ranger21Fast.step, []
 
     def timed_run(main, parser):  # called when the imports are done
-        times.append(time.perf_counter())
+        times.append(now())
         run(main, parser)
 
     def timed_step(optimizer):
         step(optimizer)
-        times.append(time.perf_counter())
+        times.append(now())
 
     common.run, Ranger21Fast.step = timed_run, timed_step
     script("01_train_fold.py", *flags(folder), *MODEL, "--size", SIZE, "--fold", 0, "--overwrite")
@@ -189,9 +199,9 @@ def kit_infer(folder):
     inner, spent = inference.predict, []
 
     def timed(*arguments, **options):
-        began = time.perf_counter()
+        began = now()
         result = inner(*arguments, **options)
-        spent.append(time.perf_counter() - began)
+        spent.append(now() - began)
         return result
 
     inference.predict = timed
@@ -210,11 +220,11 @@ def limit_prepare(folder):
 
     cv2.setNumThreads(1)
     paths = sorted(path for part in ("train", "test") for path in (folder / "input" / part).iterdir())
-    began = time.perf_counter()
+    began = now()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(lambda path: resize(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), SIZE), paths):
             pass
-    return dict(inner=time.perf_counter() - began)
+    return dict(inner=now() - began)
 
 
 def start(name):
@@ -255,7 +265,8 @@ def fold_rows(folder):
 
 
 def limit_train(folder):
-    """Train fold 0 and predict its held-out images, on tensors in memory."""
+    """Train fold 0 and predict its held-out images, on tensors in memory. → seconds of these (inner), and those of
+    predicting the held-out images in 8 views (views)."""
     import torch
     import torch.nn.functional as F
 
@@ -265,7 +276,7 @@ def limit_train(folder):
     rows, valid, targets = fold_rows(folder)
     targets, steps = torch.from_numpy(targets), len(rows) // BATCH
     optimizer = Ranger21Fast(network.parameters(), LR, steps * EPOCHS, MIN_LR)
-    began = time.perf_counter()
+    began = now()
     for _ in range(EPOCHS):
         network.train()
         order = torch.from_numpy(rows)[torch.randperm(len(rows))]
@@ -277,23 +288,30 @@ def limit_train(folder):
         with torch.inference_mode():
             for batch in torch.from_numpy(valid).split(BATCH):
                 network(images[batch])
-    return dict(inner=time.perf_counter() - began)
+    inner, began = now() - began, now()
+    predict_views(network, images[torch.from_numpy(valid)])
+    return dict(inner=inner, views=now() - began)
+
+
+def predict_views(network, images):
+    """Predict images uint8 [N, 3, S, S] in 8 views."""
+    import torch
+
+    with torch.inference_mode():
+        for batch in images.split(32):
+            for view in range(8):
+                turned = batch.flip(3) if view & 1 else batch
+                turned = turned.flip(2) if view & 2 else turned
+                network(turned.transpose(2, 3) if view & 4 else turned)
 
 
 def limit_infer(folder):
     """Predict the test images by five models in 8 views, on tensors in memory."""
-    import torch
-
     images, network = cached(folder, "test"), classifier().eval()
-    began = time.perf_counter()
-    with torch.inference_mode():
-        for _ in range(FOLDS):
-            for batch in images.split(32):
-                for view in range(8):
-                    turned = batch.flip(3) if view & 1 else batch
-                    turned = turned.flip(2) if view & 2 else turned
-                    network(turned.transpose(2, 3) if view & 4 else turned)
-    return dict(inner=time.perf_counter() - began)
+    began = now()
+    for _ in range(FOLDS):
+        predict_views(network, images)
+    return dict(inner=now() - began)
 
 
 def tuned(limit):
@@ -353,9 +371,9 @@ def listing_train(folder):
     from torchsampler import ImbalancedDatasetSampler
 
     names, (rows, valid, targets) = names_of(folder, "train"), fold_rows(folder)
-    began = time.perf_counter()
+    began = now()
     parts = [Decoded(folder, "train", [names[i] for i in part], targets[part], part is rows) for part in (rows, valid)]
-    loaded = time.perf_counter() - began
+    loaded = now() - began
     sampler = ImbalancedDatasetSampler(parts[0], labels=targets[rows].tolist())
     loaders = [DataLoader(parts[0], BATCH, sampler=sampler, drop_last=True), DataLoader(parts[1], BATCH)]
     network = torch.nn.Sequential(*plain_network())
@@ -379,7 +397,7 @@ def listing_train(folder):
                     labels += target.tolist()
                     if len(set(labels)) == 2:
                         roc_auc_score(labels, seen)
-    return dict(inner=time.perf_counter() - began, load=loaded)
+    return dict(inner=now() - began, load=loaded)
 
 
 def listing_infer(folder):
@@ -390,14 +408,14 @@ def listing_infer(folder):
 
     names = names_of(folder, "test")
     views = ttach.Compose([ttach.HorizontalFlip(), ttach.VerticalFlip(), ttach.Rotate90([0, 90])])
-    began = time.perf_counter()
+    began = now()
     for _ in range(FOLDS):
         loader = DataLoader(Decoded(folder, "test", names, [0] * len(names), True), 32)
         network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(*plain_network()).eval(), views)
         with torch.no_grad():
             for images, _ in loader:
                 network(images)
-    return dict(inner=time.perf_counter() - began)
+    return dict(inner=now() - began)
 
 
 # ---------------------------------------------------------------- the table
@@ -405,17 +423,20 @@ def listing_infer(folder):
 PARTS = dict(
     kit_prepare=kit_prepare, limit_prepare=limit_prepare,
     kit_train=kit_train, limit_train=limit_train, listing_train=listing_train,
-    kit_infer=kit_infer, limit_infer=limit_infer, listing_infer=listing_infer, kit_job=kit_job,
+    kit_infer=kit_infer, limit_infer=limit_infer, listing_infer=listing_infer,
+    kit_job=kit_job, default_job=lambda folder: kit_job(folder, "auto"),
     tuned_train=tuned(limit_train), tuned_infer=tuned(limit_infer),
 ) | {name: start(name) for name in ("00_prepare.py", "01_train_fold.py", "02_oof.py", "03_infer.py")}  # fmt: skip
+WAYS = "limit", "tuned", "listing"
+JOB = "kit_prepare kit_job default_job tuned_train tuned_infer listing_train listing_infer".split()  # parts of --job
 
 
 def measure(part, folder):
     """Run a part in a process of its own. → its own seconds (inner), the process' seconds (total), peak of RssAnon."""
-    began = time.perf_counter()
-    command = [sys.executable, __file__, "--folder", folder, "--part", part]
+    began = now()
+    command = [sys.executable, __file__, "--folder", folder, "--part", part, *["--cpu"] * CPU]
     output = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
-    return json.loads(output.strip().splitlines()[-1]) | dict(total=time.perf_counter() - began)
+    return json.loads(output.strip().splitlines()[-1]) | dict(total=now() - began)
 
 
 def main():
@@ -424,6 +445,8 @@ def main():
     parser.add_argument("--train", type=int, default=2176, help="training images")
     parser.add_argument("--test", type=int, default=2180, help="test images")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each part")
+    parser.add_argument("--job", action="store_true", help="time the complete job alone, and what it is compared with")
+    parser.add_argument("--cpu", action="store_true", help="CPU seconds; with OMP_NUM_THREADS=1, as idle threads spin")
     parser.add_argument("--part", choices=PARTS, help="internal: run this part in this process")
     args = parser.parse_args()
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -435,33 +458,49 @@ def main():
         print(json.dumps(result))
         return
     make_data(folder / "input", args.train, args.test)
-    runs = {part: [] for part in PARTS}
+    runs = {part: [] for part in (JOB if args.job else PARTS)}
     for _ in range(args.repeat):
-        for part in PARTS:
-            runs[part].append(measure(part, folder))
-            print(part, {key: round(value, 1) for key, value in runs[part][-1].items()}, flush=True)
+        for part, rows in runs.items():
+            rows.append(measure(part, folder))
+            print(part, {key: round(value, 1) for key, value in rows[-1].items()}, flush=True)
     median = {
         part: {key: statistics.median(run[key] for run in rows) for key in rows[0]} for part, rows in runs.items()
     }
-    ratio = lambda one, other, key="inner": f"{median[one][key] / median[other][key]:.2f}"  # noqa: E731
-    kit_seconds = median["kit_job"]["total"]
-    job = {
-        way: FOLDS * median[f"{way}_train"]["inner"] + median[f"{way}_infer"]["inner"]
-        for way in ("limit", "tuned", "listing")
-    }
+    print_table(median)
+
+
+def print_table(median):
+    """Print the ratios of the parts that were measured. median: {part: what `measure` returned}."""
+
+    def ratio(one, other, key="inner"):
+        return f"{median[one][key] / median[other][key]:.2f}" if {one, other} <= median.keys() else ""
+
+    def job(part, views=False):
+        cells = []
+        for way in WAYS:
+            train, infer = (median.get(f"{way}_{what}", {}) for what in ("train", "infer"))
+            if infer and (not views or "views" in train):
+                seconds = FOLDS * (train["inner"] + (train["views"] if views else 0)) + infer["inner"]
+                cells.append(f"{median[part]['total'] / seconds:.2f}")
+            else:
+                cells.append("")
+        return " | ".join(cells)
+
     print(f"""
 | kit / … | limit | tuned limit | listing |
 |---|---|---|---|
 | 00, with plain folds, after its imports; limit: decoding and resizing | {ratio("kit_prepare", "limit_prepare")} | | |
-| training and validation of a fold | {" | ".join(ratio("kit_train", f"{way}_train") for way in job)} |
-| inference, {FOLDS} models, 8 views | {" | ".join(ratio("kit_infer", f"{way}_infer") for way in job)} |
-| complete job, from the files to the submission | {" | ".join(f"{kit_seconds / s:.2f}" for s in job.values())} |
+| training and validation of a fold | {" | ".join(ratio("kit_train", f"{way}_train") for way in WAYS)} |
+| inference, {FOLDS} models, 8 views | {" | ".join(ratio("kit_infer", f"{way}_infer") for way in WAYS)} |
+| complete job, plain folds | {job("kit_job")} |
+| complete job, plain folds; and views | {job("kit_job", views=True)} |
+| complete job, default folds | {job("default_job")} |
 | peak RAM of training | | | {ratio("kit_train", "listing_train", "MiB")} |
 """)
     starts = [f"{name} {run['total']:.1f} s" for name, run in median.items() if name.endswith(".py")]
-    print(
-        f"starts: {', '.join(starts)}; first training step {median['kit_train']['first_step']:.1f} s after the imports"
-    )
+    if starts:
+        first_step = median["kit_train"]["first_step"]
+        print(f"starts: {', '.join(starts)}; first training step {first_step:.1f} s after the imports")
 
 
 if __name__ == "__main__":
