@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 2 01_train_fold.py --fold 2            # one fold on two GPUs
 
 Reads OUTPUT/prepared. Writes OUTPUT/EXP/config.json and, for each fold, foldK.pt (the model), foldK.csv (predictions of
-the held-out images), foldK.json and foldK_epochs.csv. A fold that was stopped resumes from its foldK.resume.pt and, on
-a CPU, ends with the same bytes. The defaults follow the thesis' recipe (its tables 3.1 and 4.1):
-@recipes/thesis.args has it to the letter.
+the held-out images), foldK.json and foldK_epochs.csv; with --predict also foldK_test.npy (logits of the test images). A
+fold that was stopped resumes from its foldK.resume.pt and, on a CPU, ends with the same bytes. The defaults follow the
+thesis' recipe (its tables 3.1 and 4.1); @recipes/thesis.args has all of its settings.
 """
 
 import json
@@ -44,7 +44,7 @@ def make_parser():
     add = parser.group("what to run")
     add("--fold", nargs="+", default=["all"], metavar="K", help="the folds that are held out in turn: 2, 0 2 4, or all")
     add("--exp", default="base", metavar="EXP", help="the experiment's name: its folder under --output")
-    add("--print-config", action="store_true", help="print the resolved settings as JSON and exit")
+    add("--print-config", action="store_true", help="print the settings as JSON and exit; auto: the metric decides")
     add("--overwrite", action="store_true", help="train folds again although they are finished")
     parser.shared(add)
 
@@ -58,8 +58,8 @@ def make_parser():
         "logistic regression on frozen features")  # fmt: skip
     add("--init", default="weights", metavar="EXP", help="start from the same folds of EXP; probe: with a fitted head")
     add("--freeze", type=number(float, 0), default=0, help="freeze this share of the layers, input side first")
-    add("--norm", choices=("auto", "thesis", "model"), default="auto", help="mean and std. thesis: 0.5; model: as its "
-        "weights; auto: by --model")  # fmt: skip
+    add("--norm", choices=("auto", "thesis", "model"), default="auto", help="mean and std; thesis: 0.5; model: the "
+        "weights' own; auto: by --model")  # fmt: skip
     add("--model-kwargs", nargs="*", type=key_value, default=[], metavar="K=V", help="timm's, like drop_path_rate=0.1")
 
     add = parser.group("training (thesis 3.5, 3.6, 4.1)")
@@ -85,7 +85,7 @@ def make_parser():
     add = parser.group("images (thesis 3.1, 3.2)")
     add("--augment", choices=AUGMENTATIONS, default="d4", help="random transforms of training images: %(choices)s")
     add("--sampler", choices=("auto", *SAMPLERS), default="auto", help="imbalanced: each class as often; shuffle: each "
-        "image; auto: by the metric")  # fmt: skip
+        "image once; auto: by metric")  # fmt: skip
     add("--tta", choices=("auto", *TTAS), default="auto", help="views averaged: %(choices)s; auto: as --augment")
 
     add = parser.group("time, memory and machine")
@@ -102,15 +102,15 @@ def make_parser():
 
 def defaults():
     """Return the settings of a run without flags."""
-    args = make_parser().parse_args(["--fold", "0"])
+    args = make_parser().parse_args([])
     return settings(args, *args.seed)
 
 
 def train_step(run, images, targets, share, is_last):
     """Compute the forward and the backward pass of a batch or of a part of it; edit it to change the training step.
 
-    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: its part of the update's gradient; is_last:
-    whether the update follows it. → (logits, loss), detached."""
+    images: uint8 [B, 3, S, S]; targets: as the loss takes them; share: the weight of their loss in the update; is_last:
+    whether the update follows. → (logits float32 [B, K], loss), detached."""
     with distributed.syncing(run.model, is_last):
         with autocast(run.experiment.device, run.experiment.amp):
             logits = run.model(images)
@@ -120,8 +120,8 @@ def train_step(run, images, targets, share, is_last):
 
 
 def train_batch(run, images, targets, known, is_last):
-    """Train on a batch, in parts of --micro-batch images. targets: as the loss takes them, on the CPU; known: how many
-    targets of the whole update aren't NaN. → (logits, loss), detached."""
+    """Train on a batch, in parts of --micro-batch images. images: uint8 [B, 3, S, S]; targets: as the loss takes them,
+    on the CPU; known: how many targets of the complete update aren't NaN. → (logits float32 [B, K], loss), detached."""
     count, outputs, shares = min(run.experiment.parts, len(images)), [], []
     for k, part in enumerate(zip(images.tensor_split(count), targets.tensor_split(count), strict=True), 1):
         # Under torchrun each process weighs its part of the batch: the gradients will be averaged.
@@ -133,8 +133,8 @@ def train_batch(run, images, targets, known, is_last):
 
 
 def update(run, number):
-    """Take step `number` of the optimiser, from 1 on. → whether it was taken: where gradients overflowed, the
-    GradScaler skips it, and the schedule and the EMA wait."""
+    """Take step `number` of the optimiser (1, 2, …). → whether it was taken: where gradients overflowed, the GradScaler
+    skips it, and the schedule and the EMA wait."""
     if norm := run.experiment.config["clip_grad"]:
         run.scaler.unscale_(run.optimizer)
         torch.nn.utils.clip_grad_norm_(run.classifier.parameters(), norm)
@@ -155,7 +155,7 @@ def train_epoch(run, state):
 
     `state` is kept up to date, and saved when due. A step here is a batch; `accumulate` of them make an update."""
     config, start = run.experiment.config, state["step"]
-    train_mode(run.classifier, run.fixed_statistics)
+    train_mode(run.classifier, fixed_statistics=run.batch_norm == 0)
     loader, known = training_loader(run, state["epoch"], start)
     steps, accumulate = start + len(loader), config["accumulate"]
     with EpochMonitor(run, state, steps) as monitor:
@@ -199,10 +199,10 @@ def train_fold(run):
     config, metric = run.experiment.config, run.experiment.prepared.metric
     if config["init"] == "probe":
         start_head(run)
-    if run.fixed_statistics and config["init"] != "probe":
+    if run.batch_norm == 0 and config["init"] != "probe":
         at_once = run.experiment.images_at_once
         count = f"{at_once} image{'s' * (at_once > 1)} at once"
-        say(f"fold {run.fold}: batch norm keeps its statistics: {count} would say too little, 8 enough")
+        say(f"fold {run.fold}: batch norm keeps its statistics: {count} can't give better ones, 8 can")
     state = run.resume.load(run)
     kept, keep, tta = state["kept"], config["keep"], config["tta"]
     while (epoch := state["epoch"]) <= config["epochs"]:
@@ -241,8 +241,9 @@ def train_and_save(run):
 
 
 def finish_fold(experiment, fold, test, machine, worked):
-    """Train one fold and, with a TestSet, predict that, each unless it is done. worked: whether an earlier fold took
-    any work. → whether there was any by now, without which --stop-after would end each start at the same place."""
+    """Train a fold and predict the TestSet `test`, if it isn't None, each unless it is done. → whether this process has
+    done any work by now; worked: whether it had before. Without any, --stop-after doesn't end it between the two: it
+    would end each start at the same place."""
     with start_fold(experiment, fold) as run:
         if run is not None:
             train_and_save(run)

@@ -5,9 +5,10 @@
     python 03_infer.py base convnext --weights output/blend_base+convnext.json     # 02 writes it
     torchrun --nproc-per-node 2 03_infer.py base           # shares the test images between two GPUs
 
-Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Keeps each fold's test logits in foldK_test.npy, so that nothing is
-predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submission_A+B_CV0.9596.csv, like the
-competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and noted.
+Reads OUTPUT/EXP/foldK.pt and OUTPUT/prepared. Keeps each fold's test logits in foldK_test.npy, as 01 --predict does, so
+that nothing is predicted twice. Writes OUTPUT/EXP/submission_EXP_CV0.9596.csv, or OUTPUT/submission_A+B_CV0.9596.csv,
+like the competition's sample. Where INPUT/solution.csv exists (image_name, label, usage), its scores are printed and
+noted.
 """
 
 import functools
@@ -81,7 +82,7 @@ def check_weights(weights, exps, hidden):
 
 def pick_blend(how, weights, oofs, tta):
     """Return (a function: predictions [N, K] of each experiment → their blend; the honest score of fitted weights, or
-    None). Raises UserError where that doesn't suit the metric or the experiments."""
+    None). Raises UserError where the blend doesn't suit the metric, the submission or the weights."""
     fitted_cv, prepared = None, oofs[0].prepared
     check_blend(how, prepared.metric, prepared.task, prepared.submission)
     if is_file(weights):
@@ -97,9 +98,8 @@ def kind_of(oof, tta):
 
 
 def cross_validate(oofs, tta, mix, fitted_cv=None):
-    """Return (the blend's out-of-fold score over the images that all experiments share, with cuts fitted on the other
-    folds; the cuts of the submission, fitted on all, or None). `fitted_cv`, that of fitted weights, replaces the
-    score."""
+    """Return (the blend's out-of-fold score on the images that all experiments share, at cuts of the other folds, or
+    `fitted_cv`, the score of fitted weights; the submission's cuts, fitted on all folds, or None)."""
     parts, (_, shared), prepared = [], shared_folds(oofs), oofs[0].prepared
     for oof, rows in zip(oofs, shared, strict=True):
         kind = kind_of(oof, tta)
@@ -113,8 +113,8 @@ def cross_validate(oofs, tta, mix, fitted_cv=None):
 
 
 def read_solution(path, names, task):
-    """Return (targets [N] in the order of `names`, {"public": bool [N], "private": bool [N]}), or None without a
-    file."""
+    """Return (targets [N] or [N, K] in the order of `names`, {"public": bool [N], "private": bool [N]}), or None
+    without a file. Raises UserError for a file that doesn't suit the test images or the labels."""
     if not path.exists():
         return None
     table = common.read_table(path, "run it again")
@@ -129,8 +129,7 @@ def read_solution(path, names, task):
 
 
 def predict_test(oof, test, tta, machine):
-    """Return predictions float64 [N, K]: the mean over the fold models (thesis 3.8), each after its mean over the
-    views."""
+    """Return predictions float64 [N, K]: the mean over the fold models (thesis 3.8) of their mean over the views."""
     tta, parts = tta or oof.config["tta"], []
     for fold in oof.present:
         logits = earlier_logits(oof.folder, fold, test, tta, machine)

@@ -65,6 +65,7 @@ def run(main, parser=None):
     signal.signal(signal.SIGTERM, _stop)
     try:
         args = parser.parse_args() if parser else sys.argv[1:]
+        gc.freeze()  # or each look for garbage would take in the new modules, for which run.sh pays a second
         gc.set_threshold(*GARBAGE)
         main(args)
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: Ctrl-C while Python exits ends it silently
@@ -74,6 +75,7 @@ def run(main, parser=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     finally:
+        gc.unfreeze()  # or libraries report at the exit what they call leaks
         gc.disable()  # a last look for garbage would take half a second
 
 

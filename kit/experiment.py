@@ -25,6 +25,9 @@ KINDS = ("best", "last", "views")  # of out-of-fold logits: best epoch, last epo
 
 def differences(earlier, config):
     """Return ['lr was 0.003 and is now 0.001', …]. A setting that `earlier` lacks is younger and had its default."""
+    if "head_lr" in config and "head_lr" not in earlier:  # what 0.1.0 called so is now the thesis'
+        renamed = dict(augment={"d4": "thesis"}, sampler={"imbalanced": "thesis"})
+        earlier = earlier | {key: names.get(earlier[key], earlier[key]) for key, names in renamed.items()}
     lines = []
     for key in sorted(config.keys() - {"changed"}):
         same = earlier[key] == config[key] if key in earlier else key not in config["changed"]
@@ -199,8 +202,9 @@ def read_fold(folder, fold, count, expected):
 
 
 def warn_of_mixed_provenance(exp, records):
-    """Warn where folds were trained with different code, weights or precision. records: {fold: foldK.json}."""
-    for what in ("code", "weights", "init", "amp"):
+    """Warn where folds were trained with different code, weights, precision or images at once for batch norm. records:
+    {fold: foldK.json}."""
+    for what in ("code", "weights", "init", "amp", "batch_norm"):
         folds_of = {}
         for fold, record in sorted(records.items()):
             run = record.get("run", {})

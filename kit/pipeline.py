@@ -16,6 +16,7 @@ from common import ROOT, UserError
 import torch
 
 from kit.data.prepared import read_prepared
+from kit.score.blend import check_blend
 from kit.train.device import pick_device
 from kit.train.settings import check_flags, experiment_folders
 
@@ -23,7 +24,7 @@ MACHINE = "device amp compile workers deterministic".split()  # flags that 03 sh
 
 
 def parse(script, words, **defaults):
-    """Return a script's parsed flags. An error in them carries the script's name. defaults: in place of its own."""
+    """Return a script's parsed flags. An error in them carries the script's name. defaults: of flags, for its own."""
     caller, sys.argv[0] = sys.argv[0], f"{script.__name__}.py"
     parser = script.make_parser()
     parser.set_defaults(**defaults)
@@ -94,8 +95,10 @@ def main(flags):
     if (inferring.test_images, inferring.tta, inferring.amp) == (None, None, args.amp):  # else 03 needs other logits
         args.predict, flags = True, ["--predict", *flags]
     run(prepare, preparing)
+    prepared, _ = read_prepared(args.output)
+    check_blend(inferring.blend, prepared.metric, prepared.task, prepared.submission)
     if parallel:
-        train_in_parallel(flags, read_prepared(args.output)[0].folds)
+        train_in_parallel(flags, prepared.folds)
     else:
         run(train, args)
     run(oof, scoring)

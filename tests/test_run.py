@@ -74,7 +74,8 @@ def test_03_gets_the_machine_of_01_which_predicts_its_logits(given, predicts, am
     monkeypatch.setenv("INFER", given)
     monkeypatch.setattr(pipeline, "run", lambda script, parsed: ran.update({script.__name__: parsed}))
     monkeypatch.setattr(pipeline, "train_in_parallel", lambda flags, folds: shared.extend(flags))
-    monkeypatch.setattr(pipeline, "read_prepared", lambda output: [SimpleNamespace(folds=5)])
+    prepared = SimpleNamespace(folds=5, metric="auc", task=None, submission={})
+    monkeypatch.setattr(pipeline, "read_prepared", lambda output: (prepared, None))
     flags = ["--output", str(tmp_path), *"--amp bf16 --compile --workers 1 --deterministic".split()]
     pipeline.main(flags)
     train, infer = ran["01_train_fold"], ran["03_infer"]
@@ -136,7 +137,7 @@ def test_run_sh_resumes_after_stop_after_and_after_ctrl_c(toy, tmp_path):
     assert (process.returncode, err) == (0, "")
     assert "fold 0 of quick is finished" in out
     assert "10 rows, checked" in out
-    assert out.count("10 images, predicted earlier") == 2, "by 01, on the GPU of the fold"
+    assert out.count("10 images, predicted earlier") >= 2, "by 01, on the GPU of the fold"
     assert list(folder.glob("submission_quick_CV*.csv"))
 
 

@@ -51,7 +51,7 @@ def gradient(monkeypatch, images, targets, micro_batch=None, batch_size=8, accum
     run = SimpleNamespace(
         experiment=experiment, fold=0, train_rows=np.arange(len(images)), classifier=classifier, model=classifier,
         criterion=losses.binary_cross_entropy, optimizer=torch.optim.SGD(classifier.parameters(), 0.0), scheduler=None,
-        ema=None, scaler=torch.amp.GradScaler("cpu", enabled=False), fixed_statistics=False,
+        ema=None, scaler=torch.amp.GradScaler("cpu", enabled=False), batch_norm=None,
         epoch_name=lambda epoch: "epoch", track=SimpleNamespace(note=lambda *_: None),
         resume=SimpleNamespace(due=lambda: False),
     )  # fmt: skip
@@ -184,10 +184,10 @@ def test_the_sampler_follows_the_metric_and_a_given_one_gets_the_prior_back(tmp_
     flags = ["--input", tmp_path / "input", "--output", tmp_path / "output"]
     prepare(flags, 32, "--folds", 2, "--metric", "logloss")
     logits, more = {}, [*SMALL, "--fold", 0, "--keep", "last", "--augment", "none"]
-    assert "--sampler shuffle: log loss gives each image the same weight" in done(TRAIN, *flags, *more, "--exp", "auto")
+    assert "--sampler shuffle: log loss depends on the classes' shares" in done(TRAIN, *flags, *more, "--exp", "auto")
     assert json.loads((tmp_path / "output/auto/config.json").read_text())["sampler"] == "shuffle"
     for sampler, said in (
-        ("imbalanced", "the classes' shares are put back"),
+        ("imbalanced", "these are put back"),
         ("thesis", "are for equal shares"),
     ):
         assert said in done(TRAIN, *flags, *more, "--sampler", sampler, "--exp", sampler)
@@ -202,7 +202,7 @@ def test_the_sampler_follows_the_metric_and_a_given_one_gets_the_prior_back(tmp_
 
 def test_metrics_of_ranks_keep_the_imbalance_sampler(flags):
     out = done(TRAIN, *flags, *SMALL, "--fold", 0)
-    assert "--sampler imbalanced: AUC gives each class the same weight" in out
+    assert "--sampler imbalanced: AUC doesn't depend on the classes' shares" in out
     assert not kept_weights(flags, "base")["log_prior"].any()
 
 
@@ -253,7 +253,7 @@ def test_what_flags_mean_that_arent_given_follows_the_optimizer():
 
 
 def test_folds_with_commas_are_refused_with_what_to_write(flags):
-    assert refused(TRAIN, *flags, *SMALL, "--fold", "0,1").endswith("--fold 0,1: there are folds 0 to 1: write 0 1")
+    assert refused(TRAIN, *flags, *SMALL, "--fold", "0-1").endswith("--fold 0-1: there are folds 0 to 1: write 0 1")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "ranger21"])
@@ -288,3 +288,23 @@ def test_what_a_model_exempts_from_weight_decay_never_decays(name, kwargs):
     assert tables
     assert {names[name] for name in tables} == {0}
     assert {names[name] for name in names if name.endswith("weight") and "norm" not in name} == {0.05}
+
+
+def test_an_experiment_of_0_1_0_goes_on_with_the_choices_that_are_named_thesis_now(flags):
+    more = [*flags, *SMALL, "--augment", "thesis", "--sampler", "thesis"]
+    done(TRAIN, *more, "--fold", 0)
+    path = flags[3] / "base" / "fold0.json"
+    record = json.loads(path.read_text())
+    record["config"] |= dict(augment="d4", sampler="imbalanced")  # as 0.1.0 called them
+    del record["config"]["head_lr"]
+    path.write_text(json.dumps(record))
+    assert "augment was 'thesis' and is now 'd4'" in refused(TRAIN, *flags, *SMALL, "--fold", 1)
+    done(TRAIN, *more, "--fold", 1)
+
+
+def test_folds_with_other_statistics_of_batch_norm_are_warned_of(flags):
+    done(TRAIN, *flags, *SMALL, "--fold", 0)
+    warned = kit(TRAIN, *flags, *SMALL, "--fold", 1, "--micro-batch", 4).err
+    assert "trained with different batch_norm (fold 0 | fold 1)" in warned
+    runs = [json.loads((flags[3] / "base" / f"fold{k}.json").read_text())["run"] for k in (0, 1)]
+    assert [run["batch_norm"] for run in runs] == [8, 0]

@@ -21,7 +21,7 @@ from kit.score.tasks import Task
 from kit.score.thresholds import needs_cuts
 
 ROUNDS = 50  # of the greedy selection, so weights come in steps of 2 % or more: finer ones would be noise
-# By the kind of a metric's cuts, the metric whose weights it takes
+# Kind of cuts → the metric by which weights are fitted instead, since cuts fit one blend only
 STEADY = dict(sets="binary-logloss", second="logloss", grades="logloss", numbers="rmse")
 BLENDS: dict[str, Callable[[Array], Array]] = {
     "mean": lambda predictions: predictions,
@@ -30,15 +30,16 @@ BLENDS: dict[str, Callable[[Array], Array]] = {
 
 
 def blend(predictions: Sequence[Array], how: str, weights: Sequence[float] | None, task: Task) -> Array:
-    """Return the mean [N, K] of several models' predictions after BLENDS[how], weighted. weights: one per model, or
-    None. Ranks become shares of N; of two classes they sum to 1, of more they don't: that would undo their order."""
+    """Return the weighted mean [N, K] of several models' predictions after BLENDS[how]. weights: one each, or None.
+    Ranks end between 0 and 1; those of two classes sum to 1, those of more don't: it would change the images' order."""
     weights = np.ones(len(predictions)) if weights is None else weights
     mixed = sum(float(w) * BLENDS[how](p) for w, p in zip(weights, predictions, strict=True))  # float32 stays so
     return mixed / (sum(weights) * (1 if how == "mean" else len(mixed) + task.rows_sum_to_1))
 
 
 def blend_misfit(how: str, metric_key: str, task: Task, form: dict) -> str | None:
-    """Return the reason why a blend doesn't suit the metric or the submission (prepared.json's), or None."""
+    """Return the reason why a blend doesn't suit the metric or the submission, or None. form: what prepared.json says
+    of the submission."""
     if how != "rank":
         return None
     if not task.can_rank:
@@ -46,12 +47,12 @@ def blend_misfit(how: str, metric_key: str, task: Task, form: dict) -> str | Non
     if not METRICS[metric_key].ranks:
         return f"{METRICS[metric_key].name} scores more than the order of the images"
     if form.get("value", "probability") != "probability" or "summed" in form:
-        return "the submission compares classes, and a rank says nothing beside that of another class"
+        return "the submission compares classes, and ranks of two classes can't be compared"
     return None
 
 
 def check_blend(how: str, metric_key: str, task: Task, form: dict) -> None:
-    """Raise UserError for a blend that doesn't suit; print what platforms may not take."""
+    """Raise UserError for a blend that doesn't suit; print what a platform may refuse."""
     if reason := blend_misfit(how, metric_key, task, form):
         raise UserError(f"--blend {how}: {reason}: leave it out")
     if how == "rank" and task.rows_sum_to_1 and len(task) > 2:
@@ -62,7 +63,7 @@ def fit_weights(metric_key: str, targets: Array, predictions: Sequence[Array]) -
     """Return the weights of a mean blend, float [M] with sum 1, by greedy forward selection with replacement (Caruana
     et al. 2004); equal weights where every score is undefined. Each round adds the model that leaves the mean best; the
     best of all rounds counts: from 1 : 0 to 9 : 1 the weights pass through 1 : 1, which may be worse than either."""
-    if needs_cuts(metric_key, predictions[0].shape[1]):  # which fit one blend only
+    if needs_cuts(metric_key, predictions[0].shape[1]):
         metric_key = STEADY[METRICS[metric_key].cut]
     sign = 1 if METRICS[metric_key].larger_is_better else -1
     count, total = np.zeros(len(predictions)), 0

@@ -31,12 +31,12 @@ class Metric(NamedTuple):
     fits: Callable[[list[str]], str | None] = lambda names: None  # why these K names don't suit the metric, or None
     scores_class: bool = False  # a submission holds the classes' names: it scores one class for each image alone
     task: str = "classes"  # the key of a task in kit/score/tasks.py
-    read: Callable | None = None  # predictions → the classes [N] or whole numbers that it scores; None: all of them
+    read: Callable | None = None  # predictions → the classes int [N] or whole numbers that it scores; None: as they are
     balanced: bool = False  # each class counts the same, however rare: the imbalance sampler suits it
-    ranks: bool = False  # it depends on the order of the images in each column only
-    cut: str | None = None  # where what is read is cut (kit/score/thresholds.py): "sets", or a key of LINES
+    ranks: bool = False  # it depends only on the order of the images in each column
+    cut: str | None = None  # kind of fitted cuts (kit/score/thresholds.py): "sets" or a key of LINES; None: it has none
     of_sets: tuple = ()  # for a metric of sets of labels, `over` and `quality` of set_metric; empty for others
-    counts: Callable | None = None  # images read right, read so and being so, each [K, D] → its scores [D]
+    counts: Callable | None = None  # (hits, read, true), as set_metric's `quality` gets them, each [K, D] → scores [D]
 
     def score(self, targets: Array, predictions: Array, weights: Array | None = None) -> float:
         """Return the score, NaN where it is undefined or a prediction isn't finite. weights: numbers [N]."""
@@ -97,7 +97,7 @@ def expected_grade(probabilities: Array) -> Array:
 
 
 def nearest_whole(numbers: Array) -> Array:
-    """Return the nearest whole numbers, a half upwards."""
+    """Return numbers rounded to whole ones, a half upwards."""
     return np.floor(numbers + 0.5)
 
 
@@ -149,9 +149,9 @@ def _precisions(probabilities, true, most):
 
 def set_metric(name: str, over: str, quality: Callable, **fields) -> Metric:
     """Make a Metric of the set of labels above 0.5, or of the most probable one where none is (of classes, always).
-    quality(labels both read and true, read, true) gets three counts (arrays). over="each image": it is computed for
-    each image and averaged; "each label": for each label and averaged over those that an image has; "all": at once;
-    "table": of all classes' counts [K, D]."""
+    quality(hits, read, true) gets counts (arrays) of labels that are both read and true, read, and true. over="each
+    image": it is computed for each image and averaged; "each label": for each label and averaged over those that an
+    image has; "all": on the sums; "table": on the counts [K, D] of all classes together."""
 
     @np.errstate(invalid="ignore")  # 0 / 0 is NaN: a label that is missing
     def of_counts(hits, read, true):
@@ -253,7 +253,8 @@ def _grades(names):
 
 
 CLASS = dict(task="classes", scores_class=True, read=most_probable, cut=None, of_sets=())  # the most probable class
-SECOND = CLASS | dict(cut="second")  # for two classes, the second is read from a fitted probability on
+SECOND = CLASS | dict(cut="second")  # of two classes, the second is read from a fitted probability on
+GRADES = dict(scores_class=True, read=expected_grade, cut="grades", fits=_grades)
 METRICS: dict[str, Metric] = {
     "auc": Metric("AUC", draws=areas, ranks=True, balanced=True),
     "pauc": Metric("pAUC (TPR > 0.8)", draws=partial(areas, missed=0.2), fits=TWO, ranks=True, balanced=True),
@@ -266,20 +267,11 @@ METRICS: dict[str, Metric] = {
     "f0.5-positive": set_metric("F0.5", "table", partial(f_beta_of_second, beta=0.5), fits=TWO, **SECOND),
     "f1-micro": set_metric("micro F1", "all", f_beta, **CLASS),
     "mcc": set_metric("MCC", "table", matthews, **SECOND),
-    "qwk": Metric(
-        "QWK",
-        draws=lambda t, p, w: kappas(t, expected_grade(p), w),
-        fits=_grades,
-        scores_class=True,
-        read=expected_grade,
-        cut="grades",
-    ),
+    "qwk": Metric("QWK", draws=lambda t, p, w: kappas(t, expected_grade(p), w), **GRADES),
     "map3": mean_metric("MAP@3", partial(_precisions, most=3)),
     "map5": mean_metric("MAP@5", partial(_precisions, most=5)),
     "brier": mean_metric("Brier score", _squared_errors, larger_is_better=False),
-    "weighted-logloss": mean_metric(
-        "balanced log loss", _log_losses, weigh=_balanced, larger_is_better=False, balanced=True
-    ),
+    "weighted-logloss": mean_metric("balanced log loss", _log_losses, _balanced, larger_is_better=False, balanced=True),
     "column-auc": Metric("mean column AUC", draws=areas, ranks=True, task="labels"),
     "f1-samples": set_metric("F1 of images", "each image", f_beta),
     "f2": set_metric("F2 of images", "each image", partial(f_beta, beta=2)),

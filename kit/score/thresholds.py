@@ -1,9 +1,8 @@
 """Decision thresholds and cut points, fitted on held-out images.
 
-Metrics, blends and submissions read a label above 0.5, and the nearest grade or whole number. So a cut isn't handed
-around: predictions are moved, in the same order as before, until it is where they are read.
-Shapes: N images; K classes, labels or numbers; T thresholds tried; J cuts; targets and predictions as
-kit/score/tasks.py has them.
+Metrics and submissions read labels above 0.5, and the nearest grade or whole number. So cuts aren't passed to them:
+predictions are moved, in the same order as before, until the cuts are there.
+Shapes: N images; K classes, labels or numbers; T places tried; J cuts. tasks.py says what targets and predictions are.
 """
 
 from collections.abc import Callable
@@ -21,20 +20,20 @@ GRID = np.concatenate([np.arange(1, 100) / 1000, np.arange(10, 100) / 100])  # r
 BLOCK = 1000  # images counted at a time: 28 MB of whole numbers at 3,500 labels
 LEAST = 10  # images that aren't of the commonest class, for cuts on a line
 DRAWS = 50  # bootstrap samples
-MOST, MOST_CUTS = 20_000, 100  # places tried for all cuts on a line together; whole numbers between which are cuts
+MOST, MOST_CUTS = 20_000, 100  # places tried, for all cuts on a line together; cuts, beyond which none are fitted
 ROUNDS = 9  # of Dinkelbach's algorithm, which settles after about five
-TINY = 1e-12
+TINY = 1e-12  # least probability, and least squared distance, that isn't taken for 0
 
 
 def needs_cuts(metric_key: str, count: int) -> bool:
-    """Return whether cuts are fitted for the metric of `count` classes, labels or numbers."""
+    """Return whether cuts are fitted for a metric of `count` classes, labels or numbers."""
     kind = METRICS[metric_key].cut
     return kind is not None and (kind != "second" or count == 2)
 
 
 def fit(metric_key: str, targets: Array, predictions: Array) -> Array | None:
-    """Return the cuts that make a metric best on these images: thresholds float64 [K] of labels, or cuts on a line [2,
-    J]; None where predictions stay as they are: the metric has no cuts, or there is no sign of better ones."""
+    """Return the cuts that make a metric best on these images: thresholds float64 [K] of labels, else cuts on a line
+    float64 [2, J], as fit_line does. None: the metric has no cuts, or there is no sign of better ones."""
     metric = METRICS[metric_key]
     if not needs_cuts(metric_key, predictions.shape[1]):
         return None
@@ -46,8 +45,7 @@ def fit(metric_key: str, targets: Array, predictions: Array) -> Array | None:
 
 
 def apply(metric_key: str, predictions: Array, cuts: Array | None) -> Array:
-    """Return predictions [N, K], moved so that what `fit` returned is where the metric reads. What isn't finite isn't
-    in the result either."""
+    """Return predictions [N, K], moved so that what `fit` returned is where the metric reads. NaN stays NaN."""
     if cuts is None:
         return predictions
     if METRICS[metric_key].cut == "sets":
@@ -58,11 +56,11 @@ def apply(metric_key: str, predictions: Array, cuts: Array | None) -> Array:
 
 
 def describe(metric_key: str, cuts: Array | None, names: list[str]) -> str | None:
-    """Return what is said of cuts; None for a metric without. names: of the K classes, labels or numbers."""
+    """Return a sentence on the cuts, or None for a metric without. names: of the K classes, labels or numbers."""
     if not needs_cuts(metric_key, len(names)):
         return None
     if cuts is None:
-        return "no cuts: too few images, or no sign of better ones"
+        return "no cuts: too few images, too many numbers, or no sign of better ones"
     kind = METRICS[metric_key].cut
     if kind == "sets":
         each = [f"{cut:.3g} ({name})" for cut, name in zip(cuts, names, strict=True)]
@@ -94,7 +92,7 @@ def held_out(metric_key: str, targets: Array, predictions: Array, folds: Array) 
 
 
 def read_classes(metric_key: str, targets: Array, predictions: Array, folds: Array) -> Array:
-    """Return the classes, int [N], as the metric reads them, by cuts of the other folds; else the most probable."""
+    """Return the classes, int [N], that the metric reads at cuts of the other folds; by default the most probable."""
     return (METRICS[metric_key].read or most_probable)(held_out(metric_key, targets, predictions, folds))
 
 
@@ -163,11 +161,11 @@ def move(predictions: Array, thresholds: Array) -> Array:
 
 
 def fit_line(metric: Metric, targets: Array, predictions: Array) -> Array | None:
-    """Return cuts float64 [2, J], rising: where they are, and the plain ones, to which they are moved.
+    """Return float64 [2, J]: the fitted cuts, rising, and the plain ones, to which they are moved; None without any.
 
-    They are the mean of the best ones of DRAWS bootstrap samples, shrunk towards the plain ones by how much they vary
-    (James and Stein 1961, positive part), so that little is left of cuts fitted on few images, or none. None also where
-    fewer than LEAST images aren't of the commonest class."""
+    The best cuts of DRAWS bootstrap samples are averaged, and shrunk towards the plain ones by how much they vary
+    (James and Stein 1961, positive part): few images move them little, and fewer than LEAST that aren't of the
+    commonest class not at all."""
     line, values = LINES[metric.cut], targets.reshape(len(targets), -1)[:, 0]
     known = np.isfinite(values)
     positions, values = line.positions(predictions[known]), np.floor(values[known] + 0.5)
@@ -191,21 +189,22 @@ def fit_line(metric: Metric, targets: Array, predictions: Array) -> Array | None
 
 
 def places_between(positions: Array, most: int) -> Array:
-    """Return places below, between and above different positions [·], rising; evenly chosen ones where there are more
-    than `most`."""
+    """Return the places below, between and above rising positions, or `most` of them, evenly chosen: float64 [T]."""
     places = np.concatenate([[positions[0] - 1], (positions[1:] + positions[:-1]) / 2, [positions[-1] + 1]])
     return places[np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).astype(int))]
 
 
 def best_of_counts(metric: Metric, read: Array, hits: Array, images, positives, _, cuts: int) -> Array:
-    """Return the best place [1] by a metric of counts. read, hits: images, and positives, above each of T places."""
+    """Return the number of the best place, int [1], by a metric of counts. read, hits: images and positives above each
+    place, [T]; images, positives: all of them."""
     counts = [images - positives - read + hits, hits], [images - read, read], [[images - positives], [positives]]
     return metric.counts(*map(np.array, counts)).argmax(keepdims=True)
 
 
 def best_of_kappa(metric: Metric, read: Array, hits: Array, images, total, squares, cuts: int) -> Array:
-    """Return the places [J] with the best quadratic kappa. read, hits: images above each of T places, and the sum of
-    their values. Kappa is a ratio of sums over the cuts, so each is found by itself (Dinkelbach 1967)."""
+    """Return the numbers of the places, int [J], with the best quadratic kappa. read, hits: images above each place and
+    the sum of their values, [T]; total, squares: the sums of all values and of their squares. Kappa is a ratio of sums
+    over the cuts, so each cut is found separately (Dinkelbach 1967)."""
     mean = total / images
     gain, kappa = 2 * (hits - mean * read), 0
     cost = (2 * np.arange(cuts)[:, None] + 1 - 2 * mean) * read
@@ -216,7 +215,7 @@ def best_of_kappa(metric: Metric, read: Array, hits: Array, images, total, squar
 
 
 class Line(NamedTuple):
-    """A position for each image, and the places on that line that part what a metric reads."""
+    """Positions of images on a line, whose cuts divide what a metric reads."""
 
     positions: Callable[[Array], Array]  # predictions [N, K] → float64 [N]
     predictions: Callable[[Array, int], Array]  # the inverse: (positions [N], K) → [N, K]
@@ -225,7 +224,7 @@ class Line(NamedTuple):
 
 
 LINES = {
-    "second": Line(  # of two classes: its logit, and one half more
+    "second": Line(  # of two classes: its logit plus 0.5, which is the plain cut then
         lambda p: logit(np.clip(p[:, 1].astype(np.float64), TINY, 1 - TINY)) + 0.5,
         lambda x, count: np.stack([expit(0.5 - x), expit(x - 0.5)], axis=1),
         lambda values, count: np.array([0.5]),

@@ -1,8 +1,8 @@
 """Hidden test sets: predict images that 00_prepare.py hasn't seen, as in a code competition.
 
 The folds' files are enough: no prepared data, no training images. While a chunk of images is predicted, the next one is
-decoded, so memory holds two, whatever their number. With --within, the pace of the first chunk decides how many views
-and folds there is time for; that of the second may only give some back. All images are predicted with the same ones.
+decoded, so memory holds two. With --within, the pace of the first chunk decides for how many views and folds there is
+time; that of the second may only give some back. All images are predicted in the same views by the same folds.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from kit.train.checkpoint import load_fold
 from kit.train.device import enough_memory, pick_amp_of
 from kit.train.inference import TTAS
 
-TIMED, CHUNK = 32, 512  # images decoded at a time; TIMED: at least, in the first chunk, whose prediction is timed
+TIMED, CHUNK = 32, 512  # images of the first chunk, by which --within decides, at least; of the others
 USABLE = 0.9  # share of the time left that a plan may take
 
 
@@ -48,7 +48,7 @@ class Ensemble:
     folder: Path  # OUTPUT/EXP
     folds: list[int]  # the folds that are there
     models: list[nn.Module]  # one a fold, in eval mode, on the CPU
-    amp: str  # precision; --amp auto: that of training where foldK.json is there
+    amp: str  # fp16, bf16 or none; by --amp auto that of training, where foldK.json is there
     config: dict  # settings of the training
     task: Task
     metric: str
@@ -57,17 +57,16 @@ class Ensemble:
     reading: dict  # flags of 00 that other test images need too
     depth: int | None = None  # bits by which 16-bit images are scaled
 
-    def prepared(self) -> tuple:
-        """Return what experiments that are blended must have in common."""
+    def prepared(self):
+        """Return what blended experiments must have in common."""
         return self.task, self.metric, self.form, self.per_id, self.reading, self.depth
 
     def plan(self, tta, level):
-        """Return (views, number of folds) at a level: 0 leaves nothing out, 1 all views but one, each next one a fold
-        more."""
+        """Return (views, number of folds). level: 0 leaves nothing out, 1 all views but one, each next one a fold."""
         return (tta or self.config["tta"]) if level == 0 else "none", max(1, len(self.models) - max(0, level - 1))
 
     def passes(self, tta, level):
-        """Return how often a model sees each image."""
+        """Return how many forward passes each image takes."""
         views, folds = self.plan(tta, level)
         return folds * len(getattr(TTAS[views](self.models[0]), "transforms", None) or [0])
 
@@ -85,8 +84,8 @@ class HiddenTest:
         return any((self.images, self.sample, self.table, self.within))
 
     def submit(self, path, output, exps, tta, how, weights, machine):
-        """Predict the images and write the submission. how: a key of BLENDS; machine: a Machine. Raises UserError
-        where a flag is missing."""
+        """Predict the images and write the submission. how: a key of BLENDS; machine: a Machine. Raises UserError for
+        flags, folds or a sample that don't fit together, and for predictions that aren't finite."""
         for flag, value in dict(sample_submit=self.sample, test_csv=self.table, within=self.within).items():
             if value and not self.images:
                 raise UserError(f"--{flag.replace('_', '-')} belongs to --test-images: give that too")
@@ -111,8 +110,7 @@ class HiddenTest:
 
 
 def read_ensembles(output, exps, machine):
-    """Return an Ensemble for each experiment. Raises UserError where there is no fold, or folds or experiments
-    differ."""
+    """Return an Ensemble for each experiment. Raises UserError where folds or experiments differ, or there are none."""
     ensembles = [read_ensemble(experiment_folder(output, exp), machine) for exp in exps]
     for ensemble in ensembles[1:]:
         if ensemble.prepared() != ensembles[0].prepared():
@@ -121,7 +119,7 @@ def read_ensembles(output, exps, machine):
 
 
 def read_ensemble(folder, machine):
-    """Return the Ensemble of the foldK.pt in a folder."""
+    """Return the Ensemble of the foldK.pt in a folder. Raises UserError where there is none, or they differ."""
     folds = sorted(int(path.stem[4:]) for path in folder.glob("fold*.pt") if path.stem[4:].isdecimal())
     if not folds:
         raise UserError(f"{folder} has no foldK.pt: copy the folds' files there, or train them")
@@ -140,26 +138,26 @@ def read_ensemble(folder, machine):
 
 
 def fit_thresholds(ensembles, mix):
-    """Return the cuts that suit the blend of the out-of-fold predictions in the folds' foldK.csv, as fit_cuts does.
-    mix: a function (predictions of each experiment) → their blend."""
+    """Return the cuts of the submission, as fit_cuts does, from the blend of the out-of-fold predictions in foldK.csv.
+    mix: a function (predictions of each experiment) → their blend. Raises UserError where these don't fit together."""
     first = ensembles[0]
     if not has_cuts(first.task, first.metric, first.form):
         return None
     shared = sorted(set.intersection(*(set(ensemble.folds) for ensemble in ensembles)))
     if not shared:
         raise UserError("no fold is present in all experiments, to fit thresholds on: copy one of each")
-    predictions, targets, names = [], [], {}
+    predictions, tables = [], {}
     for ensemble in ensembles:
         logits = []
         for fold in shared:
             path = ensemble.folder / f"fold{fold}.csv"
             table = common.read_table(path, "copy it there beside foldK.pt", dtype=str)
-            if names.setdefault(fold, table.image_name.tolist()) != table.image_name.tolist():
+            if not tables.setdefault(fold, table).image_name.equals(table.image_name):
                 raise UserError(f"{path} holds other images than {first.exp}'s: leave one experiment out")
             logits.append(read_fold(ensemble.folder, fold, len(first.task), table)[KINDS.index("views")])
-            targets += [first.task.read_targets(table.target)] if ensemble is first else []
         predictions.append(first.task.predictions(np.concatenate(logits)))
-    return fit_cuts(np.concatenate(targets), mix(predictions), first.task, first.metric, first.form)
+    targets = np.concatenate([first.task.read_targets(table.target) for table in tables.values()])
+    return fit_cuts(targets, mix(predictions), first.task, first.metric, first.form)
 
 
 def read_test_images(ensemble, paths, sample_path, table_path, unpacked):
@@ -185,10 +183,8 @@ def read_test_images(ensemble, paths, sample_path, table_path, unpacked):
 
 
 def predict_images(ensembles, source, names, tta, within, machine):
-    """Return the predictions of each experiment, float64 [N, K], all by the same views and folds.
-
-    within: seconds from the script's start to its end, or None. Images that were predicted before the views and folds
-    changed are predicted again."""
+    """Return the predictions of each experiment, float64 [N, K]. within: seconds from the script's start to its end, or
+    None. Images that were predicted before the views and folds changed are predicted again."""
     timed = machine.batch_size * -(-TIMED // machine.batch_size)  # images: whole batches
     todo, ahead, done, damaged = deque(pairwise([0, *range(timed, len(names), CHUNK), len(names)])), [], {}, {}
     level, looks, sizes = 0, 0, {ensemble.config["size"] for ensemble in ensembles}
@@ -219,6 +215,8 @@ def predict_images(ensembles, source, names, tta, within, machine):
                     todo.extend(done)
                     level, done = chosen, {}
                     bar.reset()
+    if within and (late := time.monotonic() - STARTED - within) > 0:
+        warn(f"--within was too short: the predictions ended {late:.0f} s late")
     if damaged:
         reasons = [f"{name} ({why})" for name, why in damaged.items()]
         warn(f"{len(damaged)} images can't be read: {listing(reasons)}; what they lack is predicted as grey")
@@ -226,8 +224,8 @@ def predict_images(ensembles, source, names, tta, within, machine):
 
 
 def decode_chunk(source, names, sizes, pool):
-    """Begin to decode images in the pool's threads. → ({px: uint8 [n, px, px, 3]}, complete once the next one has
-    ended; an iterator: why each image can't be read, or None)."""
+    """Begin to decode images in the pool's threads. → ({px: uint8 [n, px, px, 3]}; an iterator of the reasons why each
+    can't be read, or None, at whose end the images are complete)."""
     images = {size: np.empty((len(names), size, size, 3), np.uint8) for size in sizes}
 
     def fill(row, name):
@@ -267,8 +265,8 @@ def predict_chunk(ensembles, images, tta, level, machine):
 
 @contextlib.contextmanager
 def on_device(model, device):
-    """Move a model to the device for the block: a GPU may not hold them all. Its weights stay in memory as well, so that
-    nothing is copied back."""
+    """Move a model to the device for the block: a GPU may not hold them all. Its weights stay in memory too, so nothing
+    is copied back."""
     kept = [weights.data for weights in model.parameters()]
     model.to(device)
     yield
@@ -277,11 +275,9 @@ def on_device(model, device):
 
 
 def choose_level(ensembles, tta, level, most, counts, pace, left):
-    """Return the least level (see Ensemble.plan), or `most`, at which all images are predicted in the `left` seconds;
-    print what it leaves out or gives back.
-
-    level: the present one; counts: of all images, and of those predicted at this level; pace: seconds to decode an
-    image, and to predict it in a pass."""
+    """Return the lowest level (see Ensemble.plan) at which all images are predicted in the `left` seconds, or `most`;
+    print what changes. level: the present one; counts: of all images, and of those predicted at this level; pace:
+    seconds to decode an image, and to predict it in a pass."""
 
     def needed(other):
         images = counts[0] - (counts[1] if other == level else 0)

@@ -41,8 +41,8 @@ def prediction_cells(row, columns, task, metric, form):
 
 
 def label_cells(row, columns, task, metric, form):
-    """Return the class that the metric reads: the most probable, or for QWK the one nearest to the expected grade,
-    where 03 has moved the cuts."""
+    """Return the class that the metric reads, where 03 has moved the cuts: the most probable; for QWK, the one nearest
+    to the expected grade."""
     read = METRICS[metric].read or (lambda p: p.argmax(axis=1))
     return [task.names[read(row[None])[0]]]
 
@@ -65,7 +65,7 @@ def set_cells(row, columns, task, metric, form):
 
 
 def number_cells(row, columns, task, metric, form):
-    """Return the numbers: where the metric rounds them, whole ones, as a platform that doesn't round needs them."""
+    """Return the numbers: where the metric rounds them, whole ones in their range, for platforms that don't round."""
     if METRICS[metric].read and METRICS[metric].task == task.key:
         row = np.clip(METRICS[metric].read(row), *np.transpose(task.ranges))
     return prediction_cells(row, columns, task, metric, form)
@@ -111,13 +111,13 @@ SUBMISSIONS: dict[str, Form] = {
 
 
 def has_cuts(task, metric, form):
-    """Return whether the submission is written with fitted cuts (kit/score/thresholds.py): the metric has some, and no
-    labels are ranked nor probabilities added up, whose order they would change."""
+    """Return whether the submission is written with fitted cuts (kit/score/thresholds.py): not where labels are ranked
+    or probabilities added up, whose order cuts would change."""
     return thresholds.needs_cuts(metric, len(task)) and form["value"] != "top" and "summed" not in form
 
 
 def fit_cuts(targets, predictions, task, metric, form):
-    """Return the cuts of the submission, fitted on out-of-fold predictions, and print them; None without any."""
+    """Return the submission's cuts, as thresholds.fit does, fitted on out-of-fold predictions [N, K]; print them."""
     if not has_cuts(task, metric, form):
         return None
     cuts = thresholds.fit(metric, targets, predictions)

@@ -1,11 +1,12 @@
 """Test set: the prepared test images, and a fold model's logits of them in foldK_test.npy.
 
-01 --predict and 03 write foldK_test.npy, float32 [N, K], and foldK_test.json, which says what made it: the model, the
-images, the views, the precision. Whichever of the two comes later reads what is there.
+01 --predict or 03 writes foldK_test.npy, float32 [N, K], and foldK_test.json, which has what decides it: the model, the
+images, the views, the precision. Where these are the same, nothing is predicted again.
 """
 
 import contextlib
 import gc
+import json
 from dataclasses import dataclass
 
 import common
@@ -34,7 +35,7 @@ class TestSet:
     submission_ids: np.ndarray  # int [N]: the sample's id for which an image counts
     layout: pd.DataFrame  # the sample's rows
     images: dict[int, np.ndarray]  # px → uint8 [N, px, px, 3], memory-mapped
-    content_hash: str  # predictions of other images, or in another order, aren't read again
+    content_hash: str  # of the images and their order
 
 
 @dataclass
@@ -43,9 +44,9 @@ class Machine:
 
     device: torch.device
     amp: str  # one of PRECISIONS
-    compiled: bool
+    compiled: bool  # models read from foldK.pt run through torch.compile
     workers: int | None  # processes that load images; None: as pick_workers does
-    batch_size: int
+    batch_size: int  # images
 
     def predict(self, model, images, amp, bar=None):
         """Return a model's logits of images uint8 [N, S, S, 3], float32 [N, K]. amp: fp16, bf16 or none."""
@@ -63,30 +64,33 @@ def read_test_set(prepared, sizes):
 
 
 def about_fold(folder, fold, test, tta, machine):
-    """Return (the name of a finished fold's predictions in messages, the content of foldK_test.json: what decides
-    them)."""
+    """Return (the path of a finished fold's foldK_test.npy, its name in messages, the content of foldK_test.json)."""
+    path, views = folder / f"fold{fold}_test.npy", "one view" if tta == "none" else f"{tta} views"
     amp = pick_amp_of(read_record(folder, fold)["run"], machine.amp, machine.device)
     made_with = dict(model=file_hash(folder / f"fold{fold}.csv"), test=test.content_hash, tta=tta, amp=amp)
-    return f"{folder.name} fold {fold}, {'one view' if tta == 'none' else f'{tta} views'}", made_with
+    return path, f"{folder.name} fold {fold}, {views}", made_with
 
 
 def earlier_logits(folder, fold, test, tta, machine):
-    """Return the logits in foldK_test.npy, float32 [N, K], where the same model has predicted the same images with the
-    same views and precision, else None."""
-    path, (name, made_with) = folder / f"fold{fold}_test.npy", about_fold(folder, fold, test, tta, machine)
-    about = path.with_suffix(".json")
-    if distributed.broadcast(about.exists() and common.read_json(about, "run this again") == made_with):
-        with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted again
+    """Return the logits in foldK_test.npy, float32 [N, K], if the same model has predicted the same images in the same
+    views and precision, else None."""
+    path, name, made_with = about_fold(folder, fold, test, tta, machine)
+    logits = None
+    with contextlib.suppress(OSError, ValueError, EOFError):  # lost or damaged: predicted again
+        if json.loads(path.with_suffix(".json").read_text(encoding="utf-8")) == made_with:
             logits = np.load(path)
-            say(f"{name}: {len(logits)} images, predicted earlier")
-            return logits
-    return None
+    if distributed.broadcast(logits is None):
+        return None
+    say(f"{name}: {len(logits)} images, predicted earlier")
+    return logits
 
 
 def new_logits(prepared, folder, fold, test, tta, machine, classifier=None):
-    """Predict the test images with a finished fold's model, and keep its logits, float32 [N, K]. classifier: the model
-    where it is there already, else it is read from foldK.pt. Under torchrun all processes take part."""
-    record, (name, made_with) = read_record(folder, fold), about_fold(folder, fold, test, tta, machine)
+    """Predict the test images with a finished fold's model, and keep and return its logits, float32 [N, K]. classifier:
+    that model, or None: it is read from foldK.pt. Under torchrun all processes take part. Raises UserError where
+    foldK.pt is another training's, or logits aren't finite."""
+    path, name, made_with = about_fold(folder, fold, test, tta, machine)
+    record = read_record(folder, fold)
     config, amp = record["config"], made_with["amp"]
     if classifier is None:
         if machine.compiled:
@@ -104,7 +108,6 @@ def new_logits(prepared, folder, fold, test, tta, machine, classifier=None):
         remedy = "train the fold again" if amp == "none" else "predict with --amp none, or train the fold again"
         raise UserError(f"{name}: the predictions of {bad.sum()} images are NaN or infinite: {remedy}")
     if RANK == 0:
-        path = folder / f"fold{fold}_test.npy"
         path.with_suffix(".json").unlink(missing_ok=True)
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, logits)

@@ -48,7 +48,7 @@ def save_fold(run, kept, logits, epochs):
     record = dict(fold=fold, epoch=chosen["epoch"], config=experiment.config, scores=valid) | prepared.for_test()
     how = dict(version=common.__version__, torch=torch.__version__, timm=timm.__version__)
     how |= dict(device=str(experiment.device), amp=experiment.amp, micro_batch=experiment.micro_batch)
-    how["before_stops"] = run.resume.before_stops
+    how |= dict(batch_norm=run.batch_norm, before_stops=run.resume.before_stops)
     with replacing(path) as temporary:
         with open(temporary, "wb") as file:
             torch.save(record | dict(model=chosen["weights"]), file)  # a path's name would be part of the archive
@@ -69,7 +69,7 @@ def epoch_start():
 
 
 def fold_start():
-    """Return a fold's state at its start: epoch, its updates that were taken or skipped, epochs' rows, kept epochs."""
+    """Return a fold's state at its start: epoch, updates taken and skipped, a row per epoch, kept epochs."""
     return dict(epoch=1, updates=0, skipped=0, rows=[], kept={}) | epoch_start()
 
 
@@ -79,7 +79,7 @@ class ResumeFile:
     def __init__(self, experiment, fold):
         self.path, self.config = experiment.folder / f"fold{fold}.resume.pt", experiment.config
         self.made_with, self.replaced = experiment.provenance | dict(amp=experiment.amp), fold in experiment.replaced
-        self.before_stops = []  # provenance and precision that a stopped fold had, where others followed
+        self.before_stops = []  # the provenance and precision before each stop after which they changed
         self.minutes, self.stop_after = experiment.save_minutes, experiment.stop_after
         self.parts, self.last_save = {}, time.monotonic()
 
@@ -123,8 +123,8 @@ class ResumeFile:
         """Register the run's model, optimiser, scheduler, EMA and GradScaler, and restore them and the random states.
 
         → the fold's state: a dict of epoch, rows, kept and the keys of `epoch_start`; without a file, that of the first
-        epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over; so it does
-        with --overwrite where code, weights or precision are others, which is a warning without it."""
+        epoch. A damaged file, or one of other settings, is renamed with a message, and the fold starts over. Where
+        code, weights or precision have changed, it does so with --overwrite; else it resumes with a warning."""
         self.parts = dict(model=run.classifier, optimizer=run.optimizer, scaler=run.scaler)
         self.parts |= {k: part for k in ("scheduler", "ema") if (part := getattr(run, k)) is not None}
         if RANK > 0:

@@ -59,11 +59,11 @@ SAMPLERS: dict[str, Callable[[np.ndarray], list[int]]] = {
 
 
 def log_prior(config, targets, count):
-    """Return what the logits of a model lack that was trained on equally frequent classes, float32 [count]: the
-    logarithms of the classes' shares among the targets int [n], over 1 / count (Menon et al. 2021, arXiv 2007.07314).
+    """Return what is added to the logits of a model that was trained on equally frequent classes, float32 [count]: the
+    logarithm of `count` times each class's share of the targets, int [n] (Menon et al. 2021, arXiv 2007.07314).
 
-    Zeros unless --sampler imbalanced draws for a metric that doesn't weigh each class the same: the thesis' sampler
-    leaves the prior out."""
+    Zeros, unless --sampler imbalanced draws for a metric that doesn't weigh each class the same; --sampler thesis
+    leaves the prior out, as the thesis did."""
     if config["sampler"] != "imbalanced" or METRICS[config["metric"]].balanced:
         return torch.zeros(count)
     images = np.maximum(np.bincount(targets, minlength=count), 1)  # a class without training images was never drawn

@@ -22,7 +22,7 @@ from kit.train import distributed
 PRECISIONS = ("auto", "thesis", "fp16", "bf16", "none")
 LEAST_SHARED_MEMORY = 1e9  # bytes of /dev/shm, through which workers pass images; Docker gives 64 MB
 COMPILE_SECONDS = 60  # EVA-02-L, block by block, for training and for prediction (docs/LOG.md)
-COMPILE_GAIN = 0.25  # of a step's time, at least: EVA-02-L lost half of it on an H200
+COMPILE_GAIN = 0.25  # share of a step's time that compiling saves, at least: half for EVA-02-L on an H200
 
 
 def pick_device(name, deterministic=False):
@@ -82,7 +82,7 @@ def pick_workers(count, device):
 
 @functools.cache  # says it once
 def most_workers(folder="/dev/shm"):
-    """Return how many workers the shared memory in `folder` allows by default: 0 where it is small; else many."""
+    """Return the most workers by default: 0 where the shared memory in `folder` is small, which is printed."""
     if os.path.isdir(folder) and (size := shutil.disk_usage(folder).total) < LEAST_SHARED_MEMORY:
         say(f"{folder} has {size / 1e6:.0f} MB: --workers 0; docker run --shm-size=8g allows workers, which are faster")
         return 0
@@ -90,15 +90,15 @@ def most_workers(folder="/dev/shm"):
 
 
 def autocast(device, amp):
-    """Return the context in which the model runs; `amp` is fp16, bf16 or none, for which a GPU's matrices are TF32."""
+    """Return the context in which the model runs. amp: fp16, bf16 or none; with none a GPU multiplies in TF32."""
     torch.set_float32_matmul_precision("high" if (device.type, amp) == ("cuda", "none") else "highest")
     return torch.autocast(device.type, torch.float16 if amp == "fp16" else torch.bfloat16, enabled=amp != "none")
 
 
 @contextlib.contextmanager
 def enough_memory(remedy):
-    """Turn PyTorch's errors about what doesn't fit the machine into UserErrors: a GPU's memory that is full, for which
-    `remedy` is named, the workers' shared memory, and a batch too small for batch norm."""
+    """Turn PyTorch's errors about what doesn't suit the machine into UserErrors: a GPU's memory that is full, for which
+    `remedy` is named, the workers' shared memory, and torch.compile."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
@@ -149,8 +149,8 @@ def allow_recompiling():
 
 
 def compiling_repays(seconds, device):
-    """Return whether torch.compile would save more of the `seconds` of training to come than it takes: never on a CPU;
-    under torchrun and with --deterministic no clock decides; and Triton needs Volta or newer."""
+    """Return whether torch.compile would save more of the `seconds` of training to come than it takes. Never on
+    a CPU, without Triton, which needs Volta or newer, or where no clock decides: torchrun, --deterministic."""
     possible = device.type == "cuda" and WORLD == 1 and not torch.are_deterministic_algorithms_enabled()
     possible = possible and torch.cuda.get_device_capability(device) >= (7, 0) and importlib.util.find_spec("triton")
     return bool(possible) and COMPILE_GAIN * seconds > COMPILE_SECONDS

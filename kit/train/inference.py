@@ -32,7 +32,7 @@ TTAS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def to_device(images, device):
-    """Return a DataLoader's images, uint8 [B, S, S, 3], on the device as uint8 [B, 3, S, S], contiguous, of which a CPU
+    """Return a DataLoader's images, uint8 [B, S, S, 3], on the device as uint8 [B, 3, S, S], contiguous: a CPU then
     makes the views of TTA in a third of the time."""
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
 

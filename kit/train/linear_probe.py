@@ -221,8 +221,8 @@ def start_head(run):
 
 
 def test_features(prepared, record, tta, count, amp):
-    """Return the features of the `count` test images for a fold's probe, float16 [M, V, D], or None without any
-    of the precision `amp`. record: foldK.json."""
+    """Return the features of the `count` test images for a fold's probe, float16 [M, V, D], or None where none were
+    computed in the precision `amp`. record: foldK.json."""
     files = paths(prepared, record["config"], record["weights"], amp) if record["config"]["tune"] == "probe" else None
     vectors = files and read_features(files, tta)
     return None if vectors is None else vectors[-count:]

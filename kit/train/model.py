@@ -63,16 +63,15 @@ class Classifier(nn.Module):
 
     def forward(self, images):
         features = self.features(images)
-        with torch.autocast(
-            "cuda" if features.is_cuda else "cpu", enabled=False
-        ):  # bf16 would round a logit to 8 bits, and tie scores
+        device = "cuda" if features.is_cuda else "cpu"
+        with torch.autocast(device, enabled=False):  # bf16 would round logits to 8 bits, and make scores equal
             logits = self.head(features)
         return logits if self.training else logits + self.log_prior
 
     def features(self, images):
         """Return the head's input: float32 [B, D]."""
-        # Contiguous, or torch.compile would compile a second version for rotated views; and in rows of W numbers: rows
-        # of three, the channels, would leave a CPU's vector units empty.
+        # Contiguous, or torch.compile would compile a second version for rotated views, and a CPU would compute on rows
+        # of three numbers, the channels, which its vector units are too wide for.
         images = (images.contiguous() - self.mean) / self.std
         images = images.contiguous(memory_format=self.memory_format)
         if self.head_input != "tokens":
@@ -170,7 +169,7 @@ def check_size(classifier, config):
 
 
 class Undrawn(TorchFunctionMode):
-    """Within it a network's initial weights are NaN and not drawn, which takes ViT-L seconds, since others follow."""
+    """Context in which a network's initial weights are NaN: drawing them takes ViT-L seconds, and others follow."""
 
     def __torch_function__(self, func, types, given=(), kwargs=None):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
@@ -212,7 +211,7 @@ def no_missing_weights():
 
 @functools.cache  # says it once
 def current_name(name):
-    """Return the name that timm now has for a model; warns of one that has changed."""
+    """Return the name that timm now has for a model; warn where it has changed."""
     architecture, _, tag = name.partition(".")
     current = get_deprecated_models().get(architecture)
     if current is None:

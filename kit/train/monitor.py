@@ -29,7 +29,7 @@ READ_SECONDS = 0.5  # between two readings of the losses
 def scores(run, logits, targets):
     """Return the loss and the metrics of the competition and of the task, as a dict of floats.
 
-    logits, targets: arrays as the loss takes them. A metric with cuts (kit/score/thresholds.py) has its best ones."""
+    logits, targets: arrays as the loss takes them. A metric with cuts (kit/score/thresholds.py) is read at the best."""
     task, metric = run.experiment.prepared.task, run.experiment.prepared.metric
     size = BLOCK if task.splits_loss else len(targets)  # the loss takes several times the logits' memory
     blocks = zip(torch.as_tensor(logits).split(size), torch.as_tensor(targets).split(size), strict=True)
@@ -55,7 +55,7 @@ class EpochMonitor(contextlib.AbstractContextManager):
         self.bar = progress(steps * self.batch, self.name)
         self.bar.update(state["step"] * self.batch)
         self.first = state["step"]
-        self.settled = () if run.forecast else None  # (step, time) from which the speed is measured; () once printed
+        self.settled = () if run.timed else None  # (step, time) from which the speed is measured; () once printed
 
     def __exit__(self, *error):
         self.bar.close()
@@ -63,7 +63,8 @@ class EpochMonitor(contextlib.AbstractContextManager):
             warn(f"{self.name}: {self.skipped} of {self.steps} losses were NaN or infinite, their steps were skipped")
 
     def count(self, taken):
-        """Count an update, which the GradScaler has taken or skipped. Raises UserError where the next would be, too."""
+        """Count an update, taken or skipped. Raises UserError once the GradScaler has skipped so many that its scale is
+        below LEAST_SCALE: the gradients themselves aren't finite."""
         self.state["updates"] += taken
         self.state["skipped"] += not taken
         if self.run.scaler.get_scale() < LEAST_SCALE:
@@ -85,7 +86,7 @@ class EpochMonitor(contextlib.AbstractContextManager):
             if self.settled:
                 self.forecast(step)
                 self.settled = ()
-                self.run.forecast = True
+                self.run.timed = True
             elif self.settled is None and step >= self.first + SETTLED:
                 self.settled = step, time.perf_counter()
             self.last_read = time.monotonic()
@@ -114,8 +115,8 @@ class EpochMonitor(contextlib.AbstractContextManager):
             self.bar.set_postfix(shown | {"lr": f"{lr:.2e}"}, refresh=False)
 
     def forecast(self, step):
-        """Print what the fold will take: minutes, and the GPU's memory. With --compile auto, begin to compile where the
-        steps to come, of this and the next folds, repay it."""
+        """Print what the fold will take: minutes, and the GPU's memory. With --compile auto, compile where that
+        repays in the steps to come, of this and the next folds."""
         run, config, device = self.run, self.run.experiment.config, self.run.experiment.device
         pace = (time.perf_counter() - self.settled[1]) / (step - self.settled[0])
         # A forward pass is about a third of a step; the kept epoch's held-out images are predicted in all views too.

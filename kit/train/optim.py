@@ -17,7 +17,7 @@ from timm.models import group_parameters
 
 from kit.train.ranger21 import Ranger21Fast, learning_rate
 
-# What flags that aren't given mean, by --optimizer; min_lr is a share of --lr. Ranger21: thesis table 4.1
+# Defaults of other flags by --optimizer, ADAM for one not named here; min_lr: a share of --lr. Ranger21: table 4.1
 ADAM = dict(lr=6e-5, min_lr=0.01, weight_decay=0.05, schedule="cosine", warmup=0.1)
 DEFAULTS = {
     "ranger21": dict(lr=6e-5, min_lr=0.5, weight_decay=1e-4, schedule="ranger21", warmup=None),

@@ -59,13 +59,13 @@ class Experiment:
 
     @property
     def parts(self):
-        """Parts in which a process computes its share of a batch; the same in all, for which SyncBatchNorm waits."""
+        """Parts in which a process computes its share of a batch; as many in all, since SyncBatchNorm waits for all."""
         share = math.ceil(self.config["batch_size"] / WORLD)
         return math.ceil(share / (self.micro_batch or share))
 
     @property
     def images_at_once(self):
-        """The images of a forward pass of training, at least."""
+        """The least number of images in a forward pass of training."""
         at_once = max(1, self.config["batch_size"] // WORLD // self.parts)
         return at_once * (WORLD if self.device.type == "cuda" else 1)  # SyncBatchNorm sees those of all processes
 
@@ -87,18 +87,19 @@ class FoldRun:
     scaler: torch.amp.GradScaler
     resume: ResumeFile
     track: Track
-    forecast: bool = False  # whether its duration was printed
+    timed: bool = False  # whether EpochMonitor has printed its duration
 
     @property
-    def fixed_statistics(self):
-        """Whether batch norm keeps its statistics: the head was fitted to features that the pretrained ones normalise,
-        or there are too few images to estimate others."""
+    def batch_norm(self):
+        """Of how many images batch norm takes statistics, or None without it. 0: it keeps those that it has, to whose
+        features the head was fitted, or since there are too few images to estimate others."""
         experiment = self.experiment
-        layers = (module for module in self.classifier.modules() if isinstance(module, _BatchNorm))
-        # from scratch, statistics of a small --batch-size are better than none: an AUC of 0.89 for 4, without 0.79
+        if not any(isinstance(module, _BatchNorm) for module in self.classifier.modules()):
+            return None
+        # from scratch there are none to keep: for 4 images at once an AUC of 0.89, without a batch's statistics 0.79
         from_scratch = experiment.config["weights"] == "none" and not experiment.micro_batch
         few = experiment.images_at_once < (2 if from_scratch else LEAST_FOR_BATCH_NORM)
-        return any(layers) and (few or experiment.config["init"] == "probe")
+        return 0 if few or experiment.config["init"] == "probe" else experiment.images_at_once
 
     @property
     def kept_model(self):
@@ -196,6 +197,6 @@ def start_fold(experiment, fold):
         if RANK == 0:
             held.enter_context(lock_config(folder, experiment.config, {fold, *replaced}))
             records = {k: read_record(folder, k) for k in range(experiment.prepared.folds) if is_finished(folder, k)}
-            this = experiment.provenance | dict(run=dict(amp=experiment.amp))
+            this = experiment.provenance | dict(run=dict(amp=experiment.amp, batch_norm=run.batch_norm))
             warn_of_mixed_provenance(folder.name, records | {fold: this})
         yield run

@@ -45,7 +45,7 @@ def experiment_folders(output, exp, seeds):
 
 
 def sampler_of(metric_key):
-    """Return what --sampler auto means."""
+    """Return what --sampler auto means for a metric."""
     return "imbalanced" if METRICS[metric_key].balanced else "shuffle"
 
 
@@ -65,11 +65,11 @@ def for_task(config, task, metric_key):
         say(f"the task is {task.key}: {words} in place of those for classes")
     elif sampler == "auto":
         suited["sampler"] = sampler_of(metric_key)
-        weighed = "class" if metric.balanced else "image"
-        say(f"--sampler {suited['sampler']}: {metric.name} gives each {weighed} the same weight")
+        effect = "doesn't depend" if metric.balanced else "depends"
+        say(f"--sampler {suited['sampler']}: {metric.name} {effect} on the classes' shares")
     elif sampler in ("imbalanced", "thesis") and not metric.balanced:
-        effects = dict(imbalanced="the classes' shares are put back", thesis="predictions are for equal shares")
-        say(f"--sampler {sampler}: {metric.name} gives each image the same weight, and {effects[sampler]}")
+        effects = dict(imbalanced="these are put back", thesis="predictions are for equal shares")
+        say(f"--sampler {sampler}: {metric.name} depends on the classes' shares, and {effects[sampler]}")
     return config | suited
 
 
@@ -130,7 +130,9 @@ def fold_numbers(words, count):
     every = [str(k) for k in range(count)]
     chosen = every if words == ["all"] else words
     if wrong := [fold for fold in chosen if fold not in every]:
-        several = [number for number in every if re.search(rf"\b{number}\b", " ".join(wrong))]
+        first_to_last = lambda m: " ".join(k for k in every if int(m[1]) <= int(k) <= int(m[2]))  # noqa: E731
+        text = re.sub(r"(\d+)-(\d+)", first_to_last, " ".join(words))
+        several = [number for number in every if re.search(rf"\b{number}\b", text)]
         hint = f": write {' '.join(several)}" if len(several) > 1 else ", and all must stand alone"
         raise UserError(f"--fold {' '.join(wrong)}: there are folds 0 to {count - 1}{hint}")
     return [int(fold) for fold in chosen]
