@@ -630,3 +630,23 @@ def test_images_are_copied_out_of_the_read_only_map():
     image, _ = ImageDataset(images, np.arange(3), None, Augmentation("d4", 4))[(1, 5)]
     assert image.flags.writeable
     assert image.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("name", "memory_format"), [("test_vit", torch.contiguous_format), ("test_resnet", torch.channels_last)]
+)
+def test_a_backbone_gets_images_in_the_format_that_is_fast_for_it(name, memory_format):
+    """Whatever the format in which they come, as TTA's rotated views do."""
+    config, seen = dict(model=name, model_kwargs={}, size=32, head="fresh", norm="model"), []
+    classifier = model.build_model(config, 2, "none").eval()
+    classifier.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8)
+    for given in (
+        images,
+        images.contiguous(memory_format=torch.channels_last),
+        images.rot90(1, (2, 3)).rot90(3, (2, 3)),
+    ):
+        with torch.no_grad():
+            classifier(given)
+        assert seen[-1].is_contiguous(memory_format=memory_format)
+        assert torch.equal(seen[-1], seen[0])

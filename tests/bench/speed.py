@@ -2,7 +2,7 @@
 
     python tests/bench/speed.py --folder /tmp/speed              # 40 minutes on 2 cores; draws its data first
     python tests/bench/speed.py --folder /tmp/speed --train 200 --test 200 --repeat 1
-    python tests/bench/speed.py --folder /tmp/speed --job --train 1088 --test 1090  # the complete job: 12 minutes
+    python tests/bench/speed.py --folder /tmp/speed --job --train 1088 --test 1090  # the complete job: 15 minutes
     OMP_NUM_THREADS=1 python tests/bench/speed.py --folder /tmp/speed --cpu          # on a busy machine
 
 Drawn 480 × 480 PNGs, `test_vit` at 160 px, batch 17, 2 epochs, five folds. Each part runs in a process of its own, in
