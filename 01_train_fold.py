@@ -277,9 +277,8 @@ def main(args):
         how = dict(fold=args.fold, exps=exps, device=str(device), amp=amp, changed=changed(config, defaults()))
         print(json.dumps(config | how, indent=1))
         return
-    flags = "fold overwrite weights compile workers track save_minutes stop_after micro_batch".split()
-    flags.append("grad_checkpointing")
-    machine = {flag: getattr(args, flag) for flag in flags} | dict(device=device, amp=amp)
+    flags = "fold overwrite weights compile workers track save_minutes stop_after micro_batch grad_checkpointing"
+    machine = {flag: getattr(args, flag) for flag in flags.split()} | dict(device=device, amp=amp)
     seeds = zip(folders, args.seed, strict=True)
     experiments = [open_experiment(folder, settings(args, seed), defaults(), **machine) for folder, seed in seeds]
     test = read_test_set(experiments[0].prepared, {args.size}) if args.predict else None
