@@ -183,8 +183,8 @@ def print_scores(evaluation, oofs):
     say(f"{oof.exp}: {name} and its 95 % interval, {evaluation.basis}\n{evaluation.score_table.to_string()}")
     cuts = thresholds.fit(oof.prepared.metric, oof.targets, oof.predictions)
     if line := thresholds.describe(oof.prepared.metric, cuts, oof.task.names):
-        basis = "by cuts of the other folds" if len(oof.present) > 1 else "by the same cuts: optimistic"
-        say(f"{line}; the scores are {basis}")
+        basis = "those of the other folds" if len(oof.present) > 1 else "its own: optimistic"
+        say(f"{line}; each fold is scored by {basis}")
     say(f"→ {oof.folder / 'oof.csv'}, report.html and pictures")
     few = ["the images form few groups: the intervals say little"] * (oof.folds.group.nunique() < FEW_GROUPS)
     for line in few + evaluation.forecast:

@@ -202,6 +202,7 @@ def test_weights_that_fail_on_the_next_fold_are_a_loss(tmp_path):
     assert not list(tmp_path.glob("blend*"))
 
 
+@pytest.mark.slow
 def test_one_fold_or_an_undefined_score_gives_no_weights(tmp_path):
     flags, p = experiments(tmp_path / "fold", dict(a=1.5, noise=0))
     done("02_oof.py", *p, *flags)

@@ -40,6 +40,7 @@ def cross_validate_and_submit(flags):
     return float(submission.stem.split("_CV")[1]), submission
 
 
+@pytest.mark.slow
 def test_ten_string_classes_with_a_header(tmp_path):
     names, labels = digits(tmp_path / "input", lambda digit: NAMES[digit])
     columns = sorted(NAMES, reverse=True)

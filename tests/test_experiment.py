@@ -242,6 +242,7 @@ def test_a_resume_file_that_cannot_be_written_is_a_warning(flags, monkeypatch):
     assert not list((flags[3] / "base").glob("*resume*"))
 
 
+@pytest.mark.slow
 def test_stop_after_ends_an_epoch_of_one_step(flags):
     command = [sys.executable, ROOT / TRAIN, *flags, *TINY, "--fold", 0, "--batch-size", 20, "--stop-after", "1s"]
     result = subprocess.run([str(word) for word in command], capture_output=True, text=True)

@@ -87,6 +87,7 @@ def test_with_fewer_than_40_test_images_auto_only_keeps_duplicates_together(grou
     assert (folds.groupby("group").size() > 1).sum() == (listed.value_counts() > 1).sum()
 
 
+@pytest.mark.slow
 def test_groups_by_column_file_and_none(grouped, tmp_path):
     flags = [*grouped.flags, "--output", tmp_path / "output", "--overwrite"]
     folds = tmp_path / "output" / "prepared" / "folds.csv"

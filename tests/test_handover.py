@@ -138,6 +138,7 @@ def test_no_weights(flags):
         assert f"{file_hash(base / f'fold{k}.pt')}  output/base/fold{k}.pt" in made.read("SHA256SUMS").splitlines()
 
 
+@pytest.mark.slow
 def test_a_blend_and_an_experiment_that_began_with_another(flags):
     """The one that it began with is trained first."""
     done("01_train_fold.py", *flags, *TINY, "--fold", "all", "--exp", "next", "--init", "base", "--epochs", 1)

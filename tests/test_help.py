@@ -109,6 +109,7 @@ def test_a_warning_is_yellow(toy):
     assert on_terminal("-c", code, NO_COLOR="")[1] == "-c: warning: careful\ndone\n"
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_no_escape_codes(toy):
     flags = toy()
     assert "\033" not in prepare(flags)
@@ -119,6 +120,7 @@ def test_a_pipe_gets_no_escape_codes(toy):
     assert re.match(r"fold 0 of base: kept epoch \d, valid AUC \d\.\d{4} → ", result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_scripts_import_no_scikit_learn_before_they_need_it():
     """scikit-learn and scipy.stats take a quarter of the imports of 01 and 03."""
     code = "import runpy, sys; [runpy.run_path(name) for name in sys.argv[1:]]; print(*sys.modules)"

@@ -66,6 +66,7 @@ def test_features_are_those_of_timms_network_in_each_view(flags, resnet, weights
         assert not np.allclose(vectors[:, 0], vectors[:, -1], rtol=0.1), "views differ"
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_for_all_folds_seeds_and_experiments(flags, resnet, vit, weights, tmp_path):
     def files_after(*more):
         done(TRAIN, *flags, *more, *PROBE)
@@ -92,6 +93,7 @@ def test_features_are_computed_once_for_all_folds_seeds_and_experiments(flags, r
     assert len(files_after(*others, "--fold", 0, "--exp", "images")) == 5, "other images"
 
 
+@pytest.mark.slow
 def test_each_precision_has_its_own_features(flags, vit):
     for amp in ("none", "bf16"):
         out = done(TRAIN, *flags, *vit, *PROBE, "--fold", 0, "--amp", amp, "--exp", amp)

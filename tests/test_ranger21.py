@@ -50,9 +50,9 @@ def difference(one, other):
     [
         ("test_vit", 1),
         ("test_resnet", 1),
-        ("test_convnext", 1),
-        ("test_efficientnet", 1),
-        (EVA, 1),
+        pytest.param("test_convnext", 1, marks=pytest.mark.slow),
+        pytest.param("test_efficientnet", 1, marks=pytest.mark.slow),
+        pytest.param(EVA, 1, marks=pytest.mark.slow),
         ("test_resnet", 1e-7),
     ],
 )

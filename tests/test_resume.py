@@ -153,6 +153,7 @@ def torch_roundtrip(state, folder):
     return torch.load(folder / "state.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_all_scripts_twice_give_the_same_bytes(trained, tmp_path):
     """00 to 03, with different numbers of workers: folds.csv, oof.csv, pictures and submission."""
     for name, workers in (("a", 0), ("b", 2)):

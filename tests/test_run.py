@@ -86,6 +86,7 @@ def test_03_gets_the_machine_of_01_which_predicts_its_logits(given, predicts, am
     assert shared == ["--predict"] * predicts + flags
 
 
+@pytest.mark.slow
 def test_run_sh_refuses_fold(tmp_path):
     process = run_sh("--output", tmp_path / "output", "--fold", 2)
     _, err = process.communicate(timeout=60)

@@ -522,6 +522,7 @@ def test_a_solution_with_unknown_labels_is_refused(kind, copied):
 # ---------------------------------------------------------------- many and rare classes
 
 
+@pytest.mark.slow
 def test_many_classes_have_their_logits_beside_the_table(copied, monkeypatch):
     world = copied("classes")  # with classes of one and of two images
     assert "all their images are in one fold, whose model never learns them: c5" in world.out

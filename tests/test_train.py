@@ -612,6 +612,7 @@ def test_a_finished_fold_is_left_alone_and_other_settings_are_refused(toy):
     assert files == {path.name: path.read_bytes() for path in (flags[3] / "base").glob("[!.]*")}
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes_with_any_number_of_workers(toy):
     flags = toy()
     prepare(flags)
