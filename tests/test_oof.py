@@ -344,7 +344,8 @@ def test_the_cv_is_by_cuts_of_the_other_folds_and_the_cut_of_all_is_printed(tmp_
     assert last_line(out)[0] == pytest.approx(honest, abs=6e-5)
     assert honest > f1_score(targets, p[:, 1] > 0.5) + 0.1
     cut = expit(thresholds.fit("f1-positive", targets, p)[0, 0] - 0.5)
-    assert f"'class 1' is read above {cut:.3g}, fitted out of fold on all images; each fold is scored by those of" in out
+    basis = "fitted out of fold on all images; each fold is scored by those of the other folds"
+    assert f"'class 1' is read above {cut:.3g}, {basis}" in out
     assert 0.01 < cut < 0.3
     matrix = [[int(figure) for figure in row.split()[-2:]] for row in out.splitlines() if re.match(r"class \d  ", row)]
     assert matrix == confusion_matrix(targets, read).tolist(), "as the metric reads them"
